@@ -1,0 +1,84 @@
+"""Layers and ties: the plain form of a prepared network that every later stage works on.
+
+A ``Graph`` is a list of layers in execution order. A layer is an anchor operator with its fused epilogue (bias,
+residual add, activation), or one operator without weights. Every 4-d tensor is NHWC. Nothing here knows a target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int, ...]
+
+# Operators with weights: y = activation(anchor(x, weight) + bias [+ residual]).
+ANCHORS = ("conv2d", "depthwise_conv2d", "dense")
+# Operators whose output values are values of their inputs (or the constant 0): all their tensors share one scale.
+PASS_THROUGH = ("max_pool2d", "concat", "pad", "slice", "reshape", "resize_nearest")
+# Operators without weights that have integer kernels of their own and requantize.
+INTEGER_OPS = (*PASS_THROUGH, "avg_pool2d", "add", "multiply", "unary")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """The function at the end of an epilogue.
+
+    kind: "none", "relu", "clip" (to [lo, hi]; ReLU6 is clip to [0, 6]), "leaky_relu" (slope ``alpha`` below 0),
+    "hard_swish", "hard_sigmoid" (clip(alpha * x + beta, 0, 1)), "sigmoid", "silu", "tanh", "gelu".
+    """
+
+    kind: str = "none"
+    lo: float = -math.inf
+    hi: float = math.inf
+    alpha: float = 0.0
+    beta: float = 0.0
+
+    @property
+    def clamps(self) -> bool:
+        """Whether the integer form is a clamp (none, relu, clip); otherwise it is a 256-entry table."""
+        return self.kind in ("none", "relu", "clip")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """One unit of choice.
+
+    op: an anchor, an integer operator, "transpose" (only at the network's border), "softmax", or "float": any other
+    operator, carried as the scheduled-by-us PrimFunc ``func`` called with (inputs..., constants..., output).
+    inputs: tensor names, the residual (if ``residual``) last. weight: (O, KH, KW, I / groups) for convolutions,
+    depthwise (C, KH, KW, 1), dense (O, I); bias (O,). attrs: conv and pool: strides (2), padding (top, left, bottom,
+    right), dilation (2), groups, kernel (2), count_include_pad; concat: axis; pad: pads ((before, after), ...) and
+    value; slice: begin, end, strides; transpose: axes; resize_nearest: map_h, map_w (source index for each output
+    row and column); softmax: axis; reshape: none.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    input_shapes: tuple[Shape, ...]
+    output_shape: Shape
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    weight: npt.NDArray[np.float32] | None = None
+    bias: npt.NDArray[np.float32] | None = None
+    activation: Activation = Activation()
+    residual: bool = False
+    func: Any = None
+    constants: tuple[npt.NDArray[Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Graph:
+    """A prepared network. inputs and outputs name tensors, in the order in which the network's caller gives and gets them;
+    their shapes are the caller's (NCHW where the model was), since a "transpose" layer stands between."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, str]
+    layers: tuple[Layer, ...]

@@ -1,0 +1,129 @@
+"""The small types that travel between the stages: number formats, schemes, costs, candidates and budgets.
+
+NumPy only; everything here is a frozen value. The numerics of each scheme are in ``hwq.numerics``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hwq.errors import HwqError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QType:
+    """A signed or unsigned integer of ``bits`` bits."""
+
+    bits: int
+    signed: bool = True
+
+    @property
+    def qmin(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorScheme:
+    """How one tensor is quantized: per tensor (``axis=None``) or per index of ``axis``, symmetric (zero point 0) or not.
+
+    ``group_size`` splits the reduction axis, each group with its own scale; None is one scale for all of it.
+    """
+
+    qtype: QType
+    axis: int | None = None
+    group_size: int | None = None
+    symmetric: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """A named pair of weight and activation formats and the accumulator they share; None is float32."""
+
+    name: str
+    weight: TensorScheme | None
+    act: TensorScheme | None
+    accum: str
+
+    @property
+    def domain(self) -> str:
+        """The format in which tensors enter and leave a layer of this scheme: "int8" or "f32"."""
+        return "f32" if self.act is None else "int8"
+
+
+_ACT8 = TensorScheme(qtype=QType(bits=8), symmetric=False)
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme(name="f32", weight=None, act=None, accum="float32"),
+        Scheme(name="w8a8", weight=TensorScheme(qtype=QType(bits=8), axis=0), act=_ACT8, accum="int32"),
+        Scheme(name="w4a8", weight=TensorScheme(qtype=QType(bits=4), axis=0), act=_ACT8, accum="int32"),
+    )
+}
+
+
+def parse_schemes(names: Iterable[str] | None) -> tuple[Scheme, ...]:
+    """The schemes named, in the order of ``SCHEMES``; None is all of them.
+
+    Raises HwqError "scheme-unknown" for a name that is not in ``SCHEMES``, "scheme-unknown" too for an empty list.
+    """
+    if names is None:
+        return tuple(SCHEMES.values())
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in SCHEMES:
+            raise HwqError("scheme-unknown", f"scheme {name!r} is not known; accepted: {', '.join(SCHEMES)}")
+    if not wanted:
+        raise HwqError("scheme-unknown", f"schemes is empty; give at least one of {', '.join(SCHEMES)}")
+    return tuple(scheme for name, scheme in SCHEMES.items() if name in wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a layer costs in one scheme. ``source`` is "roofline", "learned" or "measured"; ``interval_s`` is a 90% interval."""
+
+    latency_s: float
+    weight_bytes: int
+    source: str
+    interval_s: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One choice for one layer: the scheme, the loss it adds (output error, 0 for float) and what it costs."""
+
+    layer: str
+    scheme: str
+    loss: float
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Upper bounds; what is left out is minimized, latency first.
+
+    ``drop`` is lost accuracy as a fraction (0.005 is half a point), ``latency_s`` seconds for one call, ``weight_bytes``
+    the packed weights with their scales. Raises HwqError "budget-invalid" for a bound that is not a positive number.
+    """
+
+    drop: float | None = None
+    latency_s: float | None = None
+    weight_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for field, least in (("drop", 0.0), ("latency_s", None), ("weight_bytes", None)):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            good = isinstance(value, int | float) and value == value and (value >= 0 if least is not None else value > 0)
+            if not good:
+                accepted = "a number of at least 0" if least is not None else "a positive number"
+                raise HwqError("budget-invalid", f"budget {field} is {value!r}; accepted: {accepted}, or None for no bound")

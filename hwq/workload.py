@@ -1,0 +1,62 @@
+"""What a kernel has to compute, without the numbers: the key under which kernels are compiled, measured and stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq.graph import Activation, Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One kernel's job. Two layers of equal workload share one compiled kernel; their numbers are arguments.
+
+    op: an operator of ``hwq.graph``, or "quantize" / "dequantize". scheme: "f32", "w8a8" or "w4a8". input_shapes: data
+    inputs, the residual last. out_dtype: "int8" (in the target's storage) or "float32". attrs: sorted (key, value)
+    pairs of the layer's attributes. parallel: worker threads the kernel may be split over (1: no parallel loop).
+    """
+
+    op: str
+    scheme: str
+    input_shapes: tuple[Shape, ...]
+    output_shape: Shape
+    attrs: tuple[tuple[str, Any], ...] = ()
+    activation: Activation = Activation()
+    has_bias: bool = False
+    residual: bool = False
+    out_dtype: str = "float32"
+    parallel: int = 1
+
+    def attr(self, key: str) -> Any:
+        return dict(self.attrs)[key]
+
+    @property
+    def key(self) -> str:
+        """A stable text of this workload's whole content."""
+        return json.dumps(asdict(self), sort_keys=True, default=str)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.key.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Kernel:
+    """A scheduled kernel: the function, how its weights are packed, and the instruction its assembly must hold.
+
+    pack: from integer (or float) weights as in ``Layer.weight`` to the array the kernel reads; None without weights.
+    schedule: file and version ("x86/conv:1"), a part of every stored record's key. macs: multiply-accumulates a call.
+    """
+
+    symbol: str
+    func: Any
+    schedule: str
+    pack: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
+    instruction: str | None = None

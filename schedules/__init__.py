@@ -1,0 +1,1 @@
+"""Kernel families; see ``hwq.schedule``."""

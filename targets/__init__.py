@@ -1,0 +1,1 @@
+"""Machine descriptions, one .toml each; read by ``hwq.target``."""
