@@ -77,7 +77,7 @@ def dequantize(q: Array, qparams: QParams, *, offset: int = 0) -> Floats:
 
 def centre(q: Array, zero_point: int) -> Ints:
     """q - zero_point as int32, both in the same storage."""
-    return q.astype(np.int32) - np.int32(zero_point)
+    return np.asarray(q.astype(np.int32) - np.int32(zero_point))
 
 
 # Weights

@@ -107,7 +107,7 @@ def _windows(x: Array, kernel: Pair, strides: Pair, padding: Pair, dilation: Pai
     span = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
     view = np.lib.stride_tricks.sliding_window_view(x, tuple(span), axis=(1, 2))  # (N, H', W', C, span_h, span_w)
     view = view[:, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
-    return view.transpose(0, 1, 2, 4, 5, 3)
+    return np.asarray(view.transpose(0, 1, 2, 4, 5, 3))
 
 
 # Operators without weights. Quantized arrays in, quantized arrays of the same storage out.
@@ -150,6 +150,11 @@ def pool_multiplier(
     return np.asarray(ratio / np.maximum(taps, 1), np.float32)
 
 
+def window_sum(x: Array, *, kernel: Pair, strides: Pair, padding: Pair, dilation: Pair = (1, 1)) -> Array:
+    """The sum of each window of x (N, H, W, C), zero padded: (N, OH, OW, C)."""
+    return np.asarray(_windows(x, kernel, strides, padding, dilation, 0).sum(axis=(3, 4)))
+
+
 def avg_pool2d(
     x: Array,
     multiplier: Floats,
@@ -163,7 +168,8 @@ def avg_pool2d(
     dilation: Pair = (1, 1),
 ) -> Array:
     """float32(sum(x - zp_x)) * multiplier (OH, OW) of ``pool_multiplier``, rounded, clamped; zero_points (x, y)."""
-    sums = _windows(centre(x, zero_points[0]), kernel, strides, padding, dilation, 0).sum(axis=(3, 4))
+    centred = centre(x, zero_points[0])
+    sums = window_sum(centred, kernel=kernel, strides=strides, padding=padding, dilation=dilation)
     return requantize(sums, multiplier[:, :, None], zero_points[1], lo, hi, dtype=x.dtype)
 
 

@@ -1,0 +1,152 @@
+"""What a kernel must return: any ``Workload`` evaluated in NumPy on the very arguments that its kernel takes.
+
+Arguments are those of the kernel without the output, in its order and in storage units; weights unpacked, as in
+``Layer.weight`` (int4 as int8 values). Integer results are to be equal; float ones are computed in float64 and rounded
+once, so a float kernel differs from them by its own rounding. There is none for ``op`` "float": its PrimFunc defines it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hwq import numerics, operators
+from hwq.graph import ANCHORS, PASS_THROUGH
+from hwq.numerics import Array, QParams
+from hwq.workload import Workload
+
+_CONV = ("strides", "padding", "dilation")
+_POOL = ("kernel", "strides", "padding", "dilation")
+
+
+def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uint8") -> Array:
+    """The output of ``workload``'s kernel; ``storage`` is the type of int8 activations ("uint8" or "int8")."""
+    if workload.op in ("quantize", "dequantize"):
+        return _convert(workload.op, arguments, storage)
+    if workload.op in PASS_THROUGH:
+        y = _pass_through(workload, arguments)
+        return numerics.activate(workload.activation, y) if workload.scheme == "f32" else y
+    return _float(workload, arguments) if workload.scheme == "f32" else _integer(workload, arguments)
+
+
+def _some(workload: Workload, names: Sequence[str]) -> dict[str, Any]:
+    """The attributes in ``names`` that the workload has."""
+    return {key: value for key, value in workload.attrs if key in names}
+
+
+def _convert(op: str, arguments: Sequence[Array], storage: str) -> Array:
+    x, ints, floats = arguments
+    offset = 128 if storage == "uint8" else 0
+    if op == "quantize":
+        lo, hi = -128 + offset - int(ints[0]), 127 + offset - int(ints[0])
+        q = np.clip(np.rint(x.astype(np.float32) * floats[0]), lo, hi).astype(np.int32) + ints[0]
+        return np.asarray(q, np.dtype(storage))
+    return numerics.dequantize(x, QParams(scale=float(floats[0]), zero_point=int(ints[0])))
+
+
+def _pass_through(workload: Workload, arguments: Sequence[Array]) -> Array:
+    x = arguments[0]
+    attrs = dict(workload.attrs)
+    if workload.op == "max_pool2d":
+        return operators.max_pool2d(x, **_some(workload, _POOL))
+    if workload.op == "concat":
+        return np.concatenate(arguments, axis=attrs["axis"])
+    if workload.op == "pad":
+        return operators.pad(x, attrs["pads"], attrs["value"] if len(arguments) == 1 else int(arguments[1][0]))
+    if workload.op == "slice":
+        steps = zip(attrs["begin"], attrs["end"], attrs["strides"], strict=True)
+        return x[tuple(slice(*step) for step in steps)].reshape(workload.output_shape)
+    if workload.op == "resize_nearest":
+        return operators.resize_nearest(x, attrs["map_h"], attrs["map_w"])
+    assert workload.op == "reshape", workload.op
+    return x.reshape(workload.output_shape)
+
+
+def _integer(workload: Workload, arguments: Sequence[Array]) -> Array:
+    x = arguments[0]
+    if workload.op in ANCHORS:
+        return _integer_anchor(workload, arguments)
+    if workload.op == "unary":
+        return numerics.lookup(x, arguments[1])
+    if workload.op == "avg_pool2d":
+        zero_x, _, zero_y, lo, hi = map(int, arguments[2])
+        return operators.avg_pool2d(x, arguments[1], (zero_x, zero_y), lo, hi, **_some(workload, _POOL))
+    zero_a, zero_b, zero_y, lo, hi = map(int, arguments[2])
+    zeros = (zero_a, zero_b, zero_y)
+    if workload.op == "add":
+        return operators.add(x, arguments[1], zeros, [float(m) for m in arguments[3]], lo, hi)
+    assert workload.op == "multiply", workload.op
+    return operators.multiply(x, arguments[1], zeros, float(arguments[3][0]), lo, hi)
+
+
+def _integer_anchor(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """Convolution, depthwise convolution or product with its epilogue; the bias has the zero point folded in."""
+    x, rest = arguments[0], list(arguments[1:])
+    residual = rest.pop(0) if workload.residual else None
+    weight, folded, multiplier, ints, floats = rest[:5]
+    zero_x, zero_r, zero_y, lo, hi = map(int, ints)
+    bias = numerics.fold_zero_point(folded, weight, -zero_x)  # unfolded: exact modulo 2^32
+    if workload.op == "dense":
+        acc = operators.dense(x, weight, zero_point=zero_x, bias=bias)
+    elif workload.op == "depthwise_conv2d":
+        acc = operators.depthwise_conv2d(x, weight, zero_point=zero_x, bias=bias, **_some(workload, _CONV))
+    else:
+        attrs = _some(workload, (*_CONV, "groups"))
+        acc = operators.conv2d(x, weight, zero_point=zero_x, bias=bias, **attrs)
+    if workload.out_dtype == "float32":
+        y = numerics.rescale(acc, multiplier, residual, zero_r, float(floats[0]))
+        return np.asarray(np.minimum(np.maximum(y, floats[1]), floats[2]))
+    q = numerics.requantize(
+        acc,
+        multiplier,
+        zero_y,
+        lo,
+        hi,
+        residual=residual,
+        residual_zero_point=zero_r,
+        residual_multiplier=float(floats[0]),
+        dtype=x.dtype,
+    )
+    return q if workload.activation.clamps else numerics.lookup(q, rest[5])
+
+
+def _float(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """The float operators, computed in float64."""
+    values = [argument.astype(np.float64) for argument in arguments]
+    x, rest = values[0], values[1:]
+    y = _float_anchor(workload, x, rest) if workload.op in ANCHORS else _float_plain(workload, x, rest)
+    return numerics.activate(workload.activation, y).astype(np.float32)
+
+
+def _float_anchor(workload: Workload, x: Array, rest: list[Array]) -> Array:
+    residual = rest.pop(0) if workload.residual else None
+    weight = rest[0]
+    if workload.op == "dense":
+        y = x @ weight.T
+    elif workload.op == "depthwise_conv2d":
+        y = operators.correlate(x, weight, groups=x.shape[3], **_some(workload, _CONV))
+    else:
+        y = operators.correlate(x, weight, **_some(workload, (*_CONV, "groups")))
+    y = y + rest[1] if workload.has_bias else y
+    return np.asarray(y if residual is None else y + residual)
+
+
+def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
+    op = workload.op
+    if op == "add":
+        return np.asarray(x + rest[0])
+    if op == "multiply":
+        return np.asarray(x * rest[0])
+    if op == "unary":
+        return x
+    if op == "avg_pool2d":
+        pool = _some(workload, _POOL)
+        taps = operators.pool_multiplier(1.0, x.shape, include_pad=workload.attr("count_include_pad"), **pool)
+        return np.asarray(operators.window_sum(x, **pool) * taps[:, :, None])
+    if op == "softmax":
+        power = np.exp(x - x.max(axis=workload.attr("axis"), keepdims=True))
+        return np.asarray(power / power.sum(axis=workload.attr("axis"), keepdims=True))
+    assert op == "transpose", f"no reference for {op}"
+    return np.asarray(x.transpose(workload.attr("axes")))
