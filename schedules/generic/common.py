@@ -1,0 +1,139 @@
+"""What the generic kernels share: element types, the requantizing end, loop splitting over threads, and the finished Kernel.
+
+The innermost loops here are plain unit-stride loops, and LLVM turns them into vectors: measured against explicit
+vectorization of 16 and 64 lanes its code was as fast or faster, ragged tails included. The tests check the assembly.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from hwq.graph import Shape
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+log = logging.getLogger(__name__)
+# A parallel loop pays where the work takes this many times what starting it costs.
+PARALLEL_GAIN = 4.0
+# Bytes a core moves in a second where the target file gives no L2 rate.
+_CORE_BYTES_PER_S = 20e9
+ITEM_BYTES = {"int8": 1, "uint8": 1, "bool": 1, "float16": 2, "float32": 4, "int32": 4, "float64": 8, "int64": 8}
+
+
+def is_integer(workload: Workload) -> bool:
+    """Whether the tensors that enter are quantized."""
+    return workload.scheme != "f32"
+
+
+def element_type(workload: Workload, target: Target) -> str:
+    """The element type of an operator that keeps its type: the target's storage, or float32 (or attribute "dtype")."""
+    if is_integer(workload):
+        return target.activation_storage
+    return str(dict(workload.attrs).get("dtype", "float32"))
+
+
+def decline(workload: Workload, why: str) -> None:
+    """Says at debug level why a schedule does not take ``workload``; returns None for ``return decline(...)``."""
+    log.debug("%s %s declined: %s", workload.op, workload.digest, why)
+
+
+def storage_range(storage: str) -> tuple[int, int]:
+    return (0, 255) if storage == "uint8" else (-128, 127)
+
+
+def scalars(name: str, count: int, dtype: str) -> te.Tensor:
+    """An argument of ``count`` run-time numbers, "ints" or "floats"."""
+    return te.placeholder((count,), dtype, name)
+
+
+def centred(value: Any, zero_point: Any) -> Any:
+    """float32(value - zero_point), the subtraction in int32: exact."""
+    return (value.astype("int32") - zero_point).astype("float32")
+
+
+def round_clamp(value: Any, lo: Any, hi: Any, zero_point: Any, storage: str) -> Any:
+    """clamp(nearbyint(value), lo - zp, hi - zp) + zp in ``storage``: the end of every requantizing kernel.
+
+    The clamp is in float, before the cast, so that no value is out of int32's range; all else is exact.
+    """
+    least = (lo - zero_point).astype("float32")
+    most = (hi - zero_point).astype("float32")
+    clamped = tirx.min(tirx.max(tirx.nearbyint(value), least), most)
+    return (clamped.astype("int32") + zero_point).astype(storage)
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c with one rounding, whatever LLVM thinks of contraction."""
+    return tirx.call_llvm_pure_intrin("float32", "llvm.fma", a, b, c)
+
+
+def constant(value: float, dtype: str) -> Any:
+    return tirx.const(value, dtype)
+
+
+def moved_bytes(workload: Workload, item_bytes: int) -> int:
+    """Bytes read and written by one call, each tensor counted once."""
+    elements = sum(math.prod(shape) for shape in (*workload.input_shapes, workload.output_shape))
+    return elements * item_bytes
+
+
+def worth_parallel(parallel: int, work_bytes: int, target: Target) -> bool:
+    """Whether splitting a kernel that moves ``work_bytes`` over threads gains more than starting them costs."""
+    seconds = work_bytes / (target.l2_bytes_per_s or _CORE_BYTES_PER_S)
+    return parallel > 1 and seconds > PARALLEL_GAIN * target.parallel_overhead_s
+
+
+def even_split(extent: int, parallel: int) -> int:
+    """The smallest divisor of ``extent`` that gives ``parallel`` threads near-equal shares; 1 if there is none up to 1024."""
+    for parts in range(parallel, min(extent, 1024) + 1):
+        if extent % parts == 0 and (parts % parallel == 0 or parts >= 4 * parallel):
+            return parts
+    return 1
+
+
+def split_outer(sch: Schedule, loops: Sequence[Any], extents: Sequence[int], parallel: int) -> None:
+    """Makes the outermost of ``loops`` parallel, in equal chunks."""
+    fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    parts = even_split(math.prod(extents), parallel)
+    if parts > 1:
+        outer, _ = sch.split(fused, [parts, None])
+        sch.parallel(outer)
+
+
+def schedule_flat(sch: Schedule, workload: Workload, target: Target, *, block: str = "out", item_bytes: int = 1) -> None:
+    """For kernels whose tensors all have the output's shape: one flat loop, its chunks parallel where that pays."""
+    loops = sch.get_loops(sch.get_sblock(block))
+    flat = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    if worth_parallel(workload.parallel, moved_bytes(workload, item_bytes), target):
+        split_outer(sch, [flat], [math.prod(workload.output_shape)], workload.parallel)
+
+
+def schedule_rows(sch: Schedule, workload: Workload, target: Target, work_bytes: int, *, block: str = "out", keep: int = 1) -> None:
+    """Leaves the ``keep`` innermost loops as they are, and makes the others parallel where that pays."""
+    outer = sch.get_loops(sch.get_sblock(block))[: len(workload.output_shape) - keep]
+    if outer and worth_parallel(workload.parallel, work_bytes, target):
+        split_outer(sch, outer, workload.output_shape[: len(outer)], workload.parallel)
+
+
+def finish(workload: Workload, func: Any, schedule: str, instruction: str | None = None) -> Kernel:
+    """The Kernel of a scheduled function: named ``{op}_{scheme}_{digest}`` and marked as scheduled."""
+    return named(f"{workload.op}_{workload.scheme}_{workload.digest}", func, schedule, instruction)
+
+
+def named(symbol: str, func: Any, schedule: str, instruction: str | None = None) -> Kernel:
+    attrs = {"global_symbol": symbol, "tirx.is_scheduled": True, "tirx.noalias": True}
+    return Kernel(symbol=symbol, func=func.with_attrs(attrs), schedule=schedule, instruction=instruction)
+
+
+def schedule_of(args: Sequence[te.Tensor]) -> Schedule:
+    return Schedule(te.create_prim_func(list(args)))
+
+
+def compute(shape: Shape, rule: Callable[..., Any], name: str = "out") -> te.Tensor:
+    return te.compute(shape, rule, name=name)
