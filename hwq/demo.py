@@ -23,7 +23,7 @@ def prepare(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def load_demo() -> tuple[Path, npt.NDArray[np.float32], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """The ONNX file; inputs for calibration (128, 1, 16, 16); for evaluation, the same (500, ...) with labels (500,)."""
+    """The ONNX file; inputs for calibration (128, 1, 16, 16); for evaluation, inputs (500, ...) and labels."""
     with np.load(_DATA / "digits.npz") as archive:
         calibration, test, labels = (archive[key] for key in ("calibration", "test", "test_labels"))
     return _DATA / "digits.onnx", prepare(calibration), (prepare(test), labels.astype(np.int64))
