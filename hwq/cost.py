@@ -1,0 +1,142 @@
+"""Price: what one kernel call costs on a target, in seconds and bytes, before measuring it (roofline) or after (record).
+
+Stands between sensitivity and assign. Roofline: a call takes the longer of computing and moving its bytes, plus what
+every call costs. It is what the machine could do, so a kernel may be several times slower: the interval says so. A
+measured record for this very kernel and machine beats it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hwq.graph import ANCHORS
+from hwq.scheme import SCHEMES, Cost
+from hwq.store import Record
+from hwq.target import Target
+from hwq.workload import Workload
+
+# One call_dps_packed in the Relax VM's bytecode mode; measured: 1,000 calls of an empty kernel in one function.
+CALL_OVERHEAD_S = 3e-7
+# Scheduled kernels were seen at 1/10 of the roofline (depthwise, tiny layers) and at all of it (wide 1x1).
+SLOWEST_SHARE = 0.1
+# An exponential or a tanh in float is a polynomial and a division: so many multiply-adds an element.
+_TRANSCENDENTAL_MACS = 20
+_TRANSCENDENTAL = ("sigmoid", "silu", "tanh", "gelu")
+
+
+def op_macs(workload: Workload) -> int:
+    """Multiply-accumulates of one call; for pooling taps, for other operators output elements.
+
+    convolutions: N * OH * OW * O * KH * KW * I / groups; dense: N * O * I.
+    """
+    out = math.prod(workload.output_shape)
+    if workload.op in ANCHORS:
+        return out * _reduction(workload)
+    if workload.op in ("max_pool2d", "avg_pool2d"):
+        return out * int(math.prod(workload.attr("kernel")))
+    if workload.op == "softmax" or (workload.op == "unary" and _is_transcendental(workload)):
+        return out * _TRANSCENDENTAL_MACS
+    return out
+
+
+def weight_count(workload: Workload) -> int:
+    """Elements of the weight tensor, O * KH * KW * I / groups, depthwise C * KH * KW, dense O * I; 0 if there is none."""
+    return workload.output_shape[-1] * _reduction(workload) if workload.op in ANCHORS else 0
+
+
+def weight_bytes(workload: Workload) -> int:
+    """Packed weights with what belongs to each output channel.
+
+    Integer: weights (int4: half a byte each) + 4 bytes of bias + 4 of multiplier a channel. Float: 4 bytes each + 4 of
+    bias a channel if there is a bias. Padding of the packed form is not in it.
+    """
+    count = weight_count(workload)
+    if count == 0:
+        return 0
+    channels = workload.output_shape[-1]
+    if SCHEMES[workload.scheme].domain == "f32":
+        return 4 * count + (4 * channels if workload.has_bias else 0)
+    return -(-count * _weight_bits(workload) // 8) + 8 * channels
+
+
+def moved_bytes(workload: Workload) -> int:
+    """Bytes one call must read and write if each is touched once: inputs, weights, output."""
+    source = 4 if SCHEMES[workload.scheme].domain == "f32" or workload.op == "quantize" else 1
+    result = 4 if workload.out_dtype == "float32" else 1
+    read = source * sum(math.prod(shape) for shape in workload.input_shapes)
+    return read + weight_bytes(workload) + result * math.prod(workload.output_shape)
+
+
+def price_roofline(workload: Workload, target: Target, threads: int = 1) -> Cost:
+    """The least time ``workload`` can take on ``threads`` of ``target``'s cores; its interval admits that it is the least.
+
+    The interval's upper end lets the kernel reach a tenth of the computing rate and find nothing in any cache.
+    """
+    workers = max(1, min(threads, target.cores))
+    compute_s = _compute_s(workload, target) / workers
+    total = moved_bytes(workload)
+    overhead_s = CALL_OVERHEAD_S + (target.parallel_overhead_s if workers > 1 else 0.0)
+    latency_s = max(compute_s, total / _bytes_per_s(total, target, workers)) + overhead_s
+    slowest_s = max(compute_s / SLOWEST_SHARE, total / target.memory_bytes_per_s) + overhead_s
+    interval_s = (latency_s, max(slowest_s, latency_s))
+    return Cost(latency_s=latency_s, weight_bytes=weight_bytes(workload), source="roofline", interval_s=interval_s)
+
+
+def price(workload: Workload, target: Target, threads: int = 1, record: Record | None = None) -> Cost:
+    """What ``workload`` costs: as measured if there is a record (of this workload on this target), else the roofline."""
+    if record is None:
+        return price_roofline(workload, target, threads)
+    assert record.key.workload == workload.key, "a record of another workload"
+    assert record.key.target == target.fingerprint, "a record of another machine"
+    half = record.spread_s / 2
+    interval_s = (max(0.0, record.median_s - half), record.median_s + half)
+    return Cost(
+        latency_s=record.median_s, weight_bytes=weight_bytes(workload), source="measured", interval_s=interval_s
+    )
+
+
+def _reduction(workload: Workload) -> int:
+    """How many products one output of an anchor sums."""
+    depth = workload.input_shapes[0][-1]
+    if workload.op == "dense":
+        return depth
+    taps = math.prod(workload.attr("kernel"))
+    return int(taps) if workload.op == "depthwise_conv2d" else int(taps * depth // workload.attr("groups"))
+
+
+def _weight_bits(workload: Workload) -> int:
+    scheme = SCHEMES[workload.scheme].weight
+    return 32 if scheme is None else scheme.qtype.bits
+
+
+def _is_transcendental(workload: Workload) -> bool:
+    return workload.activation.kind in _TRANSCENDENTAL
+
+
+def _compute_s(workload: Workload, target: Target) -> float:
+    """Seconds of arithmetic on one core: the products, then the epilogue of every output of an anchor."""
+    integer = SCHEMES[workload.scheme].domain == "int8"
+    act = "int8" if integer else "float32"
+    weight = {32: "float32", 8: "int8", 4: "int4"}[_weight_bits(workload)]
+    row = target.instruction(workload.op, weight, act) or target.instruction(workload.op, "float32", "float32")
+    assert row is not None, f"{target.name} cannot compute {workload.op}; schemes_for says so"
+    cycles = op_macs(workload) / row.macs_per_cycle
+    if workload.op in ANCHORS:
+        # Requantizing costs an output what an integer add does; a float epilogue is nothing but its activation.
+        epilogue = target.instruction("add", "none", act) if integer else row
+        per_output = 1 if integer else _TRANSCENDENTAL_MACS if _is_transcendental(workload) else 0
+        if epilogue is not None:
+            cycles += per_output * math.prod(workload.output_shape) / epilogue.macs_per_cycle
+    return cycles / target.clock_hz
+
+
+def _bytes_per_s(total: int, target: Target, workers: int) -> float:
+    """The rate at which the level that holds ``total`` bytes is read; a deeper level is never the faster one."""
+    rate = target.l2_bytes_per_s * workers
+    if total <= target.l2_bytes * workers:
+        return rate
+    if target.l3_bytes:
+        rate = min(rate, target.l3_bytes_per_s * workers)
+        if total <= target.l3_bytes:
+            return rate
+    return min(rate, target.memory_bytes_per_s)
