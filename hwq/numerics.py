@@ -72,7 +72,7 @@ def quantize(x: Array, qparams: QParams, qtype: QType = INT8, *, offset: int = 0
 
 def dequantize(q: Array, qparams: QParams, *, offset: int = 0) -> Floats:
     """float32(q - zero_point) * scale, ``offset`` being the storage's."""
-    return centre(q, qparams.zero_point + offset).astype(np.float32) * np.float32(qparams.scale)
+    return np.asarray(centre(q, qparams.zero_point + offset).astype(np.float32) * np.float32(qparams.scale))
 
 
 def centre(q: Array, zero_point: int) -> Ints:

@@ -2,7 +2,7 @@
 
 Arguments are those of the kernel without the output, in its order and in storage units; weights unpacked, as in
 ``Layer.weight`` (int4 as int8 values). Integer results are to be equal; float ones are computed in float64 and rounded
-once, so a float kernel differs from them by its own rounding. There is none for ``op`` "float": its PrimFunc defines it.
+once, so a float kernel differs from them by its own rounding. None for ``op`` "float": its PrimFunc defines it.
 """
 
 from __future__ import annotations
