@@ -1,0 +1,33 @@
+"""Writing files so that no half file is ever seen: a temporary neighbour first, then one rename."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from hwq.errors import HwqError
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path``: afterwards it holds all of it or what it held before, whatever happens.
+
+    A symbolic link is followed. Raises HwqError "save-failed" with the system's reason (disk full, no folder, ...).
+    """
+    final = Path(os.path.realpath(path))
+    part = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        try:
+            with open(part, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, final)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise HwqError(
+            "save-failed", f"cannot write {os.fspath(path)!r}: {reason}; nothing was changed there"
+        ) from error
