@@ -1,0 +1,42 @@
+"""``python -m hwq.compile_worker``: a helper process of ``hwq.compile_kernel.compile_many``.
+
+Reads one job a line (JSON: module, symbol, instruction, target, path), compiles it to an object file, and answers with one
+line: {} or {"code", "message"} of the HwqError. It ends when its input does, so it cannot outlive its parent by more than a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    # Ctrl-C reaches the whole process group: the parent decides, and this process finishes the file it is writing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # whatever TVM or LLVM prints must not mix with the answers
+        import tvm
+
+        from hwq.compile_kernel import compile_to
+        from hwq.errors import HwqError
+
+        for line in sys.stdin:
+            job = json.loads(line)
+            answer: dict[str, str] = {}
+            try:
+                func = tvm.ir.load_json(job["module"])[job["symbol"]]
+                config = tvm.target.Target(json.loads(job["target"]))
+                compile_to(Path(job["path"]), func, job["symbol"], job["instruction"], config)
+            except HwqError as error:
+                answer = {"code": error.code, "message": error.message}
+            except Exception as error:  # the parent must hear of every job
+                answer = {"code": "compile-failed", "message": f"kernel {job['symbol']}: {type(error).__name__}: {error}"}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main()
