@@ -1,0 +1,40 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Derandomized: a commit passes or fails the same everywhere. No deadline: machines differ, and compiling is slow.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One empty cache of compiled kernels for the whole run: tests share kernels, and find nothing of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HWQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator of its own for every test, always in the same state at the start."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real networks and pictures: HWQ_DATA, or ../shared/data from the root; skips without it."""
+    folder = Path(os.environ.get("HWQ_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real networks at {folder}; HWQ_DATA names another folder")
+    return folder
