@@ -1,4 +1,4 @@
-"""Price: what one kernel call costs on a target, in seconds and bytes, before measuring it (roofline) or after (record).
+"""Price: what one kernel call costs on a target, in seconds and bytes: by roofline, or as a record has it.
 
 Stands between sensitivity and assign. Roofline: a call takes the longer of computing and moving its bytes, plus what
 every call costs. It is what the machine could do, so a kernel may be several times slower: the interval says so. A
@@ -40,7 +40,7 @@ def op_macs(workload: Workload) -> int:
 
 
 def weight_count(workload: Workload) -> int:
-    """Elements of the weight tensor, O * KH * KW * I / groups, depthwise C * KH * KW, dense O * I; 0 if there is none."""
+    """Elements of the weight tensor, O * KH * KW * I / groups, depthwise C * KH * KW, dense O * I; 0 for none."""
     return workload.output_shape[-1] * _reduction(workload) if workload.op in ANCHORS else 0
 
 
@@ -68,7 +68,7 @@ def moved_bytes(workload: Workload) -> int:
 
 
 def price_roofline(workload: Workload, target: Target, threads: int = 1) -> Cost:
-    """The least time ``workload`` can take on ``threads`` of ``target``'s cores; its interval admits that it is the least.
+    """The least time ``workload`` can take on ``threads`` of ``target``'s cores; its interval admits that.
 
     The interval's upper end lets the kernel reach a tenth of the computing rate and find nothing in any cache.
     """
@@ -83,7 +83,7 @@ def price_roofline(workload: Workload, target: Target, threads: int = 1) -> Cost
 
 
 def price(workload: Workload, target: Target, threads: int = 1, record: Record | None = None) -> Cost:
-    """What ``workload`` costs: as measured if there is a record (of this workload on this target), else the roofline."""
+    """What ``workload`` costs: as measured if there is a record of it on this target, else the roofline."""
     if record is None:
         return price_roofline(workload, target, threads)
     assert record.key.workload == workload.key, "a record of another workload"

@@ -1,8 +1,8 @@
 """The store: measured kernel times in one SQLite file, which several processes may read and write at once.
 
 A record is found again only under the same workload, schedule, target fingerprint and tool versions, so one from
-another machine or another compiler is never used. Every function takes the file's path, opens it, and closes it: nothing
-is held open between calls, and a process that dies in the middle of a write leaves the file as it was before.
+another machine or another compiler is never used. Every function takes the file's path, opens it, and closes it:
+nothing is held open between calls, and a process that dies in the middle of a write leaves the file as it was before.
 """
 
 from __future__ import annotations

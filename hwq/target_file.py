@@ -122,7 +122,7 @@ def _sourced(where: str, key: str, value: object, *, whole: bool) -> tuple[float
     return number, _string(where, f"{key}.source", value["source"])
 
 
-def _compute_row(where: str, index: int, row: object, schedules_at: Path) -> dict[str, Any]:
+def _compute_row(where: str, index: int, row: object, known_schedules: Sequence[str]) -> dict[str, Any]:
     name = f"compute[{index}]"
     if not isinstance(row, dict):
         raise _error(where, name, row, "a [[compute]] table")
@@ -134,10 +134,9 @@ def _compute_row(where: str, index: int, row: object, schedules_at: Path) -> dic
         raise _error(where, f"{name}.ops", [], f"at least one of {', '.join(OPS)}")
     schedules = _strings(where, f"{name}.schedules", row["schedules"])
     for schedule in schedules:
-        if not (schedules_at / f"{schedule}.py").is_file() or schedule.endswith("__init__"):
-            files = (path.relative_to(schedules_at) for path in sorted(schedules_at.rglob("*.py")))
-            known = ", ".join(file.with_suffix("").as_posix() for file in files if file.stem != "__init__")
-            raise _error(where, f"{name}.schedules", schedule, f"a file of schedules/: {known or 'none yet'}")
+        if schedule not in known_schedules:
+            accepted = f"a file of schedules/: {', '.join(known_schedules) or 'none yet'}"
+            raise _error(where, f"{name}.schedules", schedule, accepted)
     weight = _string(where, f"{name}.weight", row["weight"], WEIGHTS)
     act = _string(where, f"{name}.act", row["act"], ACTS)
     if (weight == "float32") != (act == "float32"):
@@ -192,6 +191,8 @@ def read_target_file(path: Path, schedules_at: Path) -> dict[str, Any]:
         raise _error(where, "target.l3_bytes", target.get("l3_bytes"), "l3_bytes and l3_bytes_per_s, both or neither")
     if not isinstance(rows, list) or not rows:
         raise _error(where, "compute", rows, "at least one [[compute]] table")
-    values["compute"] = tuple(_compute_row(where, index, row, schedules_at) for index, row in enumerate(rows))
+    files = (path.relative_to(schedules_at) for path in sorted(schedules_at.rglob("*.py")) if path.stem != "__init__")
+    known = [file.with_suffix("").as_posix() for file in files]
+    values["compute"] = tuple(_compute_row(where, index, row, known) for index, row in enumerate(rows))
     values["sources"] = tuple(sources)
     return values
