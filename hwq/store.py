@@ -165,6 +165,8 @@ def _with_database(path: Path, use: Callable[[sqlite3.Connection], _T]) -> _T:
                 return use(db)
         except OSError as error:
             raise _unwritable(path, error.strerror or str(error)) from error
+        except sqlite3.IntegrityError:
+            raise  # a record with None in it: a defect of ours, not of the file
         except sqlite3.DatabaseError as error:
             text = str(error)
             if "locked" in text or "busy" in text:
