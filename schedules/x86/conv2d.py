@@ -1,0 +1,302 @@
+"""Convolution and dense kernels for x86: one template over instruction, weight type, tile and loop order.
+
+    rows     the input with its spatial padding, widened where the instruction wants; absent where it can be read in place
+    weights  int4 only: the current block of output channels unpacked to bytes
+    sums     acc[n, oh, ow, block, lane], a register tile at a time, whole tiles only
+    out      bias, requantize, residual, activation; ragged edges are cut here
+
+Takes conv2d (any stride, dilation, padding, groups) and dense, in f32, w8a8 and w4a8, on the instructions of
+``geometry.form``. Declines depthwise (see ``depthwise``) and instructions it has no form for.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from hwq.schedules import epilogue as ep
+from hwq.schedules.generic import common
+from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
+from hwq.schedules.x86.intrinsics import dot
+from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
+from hwq.schedules.x86.tiling import Tile, best_tile, divisors
+from hwq.schedules.x86.views import with_shapes
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+VERSION = "x86/conv2d:1"
+# Work below this is not split over threads: starting them would cost a tenth of it.
+PARALLEL_LEAST_S = 30e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One kernel: what it computes, in which form, with which tile. blocks: vectors of channels in a group, whole tiles."""
+
+    workload: Workload
+    geometry: Geometry
+    form: Form
+    tile: Tile
+    blocks: int
+    ragged: bool
+    copied: bool
+
+    @property
+    def staged(self) -> bool:
+        """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
+        return not (self.ragged or self.form.acc == "float32" or self.workload.activation.clamps)
+
+    @property
+    def out_h(self) -> int:
+        return math.ceil(self.geometry.out_h / self.tile.rows) * self.tile.rows
+
+    @property
+    def out_w(self) -> int:
+        return math.ceil(self.geometry.out_w / self.tile.pixels) * self.tile.pixels
+
+    @property
+    def steps(self) -> int:
+        """Steps of the reduction: vectors of weights in a block."""
+        return self.geometry.kernel_h * self.geometry.columns * self.run_steps
+
+    @property
+    def run_steps(self) -> int:
+        return math.ceil(self.geometry.run / self.form.r)
+
+
+def make_plan(workload: Workload, found: Form) -> Plan:
+    shape = geometry(workload)
+    tile = best_tile(shape, found)
+    vectors = math.ceil(shape.group_out / tile.lanes)
+    blocks = math.ceil(vectors / tile.vectors) * tile.vectors
+    rough = Plan(workload=workload, geometry=shape, form=found, tile=tile, blocks=blocks, ragged=False, copied=False)
+    enough = (
+        shape.rows(rough.out_h) <= shape.in_h and shape.row_elements(rough.out_w, found.r) <= shape.in_w * shape.in_c
+    )
+    return Plan(
+        workload=workload,
+        geometry=shape,
+        form=found,
+        tile=tile,
+        blocks=blocks,
+        ragged=blocks * tile.lanes != shape.group_out,
+        copied=shape.padded or not enough or found.act != found.stored,
+    )
+
+
+def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
+    """The kernel of a conv2d or dense workload, or None. seed: sample the decisions instead of taking the default ones."""
+    if workload.op not in ("conv2d", "dense"):
+        return common.decline(workload, "neither conv2d nor dense")
+    found = form(workload, target)
+    if found is None:
+        return common.decline(workload, f"no x86 form for it on {target.name}")
+    plan = make_plan(workload, found)
+    arguments = computation(plan)
+    sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
+    schedule(sch, plan, target, sample=seed is not None)
+    shapes = {0: workload.input_shapes[0], len(arguments) - 1: workload.output_shape}
+    if workload.residual:
+        shapes[1] = workload.output_shape
+    func = with_shapes(sch.mod["main"], shapes)
+    kernel = common.finish(workload, func, VERSION, found.mnemonic)
+    return replace(kernel, pack=functools.partial(pack, plan))
+
+
+def pack(plan: Plan, weight: Any) -> Any:
+    """``Layer.weight``, or its integers, as the kernel of ``plan`` reads it."""
+    packed = pack_blocks(
+        weight,
+        groups=plan.geometry.groups,
+        columns=plan.geometry.columns,
+        blocks=plan.blocks,
+        lanes=plan.tile.lanes,
+        r=plan.form.r,
+    )
+    return pack_nibbles(packed) if plan.form.weight == "int4" else packed
+
+
+def computation(plan: Plan) -> list[Any]:
+    """The arguments of the kernel, the output last; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
+    shape, found, tile = plan.geometry, plan.form, plan.tile
+    lanes, r = tile.lanes, found.r
+    integer = found.acc == "int32"
+    x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
+    out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
+    dtype = "float32" if plan.workload.out_dtype == "float32" else found.stored
+    residual = te.placeholder(out_shape, found.stored, "residual") if plan.workload.residual else None
+    tail = ep.make_epilogue(plan.workload, shape.out_c, dtype, residual)
+    rows = _padded_rows(plan, x, tail) if plan.copied else x
+
+    vectors = shape.groups * plan.blocks
+    if found.weight == "int4":
+        halves = math.ceil(plan.steps / 2)
+        weight = te.placeholder((vectors, halves, lanes, r), "uint8", "weight")
+        bytes_ = te.compute(
+            (vectors, halves, 2, lanes, r),
+            lambda b, k, half, lane, i: ((weight[b, k, lane, i] >> (half * 4).astype("uint8")) & tirx.const(15, "uint8")).astype("int8") - tirx.const(8, "int8"),
+            name="weights",
+        )
+    else:
+        weight = te.placeholder((vectors, plan.steps, lanes, r), found.weight, "weight")
+
+    def weight_at(b: Any, step: Any, lane: Any, i: Any) -> Any:
+        return bytes_[b, step // 2, step % 2, lane, i] if found.weight == "int4" else weight[b, step, lane, i]
+
+    kh = te.reduce_axis((0, shape.kernel_h), "kh")
+    kw = te.reduce_axis((0, shape.columns), "kw")
+    k = te.reduce_axis((0, plan.run_steps), "k")
+    i = te.reduce_axis((0, r), "i")
+
+    def product(n: Any, h: Any, w: Any, b: Any, lane: Any) -> Any:
+        group = b // plan.blocks * shape.group_in if shape.groups > 1 else 0
+        at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + group + k * r + i
+        value = rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
+        step = (kh * shape.columns + kw) * plan.run_steps + k
+        return te.sum(value.astype(found.acc) * weight_at(b, step, lane, i).astype(found.acc), axis=[kh, kw, k, i])
+
+    acc = te.compute((shape.batch, plan.out_h, plan.out_w, vectors, lanes), product, name="acc")
+    out = _staged(plan, tail, acc, out_shape) if plan.staged else _direct(plan, tail, acc, out_shape)
+    return tail.arguments(x, weight, out)
+
+
+def _padded_rows(plan: Plan, x: Any, tail: ep.Epilogue) -> Any:
+    """The input rows with their padding, as wide and high as whole tiles read, in the type that is multiplied."""
+    shape, found = plan.geometry, plan.form
+    first, last = shape.pad_left * shape.in_c, (shape.pad_left + shape.in_w) * shape.in_c
+    fill = tirx.const(0.0, "float32") if tail.ints is None else tail.ints[ep.ZP_X].astype(found.act)
+
+    def copy(n: Any, h: Any, j: Any) -> Any:
+        inside = tirx.all(h >= shape.pad_top, h < shape.pad_top + shape.in_h, j >= first, j < last)
+        return tirx.if_then_else(inside, x[n, h - shape.pad_top, j - first].astype(found.act), fill)
+
+    return te.compute((shape.batch, shape.rows(plan.out_h), shape.row_elements(plan.out_w, found.r)), copy, name="rows")
+
+
+def _direct(plan: Plan, tail: ep.Epilogue, acc: Any, out_shape: Any) -> Any:
+    def end(n: Any, h: Any, w: Any, c: Any) -> Any:
+        value = _finish(plan, tail, acc, n, h, w, c)
+        return value if tail.table is None else ep.lookup(tail.table, value, tail.dtype)
+
+    return te.compute(out_shape, end, name="out")
+
+
+def _staged(plan: Plan, tail: ep.Epilogue, acc: Any, out_shape: Any) -> Any:
+    """In two passes over a tile: the requantized values by vectors, then the table, which has no vector form, one by one."""
+    staged = te.compute(out_shape, lambda n, h, w, c: _finish(plan, tail, acc, n, h, w, c), name="staged")
+    return te.compute(out_shape, lambda *at: ep.lookup(tail.table, staged(*at), tail.dtype), name="out")
+
+
+def _finish(plan: Plan, tail: ep.Epilogue, acc: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
+    """The requantized or float value of one output channel."""
+    group_out, lanes = plan.geometry.group_out, plan.tile.lanes
+    if plan.ragged and plan.geometry.groups > 1:
+        block, lane = c // group_out * plan.blocks + c % group_out // lanes, c % group_out % lanes
+    else:
+        block, lane = c // lanes, c % lanes
+    bias = None if tail.bias is None else tail.bias[c]
+    multiplier = None if tail.multiplier is None else tail.multiplier[c]
+    residual = None if tail.residual is None else tail.residual[n, h, w, c]
+    return ep.finish(tail, acc[n, h, w, block, lane], bias, multiplier, residual)
+
+
+def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
+    """Schedules ``computation(plan)``. Every tile size is a sampling instruction, set to its default unless ``sample``."""
+    shape, found, tile = plan.geometry, plan.form, plan.tile
+
+    def split(loop: Any, inner: int, extent: int, most: int) -> Any:
+        """``loop`` in two, the inner of default size ``inner``; both open to sampling."""
+        decision = None if sample else [extent // inner, inner]
+        return sch.split(loop, sch.sample_perfect_tile(loop, 2, max_innermost_factor=most, decision=decision))
+
+    acc = sch.get_sblock("acc")
+    n, h, w, b, lane, kh, kw, k, i = sch.get_loops(acc)
+    h_out, h_in = sch.split(h, [None, tile.rows])
+    w_out, w_in = split(w, tile.pixels, plan.out_w, max(14 // tile.rows, tile.pixels))
+    b_out, b_in = split(b, tile.vectors, shape.groups * plan.blocks, max(4, tile.vectors))
+    # The tiles' positions are cut into chunks: a chunk's input stays in the cache while blocks of channels pass over it.
+    if shape.batch * plan.out_h > tile.rows:
+        spots, inner, extent = sch.fuse(n, h_out), [w_out], shape.batch * plan.out_h // tile.rows
+    else:
+        spots, inner, extent = w_out, [], plan.out_w // tile.pixels
+    chunk, spot = split(spots, extent // default_chunks(plan, target, extent), extent, extent)
+    sch.reorder(chunk, b_out, spot, *inner, kh, kw, k, h_in, w_in, b_in, lane, i)
+    outer = sch.fuse(chunk, b_out)
+    parallel = worth_parallel(plan, target)
+    if parallel:
+        sch.parallel(outer)
+    if found.weight == "int4":
+        _schedule_unpack(sch, outer)
+    sch.set_scope(acc, 0, "local")
+    _schedule_tail(sch, plan, inner[-1] if inner else spot)
+    for loop in (h_in, w_in, b_in):
+        sch.unroll(loop)
+    if not found.intrinsic:
+        sch.vectorize(lane)
+    init = sch.decompose_reduction(acc, kh)
+    *init_outer, init_lane = sch.get_loops(init)
+    sch.vectorize(init_lane)
+    for loop in init_outer[-3:]:
+        sch.unroll(loop)
+    if found.intrinsic:
+        sch.tensorize(lane, dot(found.instruction, tile.lanes))
+    if plan.copied:
+        _schedule_rows(sch, parallel)
+
+
+def default_chunks(plan: Plan, target: Target, extent: int) -> int:
+    """How many chunks ``extent`` positions make: one where the input fits half of the L2, else as many as make it fit; with
+    threads, more if the blocks of channels alone do not share out evenly."""
+    shape = plan.geometry
+    item_bytes = common.ITEM_BYTES.get(plan.form.act, 2)
+    input_bytes = shape.batch * shape.in_h * shape.in_w * shape.in_c * item_bytes
+    weight_bytes = shape.groups * plan.blocks * plan.tile.lanes * plan.steps * plan.form.r * item_bytes
+    least = 1
+    if input_bytes > target.l2_bytes // 2 and weight_bytes <= target.l2_bytes // 2:
+        least = math.ceil(input_bytes / (target.l2_bytes // 4))
+    blocks = shape.groups * plan.blocks // plan.tile.vectors
+    threads = plan.workload.parallel if worth_parallel(plan, target) else 1
+    good = [c for c in divisors(extent, extent) if c >= least and (c * blocks % threads == 0 or c * blocks >= 4 * threads)]
+    return good[0] if good else extent
+
+
+def worth_parallel(plan: Plan, target: Target) -> bool:
+    row = target.instruction(plan.workload.op, plan.form.weight, "float32" if plan.form.acc == "float32" else "int8")
+    assert row is not None
+    return plan.workload.parallel > 1 and plan.geometry.macs > PARALLEL_LEAST_S * row.macs_per_cycle * target.clock_hz
+
+
+def _schedule_tail(sch: Schedule, plan: Plan, at: Any) -> None:
+    """The epilogue of a tile, after its sums: by vectors of channels, or, at ragged edges, in a loop left to LLVM."""
+    out = sch.get_sblock("out")
+    if plan.ragged:
+        if plan.geometry.groups == 1:
+            sch.reverse_compute_at(out, at, preserve_unit_loops=True)
+        return
+    vectorized = sch.get_sblock("staged") if plan.staged else out
+    sch.reverse_compute_at(vectorized, at, preserve_unit_loops=True)
+    vectors, lane = sch.split(sch.get_loops(vectorized)[-1], [None, plan.tile.lanes])
+    sch.unroll(vectors)
+    sch.vectorize(lane)
+    if plan.staged:
+        sch.reverse_compute_at(out, at, preserve_unit_loops=True)
+
+
+def _schedule_unpack(sch: Schedule, at: Any) -> None:
+    weights = sch.get_sblock("weights")
+    sch.compute_at(weights, at, preserve_unit_loops=True)
+    *_, half, lane, i = sch.get_loops(weights)
+    sch.unroll(half)
+    sch.vectorize(sch.fuse(lane, i))
+
+
+def _schedule_rows(sch: Schedule, parallel: bool) -> None:
+    n, h, j = sch.get_loops(sch.get_sblock("rows"))
+    sch.annotate(j, "pragma_loop_partition_hint", 1)
+    if parallel:
+        sch.parallel(sch.fuse(n, h))

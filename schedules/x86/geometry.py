@@ -1,0 +1,192 @@
+"""The shape of a convolution as its kernel sees it, and the arithmetic form it takes on a target.
+
+A dense layer, and a 1x1 convolution that neither pads nor strides, is a convolution over one row of pixels. Rows are
+flat: pixel and channel are one axis, since the reduction walks along it wherever the kernel's columns are neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hwq.target import Target
+from hwq.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """A convolution (batch, in_h, in_w * in_c) -> (batch, out_h, out_w, out_c).
+
+    columns: kernel columns that are walked one by one; 1 where they are neighbours in memory (one group, no dilation) and
+    so part of the run. run: contiguous input elements per step of the walk.
+    """
+
+    batch: int
+    in_h: int
+    in_w: int
+    in_c: int
+    out_h: int
+    out_w: int
+    out_c: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
+    pad_top: int
+    pad_left: int
+    padded: bool
+    groups: int
+
+    @property
+    def group_in(self) -> int:
+        return self.in_c // self.groups
+
+    @property
+    def group_out(self) -> int:
+        return self.out_c // self.groups
+
+    @property
+    def columns(self) -> int:
+        return 1 if self.groups == 1 and self.dilation_w == 1 else self.kernel_w
+
+    @property
+    def run(self) -> int:
+        return self.kernel_w * self.in_c if self.columns == 1 and self.groups == 1 else self.group_in
+
+    @property
+    def macs(self) -> int:
+        return self.batch * self.out_h * self.out_w * self.out_c * self.kernel_h * self.kernel_w * self.group_in
+
+    def rows(self, out_rows: int) -> int:
+        """Input rows, padding included, that ``out_rows`` output rows read."""
+        return (out_rows - 1) * self.stride_h + (self.kernel_h - 1) * self.dilation_h + 1
+
+    def row_elements(self, out_pixels: int, r: int) -> int:
+        """Elements of an input row, padding included, that ``out_pixels`` outputs read in groups of ``r``."""
+        last = ((out_pixels - 1) * self.stride_w + (self.columns - 1) * self.dilation_w) * self.in_c
+        return last + (self.groups - 1) * self.group_in + math.ceil(self.run / r) * r
+
+
+def geometry(workload: Workload) -> Geometry:
+    """The geometry of a conv2d, depthwise_conv2d or dense workload."""
+    if workload.op == "dense":
+        pixels = math.prod(workload.input_shapes[0][:-1])
+        return _row_of_pixels(pixels, workload.input_shapes[0][-1], workload.output_shape[-1])
+    (batch, in_h, in_w, in_c), (_, out_h, out_w, out_c) = workload.input_shapes[0], workload.output_shape
+    padding, strides, kernel = workload.attr("padding"), workload.attr("strides"), workload.attr("kernel")
+    dilation = workload.attr("dilation")
+    groups = in_c if workload.op == "depthwise_conv2d" else workload.attr("groups")
+    if tuple(kernel) == tuple(strides) == (1, 1) and not any(padding) and groups == 1:
+        return _row_of_pixels(batch * in_h * in_w, in_c, out_c)
+    return Geometry(
+        batch=batch,
+        in_h=in_h,
+        in_w=in_w,
+        in_c=in_c,
+        out_h=out_h,
+        out_w=out_w,
+        out_c=out_c,
+        kernel_h=kernel[0],
+        kernel_w=kernel[1],
+        stride_h=strides[0],
+        stride_w=strides[1],
+        dilation_h=dilation[0] if kernel[0] > 1 else 1,
+        dilation_w=dilation[1] if kernel[1] > 1 else 1,
+        pad_top=padding[0],
+        pad_left=padding[1],
+        padded=any(padding),
+        groups=groups,
+    )
+
+
+def _row_of_pixels(pixels: int, in_c: int, out_c: int) -> Geometry:
+    return Geometry(
+        batch=1,
+        in_h=1,
+        in_w=pixels,
+        in_c=in_c,
+        out_h=1,
+        out_w=pixels,
+        out_c=out_c,
+        kernel_h=1,
+        kernel_w=1,
+        stride_h=1,
+        stride_w=1,
+        dilation_h=1,
+        dilation_w=1,
+        pad_top=0,
+        pad_left=0,
+        padded=False,
+        groups=1,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How products are formed: ``r`` neighbouring activations of type ``act`` times weights into ``acc`` sums.
+
+    stored: the activations' type in memory; act: their type in the sum (int16 where they are widened first). weight:
+    "int8", "int4" or "float32". vectors: the lanes a vector of sums may have, widest first. registers: how many vector
+    registers there are. instruction: of the target's compute row. mnemonic: what the assembly must hold.
+    """
+
+    instruction: str
+    mnemonic: str | None
+    stored: str
+    act: str
+    weight: str
+    acc: str
+    r: int
+    vectors: tuple[int, ...]
+    registers: int
+    intrinsic: bool
+
+
+def form(workload: Workload, target: Target) -> Form | None:
+    """The form of ``workload`` on ``target``; None if no compute row of the target names one that this family has."""
+    weight = {"f32": "float32", "w8a8": "int8", "w4a8": "int4"}[workload.scheme]
+    act = "float32" if workload.scheme == "f32" else "int8"
+    row = target.instruction(workload.op, weight, act)
+    if row is None:
+        return None
+    instruction = row.instruction
+    registers = 32 if target.vector_bits == 512 else 16
+    lanes = tuple(lanes for lanes in (16, 8, 4) if lanes * 32 <= target.vector_bits)
+    if act == "float32":
+        mnemonic = "vfmadd" if instruction in ("avx512.fma", "avx2.fma") else None
+        return Form(
+            instruction=instruction,
+            mnemonic=mnemonic,
+            stored="float32",
+            act="float32",
+            weight=weight,
+            acc="float32",
+            r=1,
+            vectors=lanes,
+            registers=registers,
+            intrinsic=False,
+        )
+    stored = target.activation_storage
+    if instruction == "avx512.vpdpbusd" and stored == "uint8":
+        r, widened, mnemonic = 4, stored, "vpdpbusd"
+    elif instruction == "avx2.vpmaddwd":
+        r, widened, mnemonic = 2, "int16", "vpmaddwd"
+        lanes = tuple(count for count in lanes if count <= 8)
+    elif instruction == "generic.mul":
+        r, widened, mnemonic = 1, stored, None
+    else:
+        return None
+    return Form(
+        instruction=instruction,
+        mnemonic=mnemonic,
+        stored=stored,
+        act=widened,
+        weight=weight,
+        acc="int32",
+        r=r,
+        vectors=lanes,
+        registers=registers,
+        intrinsic=r > 1,
+    )

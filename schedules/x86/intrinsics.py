@@ -1,0 +1,92 @@
+"""Tensor intrinsics of the x86 integer kernels: one vector of output channels, one broadcast group of activations.
+
+Each adds to ``lanes`` int32 sums, held in registers (scope "local"), the products of ``r`` neighbouring activations,
+the same for all lanes, with weights (lanes, r). The description beside each implementation is its meaning.
+
+* ``vpdpbusd`` (AVX512-VNNI): uint8 x int8, r = 4, in 512, 256 and 128 bits. The operands are byte vectors: since LLVM 22
+  that is the intrinsic's type, and TVM's own registration still passes int32 vectors.
+* ``vpmaddwd`` (AVX2): int16 x int8 sign-extended, r = 2, exact: no sum of two products leaves int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir import TensorIntrin
+from tvm.script import tirx as T
+
+
+def _description(lanes: int, r: int, act: str) -> Any:
+    @T.prim_func(s_tir=True)
+    def description(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (r,), act, offset_factor=1)
+        B = T.match_buffer(b, (lanes, r), "int8", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:r], B[0:lanes, 0:r])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, r):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+
+    return description
+
+
+def _vpdpbusd(lanes: int) -> Any:
+    name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
+    sums, bytes_ = f"int32x{lanes}", f"int8x{4 * lanes}"
+
+    @T.prim_func(s_tir=True)
+    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (4,), "uint8", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 4), "int8", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
+                T.llvm_lookup_intrinsic_id(name),
+                C.vload([0], dtype=sums),
+                T.reinterpret(T.broadcast(T.reinterpret(A.vload([0], dtype="uint8x4"), dtype="int32"), lanes), dtype=bytes_),
+                B.vload([0, 0], dtype=bytes_),
+                dtype=sums,
+            )
+
+    return implementation
+
+
+def _vpmaddwd(lanes: int) -> Any:
+    name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.sse2.pmadd.wd"
+    sums, words, bytes_ = f"int32x{lanes}", f"int16x{2 * lanes}", f"int8x{2 * lanes}"
+
+    @T.prim_func(s_tir=True)
+    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (2,), "int16", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 2), "int8", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums) + T.call_llvm_pure_intrin(
+                T.llvm_lookup_intrinsic_id(name),
+                T.reinterpret(T.broadcast(T.reinterpret(A.vload([0], dtype="int16x2"), dtype="int32"), lanes), dtype=words),
+                T.Cast(words, B.vload([0, 0], dtype=bytes_)),
+                dtype=sums,
+            )
+
+    return implementation
+
+
+def dot(instruction: str, lanes: int) -> str:
+    """The name under which the dot product of ``instruction`` with ``lanes`` sums is registered."""
+    return f"hwq.{instruction}.{lanes}"
+
+
+for _lanes in (16, 8, 4):
+    TensorIntrin.register(
+        dot("avx512.vpdpbusd", _lanes), _description(_lanes, 4, "uint8"), _vpdpbusd(_lanes), override=True
+    )
+for _lanes in (8, 4):
+    TensorIntrin.register(dot("avx2.vpmaddwd", _lanes), _description(_lanes, 2, "int16"), _vpmaddwd(_lanes), override=True)
