@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hwq.errors import HwqError
-from hwq.schedules.generic import binary, pool, quantize
+from hwq.schedules.generic import binary, boxes, gather, pool, quantize, transpose
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -14,6 +14,9 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     quantize.apply,
     binary.apply,
     pool.apply,
+    boxes.apply,
+    gather.apply,
+    transpose.apply,
 )
 
 

@@ -38,9 +38,10 @@ def element_type(workload: Workload, target: Target) -> str:
     return str(dict(workload.attrs).get("dtype", "float32"))
 
 
-def decline(workload: Workload, why: str) -> None:
+def decline(workload: Workload, why: str) -> Kernel | None:
     """Says at debug level why a schedule does not take ``workload``; returns None for ``return decline(...)``."""
     log.debug("%s %s declined: %s", workload.op, workload.digest, why)
+    return None
 
 
 def storage_range(storage: str) -> tuple[int, int]:
