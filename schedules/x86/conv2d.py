@@ -23,6 +23,7 @@ from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
 from hwq.schedules.x86.intrinsics import dot
+from hwq.schedules.x86.ends import finished, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
 from hwq.schedules.x86.tiling import Tile, best_tile, divisors
 from hwq.schedules.x86.views import with_shapes
@@ -125,13 +126,12 @@ def computation(plan: Plan) -> list[Any]:
     """The arguments of the kernel, the output last; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
     shape, found, tile = plan.geometry, plan.form, plan.tile
     lanes, r = tile.lanes, found.r
-    integer = found.acc == "int32"
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
     out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
     dtype = "float32" if plan.workload.out_dtype == "float32" else found.stored
     residual = te.placeholder(out_shape, found.stored, "residual") if plan.workload.residual else None
     tail = ep.make_epilogue(plan.workload, shape.out_c, dtype, residual)
-    rows = _padded_rows(plan, x, tail) if plan.copied else x
+    rows = padded_rows(shape, found, x, tail.ints, plan.out_h, shape.row_elements(plan.out_w, r)) if plan.copied else x
 
     vectors = shape.groups * plan.blocks
     if found.weight == "int4":
@@ -161,48 +161,14 @@ def computation(plan: Plan) -> list[Any]:
         return te.sum(value.astype(found.acc) * weight_at(b, step, lane, i).astype(found.acc), axis=[kh, kw, k, i])
 
     acc = te.compute((shape.batch, plan.out_h, plan.out_w, vectors, lanes), product, name="acc")
-    out = _staged(plan, tail, acc, out_shape) if plan.staged else _direct(plan, tail, acc, out_shape)
-    return tail.arguments(x, weight, out)
 
+    def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
+        if plan.ragged and shape.groups > 1:
+            within = c % shape.group_out
+            return acc[n, h, w, c // shape.group_out * plan.blocks + within // lanes, within % lanes]
+        return acc[n, h, w, c // lanes, c % lanes]
 
-def _padded_rows(plan: Plan, x: Any, tail: ep.Epilogue) -> Any:
-    """The input rows with their padding, as wide and high as whole tiles read, in the type that is multiplied."""
-    shape, found = plan.geometry, plan.form
-    first, last = shape.pad_left * shape.in_c, (shape.pad_left + shape.in_w) * shape.in_c
-    fill = tirx.const(0.0, "float32") if tail.ints is None else tail.ints[ep.ZP_X].astype(found.act)
-
-    def copy(n: Any, h: Any, j: Any) -> Any:
-        inside = tirx.all(h >= shape.pad_top, h < shape.pad_top + shape.in_h, j >= first, j < last)
-        return tirx.if_then_else(inside, x[n, h - shape.pad_top, j - first].astype(found.act), fill)
-
-    return te.compute((shape.batch, shape.rows(plan.out_h), shape.row_elements(plan.out_w, found.r)), copy, name="rows")
-
-
-def _direct(plan: Plan, tail: ep.Epilogue, acc: Any, out_shape: Any) -> Any:
-    def end(n: Any, h: Any, w: Any, c: Any) -> Any:
-        value = _finish(plan, tail, acc, n, h, w, c)
-        return value if tail.table is None else ep.lookup(tail.table, value, tail.dtype)
-
-    return te.compute(out_shape, end, name="out")
-
-
-def _staged(plan: Plan, tail: ep.Epilogue, acc: Any, out_shape: Any) -> Any:
-    """In two passes over a tile: the requantized values by vectors, then the table, which has no vector form, one by one."""
-    staged = te.compute(out_shape, lambda n, h, w, c: _finish(plan, tail, acc, n, h, w, c), name="staged")
-    return te.compute(out_shape, lambda *at: ep.lookup(tail.table, staged(*at), tail.dtype), name="out")
-
-
-def _finish(plan: Plan, tail: ep.Epilogue, acc: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
-    """The requantized or float value of one output channel."""
-    group_out, lanes = plan.geometry.group_out, plan.tile.lanes
-    if plan.ragged and plan.geometry.groups > 1:
-        block, lane = c // group_out * plan.blocks + c % group_out // lanes, c % group_out % lanes
-    else:
-        block, lane = c // lanes, c % lanes
-    bias = None if tail.bias is None else tail.bias[c]
-    multiplier = None if tail.multiplier is None else tail.multiplier[c]
-    residual = None if tail.residual is None else tail.residual[n, h, w, c]
-    return ep.finish(tail, acc[n, h, w, block, lane], bias, multiplier, residual)
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged))
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
@@ -233,7 +199,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     if found.weight == "int4":
         _schedule_unpack(sch, outer)
     sch.set_scope(acc, 0, "local")
-    _schedule_tail(sch, plan, inner[-1] if inner else spot)
+    schedule_tail(sch, inner[-1] if inner else spot, lanes=tile.lanes, ragged=plan.ragged, staged=plan.staged, groups=shape.groups)
     for loop in (h_in, w_in, b_in):
         sch.unroll(loop)
     if not found.intrinsic:
@@ -246,7 +212,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     if found.intrinsic:
         sch.tensorize(lane, dot(found.instruction, tile.lanes))
     if plan.copied:
-        _schedule_rows(sch, parallel)
+        schedule_rows(sch, parallel)
 
 
 def default_chunks(plan: Plan, target: Target, extent: int) -> int:
@@ -271,22 +237,6 @@ def worth_parallel(plan: Plan, target: Target) -> bool:
     return plan.workload.parallel > 1 and plan.geometry.macs > PARALLEL_LEAST_S * row.macs_per_cycle * target.clock_hz
 
 
-def _schedule_tail(sch: Schedule, plan: Plan, at: Any) -> None:
-    """The epilogue of a tile, after its sums: by vectors of channels, or, at ragged edges, in a loop left to LLVM."""
-    out = sch.get_sblock("out")
-    if plan.ragged:
-        if plan.geometry.groups == 1:
-            sch.reverse_compute_at(out, at, preserve_unit_loops=True)
-        return
-    vectorized = sch.get_sblock("staged") if plan.staged else out
-    sch.reverse_compute_at(vectorized, at, preserve_unit_loops=True)
-    vectors, lane = sch.split(sch.get_loops(vectorized)[-1], [None, plan.tile.lanes])
-    sch.unroll(vectors)
-    sch.vectorize(lane)
-    if plan.staged:
-        sch.reverse_compute_at(out, at, preserve_unit_loops=True)
-
-
 def _schedule_unpack(sch: Schedule, at: Any) -> None:
     weights = sch.get_sblock("weights")
     sch.compute_at(weights, at, preserve_unit_loops=True)
@@ -294,9 +244,3 @@ def _schedule_unpack(sch: Schedule, at: Any) -> None:
     sch.unroll(half)
     sch.vectorize(sch.fuse(lane, i))
 
-
-def _schedule_rows(sch: Schedule, parallel: bool) -> None:
-    n, h, j = sch.get_loops(sch.get_sblock("rows"))
-    sch.annotate(j, "pragma_loop_partition_hint", 1)
-    if parallel:
-        sch.parallel(sch.fuse(n, h))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from schedules.x86.geometry import Form, Geometry
+from hwq.schedules.x86.geometry import Form, Geometry
 
 # Cycles from one multiply-add to the next on the same sum (4 on Intel and on AMD's Zen 4), and full-width vector
 # instructions, multiplies or loads, in a cycle, on the narrowest of them.
