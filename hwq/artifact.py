@@ -1,0 +1,208 @@
+"""The artifact: one file that holds the compiled library, the plan it follows and the report of what it measured.
+
+The file is a zip of ``manifest.json`` and ``library.so``, both named with their hashes, so that a truncated or altered
+file is refused. The CPU is checked before the library is loaded: an instruction it lacks would end the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import statistics
+import tempfile
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from hwq.errors import HwqError
+from hwq.files import write_atomic
+from hwq.graph import Shape
+from hwq.plan import Plan
+from hwq.samples import as_batch, made_up, split
+from hwq.target import Target
+from hwq.threads import use_threads
+
+FORMAT = 1
+_MANIFEST, _LIBRARY = "manifest.json", "library.so"
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """Seconds of one call, over ``runs`` calls after a warm-up."""
+
+    median_s: float
+    min_s: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Artifact:
+    """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
+
+    calls: the kernels in the order in which the library runs them, as (symbol, layer).
+    """
+
+    plan: Plan
+    report: dict[str, Any]
+    target: Target
+    threads: int
+    inputs: Mapping[str, tuple[Shape, str]]
+    outputs: Mapping[str, tuple[Shape, str]]
+    calls: tuple[tuple[str, str], ...]
+    library: bytes
+    machine: relax.VirtualMachine
+
+    def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
+        """Run on one array (or one for each input, or one dict): samples first, any number of them.
+
+        Returns one array, or a tuple where the network has several outputs, with as many samples. Raises HwqError
+        "input-shape", "input-type", "input-nan", "input-name".
+        """
+        batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
+        rows = [tuple(value[:real] for value in self._run(part)) for part, real in split(batch, self.inputs)]
+        joined = tuple(np.concatenate(column) if len(rows) > 1 else column[0] for column in zip(*rows, strict=True))
+        return joined[0] if len(joined) == 1 else joined
+
+    def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
+        use_threads(self.threads)
+        result = self.machine["main"](*(tvm.runtime.tensor(part[name]) for name in self.inputs))
+        return tuple(value.numpy() for value in ([result] if len(self.outputs) == 1 else result))
+
+    def benchmark(self, *values: Any, runs: int = 50, warm_up: int = 10) -> Benchmark:
+        """Time calls on one network-sized batch of ``values``, its arrays on the device already. Unit: seconds."""
+        times = self.times(*values, runs=runs, warm_up=warm_up)
+        return Benchmark(median_s=statistics.median(times), min_s=min(times), runs=runs)
+
+    def times(self, *values: Any, runs: int = 50, warm_up: int = 10) -> list[float]:
+        """The seconds of each of ``runs`` calls, in order."""
+        args = self._device_args(*values)
+        main = self.machine["main"]
+        found = []
+        for turn in range(warm_up + runs):
+            start = time.perf_counter()
+            main(*args)
+            if turn >= warm_up:
+                found.append(time.perf_counter() - start)
+        return found
+
+    def _device_args(self, *values: Any) -> list[Any]:
+        use_threads(self.threads)
+        batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
+        part, _ = next(split(batch, self.inputs))
+        return [tvm.runtime.tensor(part[name]) for name in self.inputs]
+
+    def layer_times(self, *values: Any, runs: int = 20) -> dict[str, float]:
+        """Median seconds of each layer (its conversions under the tensor's name) inside whole runs of the library."""
+        args = self._device_args(*values)
+        main = self.machine["main"]
+        symbols = {symbol for symbol, _ in self.calls}
+        marks: list[float] = []
+
+        def instrument(_: Any, name: str, before: bool, *__: Any) -> int:
+            if name in symbols:
+                marks.append(time.perf_counter())
+            return 0
+
+        main(*args)
+        samples: list[list[float]] = []
+        self.machine.set_instrument(instrument)
+        try:
+            for _ in range(runs):
+                marks.clear()
+                main(*args)
+                samples.append([after - before for before, after in zip(marks[::2], marks[1::2], strict=True)])
+        finally:
+            self.machine.module["set_instrument"](None)
+        found: dict[str, float] = {}
+        for (_, layer), column in zip(self.calls, zip(*samples, strict=True), strict=True):
+            found[layer] = found.get(layer, 0.0) + statistics.median(column)
+        return found
+
+    def made_up_inputs(self) -> dict[str, Array]:
+        """One network-sized batch of ordinary values, for timing."""
+        return made_up(self.inputs)
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact to one file, whole or not at all. Raises HwqError "save-failed"."""
+        write_atomic(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The file's content: the same artifact gives the same bytes."""
+        manifest = {
+            "format": FORMAT,
+            "library_sha256": hashlib.sha256(self.library).hexdigest(),
+            "plan": self.plan.to_dict(),
+            "report": self.report,
+            "target": self.target.to_dict(),
+            "threads": self.threads,
+            "inputs": {name: list(spec) for name, spec in self.inputs.items()},
+            "outputs": {name: list(spec) for name, spec in self.outputs.items()},
+            "calls": self.calls,
+        }
+        blob = io.BytesIO()
+        with zipfile.ZipFile(blob, "w", zipfile.ZIP_STORED) as pack:
+            for name, content in ((_MANIFEST, json.dumps(manifest, indent=1).encode()), (_LIBRARY, self.library)):
+                pack.writestr(zipfile.ZipInfo(name), content)
+        return blob.getvalue()
+
+    @staticmethod
+    def load(path: str | Path, threads: int | None = None) -> Artifact:
+        """Read an artifact; ``threads`` overrides the number of worker threads it was compiled for.
+
+        Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered, or another kind of file), "cpu-lacks".
+        """
+        path = Path(path)
+        try:
+            blob = path.read_bytes()
+        except OSError as error:
+            raise HwqError("artifact-missing", f"artifact {path} cannot be read: {error.strerror}; accepted: a file made by Artifact.save") from error
+        try:
+            with zipfile.ZipFile(io.BytesIO(blob)) as pack:
+                manifest, library = json.loads(pack.read(_MANIFEST)), pack.read(_LIBRARY)
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+            raise HwqError("artifact-broken", f"artifact {path} is truncated or not an hwq artifact ({len(blob)} bytes); accepted: a whole file made by Artifact.save") from error
+        if manifest["format"] != FORMAT:
+            raise HwqError("artifact-broken", f"artifact {path} has format {manifest['format']}; accepted: {FORMAT}")
+        if hashlib.sha256(library).hexdigest() != manifest["library_sha256"]:
+            raise HwqError("artifact-broken", f"artifact {path} has an altered library; accepted: a whole file made by Artifact.save")
+        return open_library(
+            library,
+            plan=Plan.from_dict(manifest["plan"]),
+            report=manifest["report"],
+            target=Target.from_dict(manifest["target"]),
+            threads=threads or manifest["threads"],
+            inputs=_specs(manifest["inputs"]),
+            outputs=_specs(manifest["outputs"]),
+            calls=tuple((symbol, layer) for symbol, layer in manifest["calls"]),
+        )
+
+
+def _specs(raw: Mapping[str, Any]) -> dict[str, tuple[Shape, str]]:
+    return {name: (tuple(shape), dtype) for name, (shape, dtype) in raw.items()}
+
+
+def open_library(library: bytes, *, target: Target, **fields: Any) -> Artifact:
+    """Load a library's bytes into this process; HwqError "cpu-lacks" where this CPU cannot run it."""
+    missing = target.missing_flags()
+    if missing:
+        raise HwqError(
+            "cpu-lacks",
+            f"the artifact was built for {target.name} and needs {', '.join(missing)}, which this CPU lacks; "
+            "accepted: a CPU that has them, or an artifact compiled for this one (target='host')",
+        )
+    with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
+        path = Path(folder) / _LIBRARY
+        path.write_bytes(library)
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+    return Artifact(library=library, target=target, machine=machine, **fields)

@@ -1,0 +1,156 @@
+"""Choose: from a study to the assignment that meets a budget, propose by the program and dispose by running it.
+
+What a budget leaves free is minimized, latency first; kernel times carry a few percent of noise, so within ``SLACK`` of
+the least latency the least loss is taken. A drop budget is held against real outputs: while the proposal's drop is too
+large the loss is bounded tighter and proposed again. Nothing is built here: candidates run kernel by kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hwq.assign import Border, Limits, Problem, Solution, assign
+from hwq.errors import HwqError
+from hwq.evaluate import Evaluation, float_call, judge
+from hwq.execute import bind, compile_kernels
+from hwq.graph import ANCHORS
+from hwq.lower import writes_float
+from hwq.progress import Callback
+from hwq.scheme import SCHEMES, Budget, Candidate
+from hwq.study import Study, inputs_of
+from hwq.verify import Accuracy
+from hwq.work import Work
+
+SLACK = 0.05
+BISECTIONS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """An assignment with its predicted sums, and its accuracy where it was run."""
+
+    solution: Solution
+    accuracy: Accuracy | None = None
+
+
+def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
+    """The study as an assignment problem; ``fixed`` leaves the layers it names only that scheme."""
+    fixed = fixed or {}
+    candidates = tuple(
+        Candidate(
+            layer=layer.name,
+            scheme=scheme,
+            loss=study.losses[layer.name, scheme],
+            cost=study.costs[layer.name, scheme],
+        )
+        for layer in study.graph.layers
+        for scheme in study.candidates[layer.name]
+        if scheme == fixed.get(layer.name, scheme)
+    )
+    makers = {layer.output: layer for layer in study.graph.layers}
+    borders = []
+    for tensor, dtype in study.graph.dtypes.items():
+        if dtype != "float32":
+            continue
+        maker = makers.get(tensor)
+        quantize_s, dequantize_s = study.conversions[tensor]
+        borders.append(
+            Border(
+                tensor=tensor,
+                producer=None if maker is None else maker.name,
+                consumers=tuple(dict.fromkeys(layer.name for layer in study.graph.layers if tensor in layer.inputs)),
+                output=tensor in study.graph.outputs,
+                quantize_s=quantize_s,
+                dequantize_s=dequantize_s,
+                direct_s=0.0 if maker is not None and writes_float(maker) else None,
+            )
+        )
+    return Problem(candidates=candidates, borders=tuple(borders))
+
+
+def uniform(study: Study, scheme: str) -> Solution | None:
+    """The whole network in ``scheme`` wherever it is legal, the rest as fast as may be; None if no layer can take it."""
+    able = [layer.name for layer in study.graph.layers if scheme in study.candidates[layer.name]]
+    fixed = dict.fromkeys(able, scheme)
+    if scheme != "f32" and SCHEMES[scheme].weight is not None:
+        fixed = {name: scheme for name in able if any(layer.name == name and layer.op in ANCHORS for layer in study.graph.layers)}
+    return assign(problem_of(study, fixed)) if fixed else None
+
+
+def uniforms(study: Study) -> dict[str, Solution]:
+    """Every uniform assignment that the study's candidates allow, by scheme."""
+    names = sorted({scheme for schemes in study.candidates.values() for scheme in schemes})
+    found = {name: uniform(study, name) for name in names}
+    return {name: solution for name, solution in found.items() if solution is not None}
+
+
+def run_accuracy(study: Study, work: Work, solution: Solution, evaluation: Evaluation) -> Accuracy:
+    """How the assignment's outputs compare with float's, run kernel by kernel."""
+    program = study.program(solution.schemes)
+    kernels = study.kernels | compile_kernels([program], study.target, work.cache)
+    return judge(evaluation, float_call(bind(program, kernels), inputs_of(study.graph)))
+
+
+def choose(
+    study: Study, work: Work, budget: Budget, evaluation: Evaluation | None, latency_ratio: float = 1.0, progress: Callback | None = None
+) -> Choice:
+    """The best assignment within ``budget``. ``latency_ratio`` is measured over predicted time of whole networks so far.
+
+    Raises HwqError "budget-impossible" with the closest budget that can be met.
+    """
+    problem = problem_of(study)
+    bound = None if budget.latency_s is None else budget.latency_s / latency_ratio
+    limits = Limits(latency_s=bound, weight_bytes=budget.weight_bytes)
+    first = assign(problem, limits, slack=SLACK)
+    if budget.drop is None:
+        return Choice(solution=first)
+    if evaluation is None:
+        raise HwqError("evaluate-missing", "a budget of drop needs samples to hold it against; accepted: evaluate, or calibration samples")
+    tried: dict[tuple[str, ...], Choice] = {}
+
+    def run(solution: Solution) -> Choice:
+        key = tuple(solution.schemes.values())
+        if key not in tried:
+            tried[key] = Choice(solution=solution, accuracy=run_accuracy(study, work, solution, evaluation))
+            if progress is not None:
+                progress(len(tried), BISECTIONS + 2)
+        return tried[key]
+
+    def drop(choice: Choice) -> float:
+        if choice.accuracy is None or choice.accuracy.drop is None:
+            raise HwqError("evaluate-missing", "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function")
+        return choice.accuracy.drop
+
+    if drop(run(first)) <= budget.drop:
+        return run(first)
+    # A limit beyond every sum frees the program to minimize the loss instead of the latency.
+    ceiling = math.fsum([*(one.cost.latency_s for one in problem.candidates), *map(_most_s, problem.borders)])
+    safest = assign(problem, replace(limits, latency_s=ceiling if bound is None else bound))
+    good = [run(safest)] if drop(run(safest)) <= budget.drop else []
+    low, high = max(safest.loss, first.loss * 1e-4), first.loss
+    for _ in range(BISECTIONS if good else 0):
+        middle = math.sqrt(low * high)
+        try:
+            choice = run(assign(problem, replace(limits, loss=middle), slack=SLACK))
+        except HwqError:  # no assignment between: the bound is below what the other limits allow
+            low = middle
+            continue
+        if drop(choice) <= budget.drop:
+            good.append(choice)
+            low = middle
+        else:
+            high = middle
+    if not good:
+        closest = min(tried.values(), key=drop)
+        raise HwqError(
+            "budget-impossible",
+            f"drop {budget.drop:.2%} cannot be met within the rest of the budget: the closest assignment found loses "
+            f"{drop(closest):.2%} (predicted {closest.solution.latency_s * 1e3:.3g} ms, {closest.solution.weight_bytes} bytes)",
+        )
+    return min(good, key=lambda choice: choice.solution.latency_s)
+
+
+def _most_s(border: Border) -> float:
+    return border.quantize_s + border.dequantize_s + abs(border.direct_s or 0.0)

@@ -1,0 +1,265 @@
+"""compile, plan and build: the stages in order, and nothing else.
+
+load -> study (calibrate, quantize, sensitivity, price) -> choose -> deliver -> the best of what was delivered.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hwq import evaluate as evaluation_of
+from hwq.artifact import Artifact
+from hwq.assign import Solution
+from hwq.choose import Choice, choose, uniforms
+from hwq.deliver import deliver, explain_choices, network_input
+from hwq.errors import HwqError
+from hwq.evaluate import Evaluation
+from hwq.lower import legal_schemes
+from hwq.model import Model
+from hwq.plan import Plan
+from hwq.progress import Stages, silent
+from hwq.scheme import SCHEMES, Budget, parse_schemes
+from hwq.study import Study, inputs_of, study, study_of_plan
+from hwq.target import Target
+from hwq.work import Work, open_work
+
+# Predicted slower than the proposal by this factor, a uniform assignment is not built to be compared.
+WORTH_BUILDING = 1.25
+LATENCY_ROUNDS = 3
+# Times closer than this are the same: the choice stays.
+NOISE = 0.02
+
+
+def compile(  # noqa: A001
+    model: Model,
+    target: Target | str | Path = "host",
+    *,
+    calibration: Any = None,
+    evaluate: Any = None,
+    budget: Budget | None = None,
+    schemes: Iterable[str] | None = None,
+    trials: int = 0,
+    work_dir: str | Path | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    observer: str = "mse",
+    measure: bool | None = None,
+    progress: Stages = silent,
+) -> Artifact:
+    """Compile ``model`` for ``target`` with each layer in the scheme that pays, and measure what came out.
+
+    calibration: an array, or an iterable of arrays or of dicts (input name -> array), batch axis first. evaluate:
+    (inputs, labels), or a function of a run callable that returns a score, higher is better; without it a budget of
+    drop is held against changed classes on calibration samples. budget: None minimizes latency, then loss.
+    measure: time kernels on this machine; None does where they can run. Raises HwqError for whatever the caller can
+    mend, "budget-impossible" among them, with the closest budget that can be met.
+    """
+    found, work = _study(model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress)
+    evaluation = _evaluation(found, evaluate, progress)
+    return _dispose(found, work, budget or Budget(), evaluation, progress)
+
+
+def plan(
+    model: Model,
+    target: Target | str | Path = "host",
+    *,
+    calibration: Any = None,
+    evaluate: Any = None,
+    budget: Budget | None = None,
+    schemes: Iterable[str] | None = None,
+    trials: int = 0,
+    work_dir: str | Path | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    observer: str = "mse",
+    measure: bool | None = None,
+    progress: Stages = silent,
+) -> Plan:
+    """The assignment that ``compile`` would start from, without building it. Arguments and errors as ``compile``."""
+    found, work = _study(model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress)
+    budget = budget or Budget()
+    evaluation = _evaluation(found, evaluate, progress) if budget.drop is not None else None
+    with progress("assign") as callback:
+        return plan_of(found, choose(found, work, budget, evaluation, progress=callback))
+
+
+def build(
+    model: Model,
+    plan: Plan,
+    target: Target | str | Path | None = None,
+    *,
+    evaluate: Any = None,
+    work_dir: str | Path | None = None,
+    threads: int | None = None,
+    progress: Stages = silent,
+) -> Artifact:
+    """Build exactly ``plan``, for its own target if none is given.
+
+    Raises HwqError "plan-layers" for a layer that the model lacks or the plan forgets, "plan-illegal" for a scheme that
+    the target has no kernel for, "plan-ranges" for an integer layer whose ranges the plan does not hold.
+    """
+    machine = _machine(plan.target if target is None else target)
+    graph = model.graph
+    plan.check_layers([layer.name for layer in graph.layers])
+    for layer in graph.layers:
+        legal = legal_schemes(graph, layer, machine, tuple(SCHEMES.values()))
+        if plan.schemes[layer.name] not in legal:
+            raise HwqError(
+                "plan-illegal",
+                f"plan gives layer {layer.name!r} ({layer.op}) scheme {plan.schemes[layer.name]!r}, which {machine.name} cannot "
+                f"run it in; accepted: {', '.join(legal)}",
+            )
+    work = open_work(model.fingerprint, model.name, work_dir)
+    with progress("study") as callback:
+        found = study_of_plan(model, machine, work, plan, threads or plan.threads, callback)
+    evaluation = None if evaluate is None else _evaluation(found, evaluate, progress)
+    with progress("build"):
+        return deliver(found, work, plan, evaluation)
+
+
+def plan_of(found: Study, choice: Choice) -> Plan:
+    """The choice as a plan."""
+    solution = choice.solution
+    return Plan(
+        model=found.model.fingerprint,
+        target=found.target.name,
+        threads=found.threads,
+        schemes=dict(solution.schemes),
+        layers={name: (found.costs[name, scheme], found.losses[name, scheme]) for name, scheme in solution.schemes.items()},
+        latency_s=solution.latency_s,
+        weight_bytes=solution.weight_bytes,
+        loss=solution.loss,
+        why=explain_choices(found, solution.schemes),
+        qparams=dict(found.qparams),
+    )
+
+
+def _machine(target: Target | str | Path) -> Target:
+    """The target, if code for it can be built and run here. Raises HwqError "target-no-build", "target-not-here"."""
+    machine = Target.load(target)
+    machine.require_builds()
+    missing = machine.missing_flags()
+    if missing:
+        raise HwqError(
+            "target-not-here",
+            f"target {machine.name} needs {', '.join(missing)}, which this CPU lacks, and its kernels are calibrated and measured "
+            "here; accepted: host, or a target that this CPU can run",
+        )
+    return machine
+
+
+def _study(
+    model: Model,
+    target: Target | str | Path,
+    calibration: Any,
+    schemes: Iterable[str] | None,
+    trials: int,
+    work_dir: str | Path | None,
+    threads: int | None,
+    seed: int,
+    observer: str,
+    measure: bool | None,
+    progress: Stages,
+) -> tuple[Study, Work]:
+    """The arguments of compile and plan checked, then studied."""
+    if not isinstance(model, Model):
+        raise HwqError("model-type", f"model is {type(model).__name__}; accepted: what hwq.load returns")
+    if trials != 0:
+        raise HwqError("trials-unsupported", f"trials is {trials!r}; accepted: 0 (auto-scheduling is not there yet)")
+    allowed = parse_schemes(schemes)
+    machine = _machine(target)
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise HwqError("threads-invalid", f"threads is {threads!r}; accepted: a whole number of at least 1, or None")
+    del seed  # no stage draws random numbers yet
+    work = open_work(model.fingerprint, model.name, work_dir)
+    timed = True if measure is None else measure
+    return study(model, machine, work, calibration, allowed, threads or machine.cores, observer, timed, progress), work
+
+
+def _evaluation(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:
+    with progress("evaluate float"):
+        return evaluation_of.prepare(evaluate, found.kept, found.runner, inputs_of(found.graph))
+
+
+def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages) -> Artifact:
+    """Build what the program proposes, and the uniform assignments that could beat it; deliver the fastest that fits.
+
+    Raises HwqError "budget-impossible" where what was measured misses the budget.
+    """
+    ratio = 1.0
+    for _ in range(LATENCY_ROUNDS):
+        with progress("assign") as callback:
+            choice = choose(found, work, budget, evaluation, ratio, callback)
+        with progress("build"):
+            artifact = deliver(found, work, plan_of(found, choice), evaluation)
+        latency_s = artifact.report["measured"]["latency_s"]
+        if budget.latency_s is None or latency_s <= budget.latency_s:
+            break
+        ratio = max(latency_s / choice.solution.latency_s, ratio * 1.02)
+    contenders = {"chosen": artifact}
+    with progress("compare") as callback:
+        others = _others(found, choice.solution)
+        for done, (name, solution) in enumerate(others.items()):
+            contenders[name] = deliver(found, work, plan_of(found, Choice(solution=solution)), evaluation)
+            callback(done + 1, len(others))
+        times = interleaved(contenders, network_input(found))
+    fitting = {name: one for name, one in contenders.items() if not _misses(one, times[name], budget)}
+    if not fitting:
+        raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(_misses(artifact, times['chosen'], budget))}")
+    fastest = min(fitting, key=lambda name: times[name])
+    picked = "chosen" if "chosen" in fitting and times["chosen"] <= times[fastest] * (1 + NOISE) else fastest
+    best = contenders[picked]
+    for name, one in contenders.items():
+        one.report["measured"]["latency_s"] = times[name]
+    best.report["verdict"] = _verdict(picked, times)
+    best.report["alternatives"] = {name: _figures(one) for name, one in contenders.items() if name != picked}
+    best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
+    return best
+
+
+def _others(found: Study, chosen: Solution) -> dict[str, Solution]:
+    """The uniform assignments worth building beside ``chosen``: float always, others if they might be faster."""
+    everything = uniforms(found)
+    return {
+        f"all {name}": solution
+        for name, solution in everything.items()
+        if solution.schemes != chosen.schemes
+        and (name == "f32" or solution.latency_s <= WORTH_BUILDING * chosen.latency_s)
+    }
+
+
+def interleaved(contenders: Mapping[str, Artifact], x: Any, rounds: int = 5, runs: int = 8) -> dict[str, float]:
+    """Median seconds of a call of each artifact, measured in turns so that a load on the machine falls on all."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, one in contenders.items():
+            times[name] += one.times(x, runs=runs, warm_up=2)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _misses(artifact: Artifact, latency_s: float, budget: Budget) -> list[str]:
+    """What of the budget the measured artifact misses, as sentences."""
+    measured = artifact.report["measured"]
+    found = []
+    if budget.latency_s is not None and latency_s > budget.latency_s:
+        found.append(f"latency measured {latency_s:.4g} s, budget {budget.latency_s:g} s")
+    if budget.weight_bytes is not None and measured["weight_bytes"] > budget.weight_bytes:
+        found.append(f"weights {measured['weight_bytes']} bytes, budget {budget.weight_bytes:g}")
+    if budget.drop is not None and (measured["drop"] is None or measured["drop"] > budget.drop):
+        found.append(f"drop measured {measured['drop']}, budget {budget.drop:g}")
+    return found
+
+
+def _verdict(picked: str, times: Mapping[str, float]) -> str:
+    others = ", ".join(f"{name} {value * 1e3:.4g} ms" for name, value in times.items() if name != picked)
+    what = "the program's choice" if picked == "chosen" else f"uniform {picked.removeprefix('all ')}, faster than the program's choice"
+    return f"{what}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
+
+
+def _figures(artifact: Artifact) -> dict[str, Any]:
+    measured = artifact.report["measured"]
+    keys = ("latency_s", "weight_bytes", "drop", "accuracy")
+    return {key: measured.get(key) for key in keys}

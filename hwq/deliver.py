@@ -1,0 +1,160 @@
+"""Deliver: build an assignment into an artifact, measure it, and say what was predicted and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hwq import evaluate as evaluation_of
+from hwq.artifact import Artifact, open_library
+from hwq.library import build_library
+from hwq.evaluate import Evaluation
+from hwq.execute import KernelSet, bind, compile_kernels, packed_constants
+from hwq.graph import ANCHORS, Layer
+from hwq.lower import Program
+from hwq.plan import Plan
+from hwq.samples import made_up
+from hwq.scheme import SCHEMES
+from hwq.store import tool_versions
+from hwq.study import Study, inputs_of
+from hwq.switches import verify_wanted
+from hwq.verify import Accuracy, require_equal
+from hwq.work import Work
+
+BENCH_RUNS = 30
+LAYER_RUNS = 10
+
+
+def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None) -> Artifact:
+    """The artifact of ``plan``, its report complete but for the comparison with other assignments.
+
+    Raises HwqError "kernel-differs" if HWQ_VERIFY is set and an integer kernel does not equal the NumPy reference.
+    """
+    program = study.program(plan.schemes)
+    kernels = study.kernels | compile_kernels([program], study.target, work.cache)
+    if verify_wanted() and study.kept:
+        require_equal(bind(program, kernels), study.kept[0], study.target)
+    library = build_library(program, kernels, study.target)
+    calls = tuple((kernels.of(step).symbol, step.layer) for step in program.steps if step.workload is not None)
+    report: dict[str, Any] = {}
+    artifact = open_library(
+        library,
+        plan=plan,
+        report=report,
+        target=study.target,
+        threads=study.threads,
+        inputs=inputs_of(study.graph),
+        outputs={name: (study.graph.shapes[name], study.graph.dtypes[name]) for name in study.graph.outputs},
+        calls=calls,
+    )
+    accuracy = None if evaluation is None else evaluation_of.judge(evaluation, artifact)
+    report.update(_report(study, plan, program, kernels, artifact, accuracy, evaluation))
+    return artifact
+
+
+def network_input(study: Study) -> dict[str, Any]:
+    """One network-sized input: the first calibration batch, or made-up values."""
+    return study.kept[0] if study.kept else made_up(inputs_of(study.graph))
+
+
+def _report(
+    study: Study,
+    plan: Plan,
+    program: Program,
+    kernels: KernelSet,
+    artifact: Artifact,
+    accuracy: Accuracy | None,
+    evaluation: Evaluation | None,
+) -> dict[str, Any]:
+    x = network_input(study)
+    latency_s = artifact.benchmark(x, runs=BENCH_RUNS).median_s
+    times = artifact.layer_times(x, runs=LAYER_RUNS)
+    sizes = packed_sizes(program, kernels)
+    layers = {layer.name for layer in study.graph.layers}
+    rows = [_layer_row(study, plan, layer, times.get(layer.name, 0.0), sizes.get(layer.name, 0)) for layer in study.graph.layers]
+    conversions = [step for step in program.steps if step.layer not in layers]
+    measured: dict[str, Any] = {
+        "latency_s": latency_s,
+        "weight_bytes": sum(sizes.values()),
+        "conversions": len(conversions),
+        "conversions_s": sum(times.get(name, 0.0) for name in {step.layer for step in conversions}),
+        "library_bytes": len(artifact.library),
+        "code_bytes": len(artifact.library) - sum(sizes.values()),
+        "drop": None if accuracy is None else accuracy.drop,
+    }
+    if accuracy is not None and evaluation is not None:
+        measured["accuracy"] = evaluation_of.summary(accuracy, evaluation.source)
+    predicted = {"latency_s": plan.latency_s, "weight_bytes": plan.weight_bytes, "loss": plan.loss}
+    return {
+        "model": study.model.name,
+        "target": study.target.name,
+        "cpu": study.target.cpu_model,
+        "threads": study.threads,
+        "calibration_samples": study.samples,
+        "tools": tool_versions(),
+        "layers": rows,
+        "predicted": predicted,
+        "measured": measured,
+        "notes": notes(study, accuracy),
+    }
+
+
+def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight_bytes: int) -> dict[str, Any]:
+    scheme = plan.schemes[layer.name]
+    unit = (layer.name, scheme)
+    return {
+        "name": layer.name,
+        "op": layer.op,
+        "scheme": scheme,
+        "predicted_s": study.costs[unit].latency_s,
+        "price_source": study.costs[unit].source,
+        "measured_s": measured_s,
+        "weight_bytes": weight_bytes,
+        "loss": study.losses.get(unit),
+        "why": plan.why.get(layer.name, ""),
+    }
+
+
+def packed_sizes(program: Program, kernels: KernelSet) -> dict[str, int]:
+    """Bytes of all constants as the library holds them, by layer: packed weights, biases, multipliers, tables."""
+    return {
+        step.layer: sum(array.nbytes for array in packed_constants(step, kernels))
+        for step in program.steps
+        if step.workload is not None and step.constants
+    }
+
+
+def notes(study: Study, accuracy: Accuracy | None) -> list[str]:
+    """What a reader should know: layers that stay in float because nothing else is there, and poor agreement."""
+    stuck = sorted({layer.op for layer in study.graph.layers if study.candidates[layer.name] == ("f32",)})
+    found = []
+    if stuck and any(names != ("f32",) for names in study.candidates.values()):
+        counts = [(op, sum(layer.op == op and study.candidates[layer.name] == ("f32",) for layer in study.graph.layers)) for op in stuck]
+        found.append("kept in float, no integer kernel: " + ", ".join(f"{op} ({count})" for op, count in counts))
+    if accuracy is not None and accuracy.agreement is not None and accuracy.agreement < 0.9:
+        found.append(f"the class agrees with float on only {accuracy.agreement:.1%} of the samples; a budget of drop would avoid that")
+    return found
+
+
+def explain_choices(study: Study, schemes: Mapping[str, str]) -> dict[str, str]:
+    """For each layer one sentence: what it runs in, and what the others would have taken and lost."""
+    return {layer.name: _why(study, layer, schemes[layer.name]) for layer in study.graph.layers}
+
+
+def _why(study: Study, layer: Layer, scheme: str) -> str:
+    names: Sequence[str] = study.candidates[layer.name]
+    if layer.op == "reshape":
+        return "a view of its input, free in any type"
+    if names == ("f32",):
+        able = study.target.schemes_for(layer.op)
+        reason = f"{study.target.name} has no integer kernel for {layer.op}" if able == ("f32",) else "no other scheme was allowed"
+        return f"f32: {reason}"
+    parts = []
+    for other in names:
+        cost, loss = study.costs[layer.name, other], study.losses[layer.name, other]
+        size = f", {cost.weight_bytes} bytes" if layer.op in ANCHORS else ""
+        lost = "" if SCHEMES[other].domain == "f32" else f", loss {loss:.1e}"
+        parts.append(f"{other} {cost.latency_s * 1e6:.1f} us{size}{lost} ({cost.source})")
+    if len(names) == 1:
+        return f"{scheme}: the only scheme allowed; {parts[0]}"
+    return f"{scheme}: chosen among {'; '.join(parts)}; conversions at its borders counted"

@@ -1,0 +1,133 @@
+"""Run programs kernel by kernel: how float statistics, sensitivities and checks are made without building a library.
+
+A program's kernels are compiled once each; a runner calls them in order on buffers that are kept from call to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from hwq.compile_kernel import compile_many, load_kernels
+from hwq.lower import Program, Step
+from hwq.schedule import kernel_for
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+Array = npt.NDArray[Any]
+Progress = Callable[[int, int], None]
+
+
+def quiet(done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KernelSet:
+    """Compiled kernels by workload: the kernel, its object file, and the loaded library that holds its function."""
+
+    kernels: Mapping[Workload, Kernel]
+    objects: Mapping[Workload, Path]
+    libraries: Mapping[Workload, Any]
+
+    def of(self, step: Step) -> Kernel:
+        assert step.workload is not None
+        return self.kernels[step.workload]
+
+    def function(self, workload: Workload) -> Any:
+        return self.libraries[workload][self.kernels[workload].symbol]
+
+    def __or__(self, other: KernelSet) -> KernelSet:
+        return KernelSet(
+            kernels={**self.kernels, **other.kernels},
+            objects={**self.objects, **other.objects},
+            libraries={**self.libraries, **other.libraries},
+        )
+
+
+def compile_kernels(programs: Iterable[Program], target: Target, cache_dir: Path, progress: Progress = quiet) -> KernelSet:
+    """Schedule, compile and load every distinct kernel of ``programs``; what the cache holds is not compiled again."""
+    needed = {step.workload: step.func for program in programs for step in program.steps if step.workload is not None}
+    kernels = {workload: kernel_for(workload, target, func) for workload, func in needed.items()}
+    paths = compile_many(list(kernels.values()), target, cache_dir, progress=progress)
+    objects = {workload: paths[kernel.symbol] for workload, kernel in kernels.items()}
+    library = load_kernels(objects.values())
+    return KernelSet(kernels=kernels, objects=objects, libraries=dict.fromkeys(kernels, library))
+
+
+def packed_constants(step: Step, kernels: KernelSet) -> tuple[Array, ...]:
+    """The step's constants as its kernel reads them: the weight packed, the rest as they are."""
+    if step.weight is None:
+        return step.constants
+    pack = kernels.of(step).pack
+    assert pack is not None
+    return tuple(pack(value) if i == step.weight else value for i, value in enumerate(step.constants))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BoundStep:
+    """A step with its function and its constants on the device; ``function`` None is a view."""
+
+    step: Step
+    function: Any
+    constants: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Runner:
+    """A program ready to run; ``buffers`` are allocated at the first run and written again by each later one."""
+
+    program: Program
+    steps: tuple[BoundStep, ...]
+    buffers: dict[str, Any] = field(default_factory=dict)
+
+
+def bind(program: Program, kernels: KernelSet) -> Runner:
+    """Put a program's constants on the device beside its functions."""
+    steps = tuple(
+        BoundStep(
+            step=step,
+            function=None if step.workload is None else kernels.function(step.workload),
+            constants=tuple(tvm.runtime.tensor(value) for value in packed_constants(step, kernels)),
+        )
+        for step in program.steps
+    )
+    return Runner(program=program, steps=steps)
+
+
+def run(
+    runner: Runner,
+    known: Mapping[str, Any],
+    steps: Sequence[BoundStep] | None = None,
+    watch: Callable[[BoundStep, Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Run ``steps`` (default: all) on the ``known`` tensors and return every tensor, known ones included.
+
+    The results live in the runner's buffers: they hold until its next run. ``watch`` is called after each step.
+    """
+    env = dict(known)
+    for bound in runner.steps if steps is None else steps:
+        step = bound.step
+        shape, dtype = runner.program.values[step.output]
+        if bound.function is None:
+            env[step.output] = env[step.inputs[0]]._create_view(shape)
+        else:
+            if step.output not in runner.buffers:
+                runner.buffers[step.output] = tvm.runtime.empty(shape, dtype)
+            out = runner.buffers[step.output]
+            bound.function(*(env[name] for name in step.inputs), *bound.constants, out)
+            env[step.output] = out
+        if watch is not None:
+            watch(bound, env)
+    return env
+
+
+def to_device(batch: Mapping[str, Array]) -> dict[str, Any]:
+    """NumPy arrays as aligned tensors."""
+    return {name: tvm.runtime.tensor(np.ascontiguousarray(value)) for name, value in batch.items()}

@@ -1,0 +1,70 @@
+"""Library: from a program and its compiled kernels to one shared library.
+
+The program becomes a Relax function whose calls go to the kernels' symbols (``call_dps_packed``); TVM plans its memory
+and compiles it to VM bytecode, and one link joins that with the very object files that were measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.script import tirx as T
+
+from hwq.compile_kernel import link
+from hwq.execute import KernelSet, packed_constants
+from hwq.lower import Program
+from hwq.target import Target
+
+
+@T.prim_func
+def _anchor(byte: T.Buffer((1,), "int8")) -> None:  # type: ignore[no-untyped-def]
+    T.func_attr({"global_symbol": "hwq_anchor", "tirx.is_scheduled": True})
+    byte[0] = T.int8(0)
+
+
+def to_relax(program: Program, kernels: KernelSet) -> tvm.IRModule:
+    """The program as a Relax function "main"; weights and other constants are constants of the function."""
+    builder = relax.BlockBuilder()
+    params = {name: relax.Var(f"x{i}", _type(program, name)) for i, name in enumerate(program.inputs)}
+    env: dict[str, Any] = dict(params)
+    with builder.function("main", list(params.values())):
+        with builder.dataflow():
+            for step in program.steps:
+                args = [env[name] for name in step.inputs]
+                if step.workload is None:
+                    env[step.output] = builder.emit(relax.op.reshape(args[0], program.values[step.output][0]))
+                    continue
+                args += [relax.const(value) for value in packed_constants(step, kernels)]
+                call = relax.op.call_dps_packed(kernels.of(step).symbol, args, _type(program, step.output))
+                env[step.output] = builder.emit(call)
+            results = [builder.emit_output(env[name]) for name in program.outputs]
+        builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
+    # A module without one function of its own would be linked as C source; kernels are outside it, so it gets a stub.
+    builder.add_func(_anchor, "hwq_anchor")
+    return builder.get()
+
+
+def _type(program: Program, value: str) -> relax.TensorType:
+    shape, dtype = program.values[value]
+    return relax.TensorType(shape, dtype)
+
+
+def build_library(program: Program, kernels: KernelSet, target: Target) -> bytes:
+    """The shared library of ``program`` for ``target``, as the bytes of a .so file."""
+    executable = relax.build(to_relax(program, kernels), target.tvm(), exec_mode="bytecode")
+    used = dict.fromkeys(str(kernels.objects[step.workload]) for step in program.steps if step.workload is not None)
+    with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
+        path = Path(folder) / "network.so"
+
+        def fcompile(output: str, files: Sequence[str], **_: Any) -> None:
+            link(Path(output), [Path(file) for file in files])
+
+        fcompile.output_format = "so"  # type: ignore[attr-defined]
+        fcompile.object_format = "o"  # type: ignore[attr-defined]
+        executable.export_library(str(path), fcompile=fcompile, addons=list(used), workspace_dir=folder)
+        return path.read_bytes()

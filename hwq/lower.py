@@ -1,0 +1,278 @@
+"""Lower: from layers, schemes and ranges to a ``Program``: one step per kernel call, with every number it takes.
+
+Stands after assign and quantize, before schedule and build. Tensors live as float32 (or their own type) under their
+name, and as int8 under ``name@int8``, in the target's storage: where instructions want unsigned activations the stored
+byte is q + 128, and every zero point here carries that offset. Conversions appear only where a producer and a consumer
+differ; an int8 layer with weights whose consumers all want float writes float itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq import numerics
+from hwq.graph import ANCHORS, Graph, Layer, Shape
+from hwq.numerics import QParams
+from hwq.quantize import IntegerWeights, Weights
+from hwq.scheme import SCHEMES, Scheme
+from hwq.target import Target
+from hwq.workload import Workload
+
+Array = npt.NDArray[Any]
+FLOAT = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """One kernel call: kernel(inputs..., constants..., output). ``workload`` None is a view (reshape), no kernel.
+
+    layer: the layer it serves; a conversion is its tensor's. constants[weight] goes through the kernel's packing first.
+    """
+
+    layer: str
+    name: str
+    workload: Workload | None
+    inputs: tuple[str, ...]
+    output: str
+    constants: tuple[Array, ...] = ()
+    weight: int | None = None
+    func: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Program:
+    """Steps in execution order over named values; ``values`` gives each value's shape and type."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    values: Mapping[str, tuple[Shape, str]]
+    steps: tuple[Step, ...]
+
+
+def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[Scheme]) -> tuple[str, ...]:
+    """The schemes among ``allowed`` that ``target`` has a way to compute ``layer`` in; ("f32",) where there is none.
+
+    A layer without weights knows int8 (named w8a8) and float only; it may be int8 wherever an integer scheme is allowed.
+    """
+    floats = tuple(scheme.name for scheme in allowed if scheme.domain == "f32")
+    on_target = target.schemes_for(layer.op)
+    native = all(graph.dtypes[tensor] == FLOAT for tensor in (*layer.inputs, layer.output))
+    clamped = layer.op in (*ANCHORS, "unary") or layer.activation.clamps
+    integers: tuple[str, ...] = ()
+    if native and clamped:
+        integers = tuple(scheme.name for scheme in allowed if scheme.domain == "int8" and scheme.name in on_target)
+        if layer.op not in ANCHORS and "w8a8" in on_target and any(scheme.domain == "int8" for scheme in allowed):
+            integers = ("w8a8",)
+    return (*floats, *integers) or ("f32",)
+
+
+def convert_workload(op: str, shape: Shape, parallel: int) -> Workload:
+    """The border conversion of a tensor of ``shape``: op "quantize" (float32 to int8) or "dequantize"."""
+    out = "int8" if op == "quantize" else FLOAT
+    return Workload(op=op, scheme="w8a8", input_shapes=(shape,), output_shape=shape, out_dtype=out, parallel=parallel)
+
+
+def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> Workload | None:
+    """The kernel that ``layer`` needs in ``scheme``; None for a view."""
+    if layer.op == "reshape":
+        return None
+    has_bias = layer.weight is not None and (layer.bias is not None or SCHEMES[scheme].domain == "int8")
+    return Workload(
+        op=layer.op,
+        scheme=scheme,
+        input_shapes=layer.input_shapes,
+        output_shape=layer.output_shape,
+        attrs=tuple(sorted(layer.attrs.items())),
+        activation=layer.activation,
+        has_bias=has_bias,
+        residual=layer.residual,
+        out_dtype=out_dtype,
+        parallel=parallel,
+    )
+
+
+def writes_float(layer: Layer) -> bool:
+    """Whether the integer kernel of ``layer`` can write float32 instead of int8."""
+    return layer.op in ANCHORS and layer.activation.clamps
+
+
+def lower(
+    graph: Graph,
+    schemes: Mapping[str, str],
+    qparams: Mapping[str, QParams],
+    weights: Weights,
+    target: Target,
+    parallel: int,
+    direct: bool = True,
+) -> Program:
+    """The program that runs ``graph`` with each layer in its scheme (a layer not named runs in f32).
+
+    qparams holds, for each tensor that is int8 anywhere, its parameters, and under "layer:pre" those of the value in front of
+    a table activation. weights holds the integer weights of each layer that has an integer scheme.
+    """
+    offset = target.activation_offset
+    stored = target.activation_storage
+    wants = _wanted_types(graph, schemes)
+    values: dict[str, tuple[Shape, str]] = {name: (graph.shapes[name], graph.dtypes[name]) for name in graph.inputs}
+    steps: list[Step] = []
+
+    def convert(tensor: str, op: str) -> None:
+        source, result = (tensor, f"{tensor}@int8") if op == "quantize" else (f"{tensor}@int8", tensor)
+        q = qparams[tensor]
+        zero = np.array([q.zero_point + offset], np.int32)
+        scale = np.array([1.0 / np.float64(q.scale) if op == "quantize" else q.scale], np.float32)
+        shape = graph.shapes[tensor]
+        values[result] = (shape, stored if op == "quantize" else FLOAT)
+        steps.append(
+            Step(
+                layer=tensor,
+                name=f"{tensor}:{op}",
+                workload=convert_workload(op, shape, parallel),
+                inputs=(source,),
+                output=result,
+                constants=(zero, scale),
+            )
+        )
+
+    def arrive(tensor: str) -> None:
+        """After a tensor's first form exists, make the other one if somebody wants it."""
+        if "int8" in wants[tensor] and f"{tensor}@int8" not in values:
+            convert(tensor, "quantize")
+        if FLOAT in wants[tensor] and tensor not in values:
+            convert(tensor, "dequantize")
+
+    for tensor in graph.inputs:
+        arrive(tensor)
+    for layer in graph.layers:
+        scheme = schemes.get(layer.name, "f32")
+        integer = SCHEMES[scheme].domain == "int8"
+        to_float = direct and integer and writes_float(layer) and "int8" not in wants[layer.output]
+        as_int8 = integer and not to_float
+        names = tuple(f"{tensor}@int8" if integer else tensor for tensor in layer.inputs)
+        output = f"{layer.output}@int8" if as_int8 else layer.output
+        workload = layer_workload(layer, scheme, "int8" if as_int8 else FLOAT, parallel)
+        constants, weight = _constants(layer, scheme, qparams, weights, offset, to_float)
+        values[output] = (layer.output_shape, stored if as_int8 else graph.dtypes[layer.output])
+        steps.append(
+            Step(
+                layer=layer.name,
+                name=layer.name,
+                workload=workload,
+                inputs=names,
+                output=output,
+                constants=constants,
+                weight=weight,
+                func=layer.func,
+            )
+        )
+        arrive(layer.output)
+    return Program(inputs=graph.inputs, outputs=graph.outputs, values=values, steps=tuple(steps))
+
+
+def _wanted_types(graph: Graph, schemes: Mapping[str, str]) -> dict[str, set[str]]:
+    """For each tensor the forms ("int8", "float32") in which its consumers, the caller included, want it."""
+    wants: dict[str, set[str]] = {tensor: set() for tensor in graph.shapes}
+    for tensor in graph.outputs:
+        wants[tensor].add(FLOAT)
+    for layer in graph.layers:
+        form = "int8" if SCHEMES[schemes.get(layer.name, "f32")].domain == "int8" else FLOAT
+        for tensor in layer.inputs:
+            wants[tensor].add(form)
+    return wants
+
+
+def _clamp(layer: Layer, out: QParams) -> tuple[int, int]:
+    """The activation's clamp as int8 values of the output."""
+
+    def bound(value: float) -> int:
+        return int(numerics.quantize(np.array([value], np.float32), out)[0])
+
+    kind = layer.activation.kind
+    low = bound(0.0) if kind == "relu" else bound(layer.activation.lo) if kind == "clip" else -128
+    high = bound(layer.activation.hi) if kind == "clip" else 127
+    return low, high
+
+
+def _constants(
+    layer: Layer, scheme: str, qparams: Mapping[str, QParams], weights: Weights, offset: int, direct: bool
+) -> tuple[tuple[Array, ...], int | None]:
+    """The constant arguments of a layer's kernel, in the kernel's order, and which of them is the weight."""
+    if SCHEMES[scheme].domain == "f32":
+        if layer.weight is None:
+            return layer.constants, None
+        return (layer.weight, layer.bias) if layer.bias is not None else (layer.weight,), 0
+    ins = [qparams[tensor] for tensor in layer.inputs]
+    out = qparams[layer.output]
+    if layer.op in ANCHORS:
+        return _anchor_constants(layer, ins, out, qparams.get(f"{layer.name}:pre"), weights[layer.name, scheme], offset, direct), 0
+    if layer.op == "pad":
+        fill = numerics.quantize(np.array([layer.attrs["value"]], np.float32), out).astype(np.int32)
+        return (fill + np.int32(offset),), None
+    if layer.op == "unary":
+        return (_table(layer, ins[0], out, offset),), None
+    low, high = _clamp(layer, out)
+    if layer.op == "avg_pool2d":
+        ints = _ints(ins[0].zero_point, 0, out.zero_point, low, high, offset=offset)
+        return ((ins[0].scale / (out.scale * pool_counts(layer))).astype(np.float32), ints), None
+    if layer.op in ("add", "multiply"):
+        a, b = ins
+        ints = _ints(a.zero_point, b.zero_point, out.zero_point, low, high, offset=offset)
+        ratios = [a.scale / out.scale, b.scale / out.scale] if layer.op == "add" else [a.scale * b.scale / out.scale]
+        return (ints, np.array(ratios, np.float32)), None
+    return (), None
+
+
+def _anchor_constants(
+    layer: Layer, ins: list[QParams], out: QParams, pre: QParams | None, weights: IntegerWeights, offset: int, direct: bool
+) -> tuple[Array, ...]:
+    x, residual = ins[0], ins[-1] if layer.residual else None
+    assert layer.weight is not None
+    channels = layer.weight.shape[0]
+    table = not layer.activation.clamps
+    target = pre if table and pre is not None else out
+    low, high = (-128, 127) if table else _clamp(layer, out)
+    acc_scale = np.float64(x.scale) * weights.scale.astype(np.float64)
+    bias = np.zeros(channels, np.float32) if layer.bias is None else layer.bias
+    integer_bias = numerics.quantize_bias(bias, x.scale, weights.scale)
+    out_scale = np.float64(1.0 if direct else target.scale)
+    residual_scale = 0.0 if residual is None else np.float64(residual.scale) / out_scale
+    lo_f = 0.0 if layer.activation.kind == "relu" else layer.activation.lo
+    hi_f = layer.activation.hi
+    arrays: tuple[Array, ...] = (
+        weights.values,
+        numerics.fold_zero_point(integer_bias, weights.values, x.zero_point + offset),
+        (acc_scale / out_scale).astype(np.float32),
+        _ints(x.zero_point, 0 if residual is None else residual.zero_point, target.zero_point, low, high, offset=offset),
+        np.array([residual_scale, lo_f, hi_f], np.float32),
+    )
+    return (*arrays, _table(layer, target, out, offset)) if table else arrays
+
+
+def _ints(*values: int, offset: int) -> Array:
+    return np.array([value + offset for value in values], np.int32)
+
+
+def _table(layer: Layer, source: QParams, out: QParams, offset: int) -> Array:
+    """The layer's activation as 256 stored bytes, indexed by the stored byte."""
+    return numerics.store_table(numerics.make_table(lambda x: numerics.activate(layer.activation, x), source, out), offset)
+
+
+def pool_counts(layer: Layer) -> npt.NDArray[np.float64]:
+    """How many taps each output position of an average pool divides by, (OH, OW)."""
+    kernel, strides, padding = layer.attrs["kernel"], layer.attrs["strides"], layer.attrs["padding"]
+    _, height, width, _ = layer.input_shapes[0]
+    _, out_h, out_w, _ = layer.output_shape
+    if layer.attrs["count_include_pad"]:
+        return np.full((out_h, out_w), float(kernel[0] * kernel[1]))
+
+    def taps(size: int, out: int, window: int, stride: int, before: int) -> npt.NDArray[np.float64]:
+        start = np.arange(out) * stride - before
+        return (np.minimum(start + window, size) - np.maximum(start, 0)).astype(np.float64)
+
+    rows = taps(height, out_h, kernel[0], strides[0], padding[0])
+    return np.outer(rows, taps(width, out_w, kernel[1], strides[1], padding[1]))

@@ -1,0 +1,300 @@
+"""Study: everything a choice needs to know of one network on one machine, each stage kept in the work directory.
+
+find candidates -> calibrate -> quantize -> sensitivity -> price. The result is plain values; ``hwq.choose`` picks from it
+and ``hwq.deliver`` builds the pick. Interrupted anywhere, the same call goes on from the last whole result.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hwq import samples as samples_of
+from hwq import sensitivity
+from hwq.cache import default_store_path
+from hwq.calibrate import choose, collect, split_activations
+from hwq.cost import price
+from hwq.errors import HwqError
+from hwq.execute import KernelSet, Runner, bind, compile_kernels, packed_constants
+from hwq.graph import Graph, Shape
+from hwq.lower import Program, convert_workload, layer_workload, legal_schemes, lower
+from hwq.measure import measure_kernels
+from hwq.model import Model
+from hwq.numerics import QParams
+from hwq.observers import OBSERVERS
+from hwq.plan import Plan
+from hwq.progress import Callback, Stages
+from hwq.quantize import Weights, quantize_weights
+from hwq.samples import Batch
+from hwq.scheme import SCHEMES, Cost, Scheme
+from hwq.store import Record
+from hwq.target import Target
+from hwq.threads import use_threads
+from hwq.ties import tied_tensors
+from hwq.work import Work, load_qparams, save_qparams
+from hwq.workload import Workload
+
+# Samples that sensitivity is measured on, and that are kept for checks: the first ones of the calibration set.
+KEPT_SAMPLES = 16
+FREE = Cost(latency_s=0.0, weight_bytes=0, source="measured", interval_s=(0.0, 0.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Study:
+    """One network on one machine. candidates: layer -> schemes. losses and costs: (layer, scheme) -> value.
+
+    conversions: tensor -> seconds to (quantize, dequantize) it. runner: the float network, kernel by kernel. kept: the
+    first calibration batches of ``samples``.
+    """
+
+    model: Model
+    target: Target
+    threads: int
+    candidates: Mapping[str, tuple[str, ...]]
+    qparams: Mapping[str, QParams]
+    weights: Weights
+    kernels: KernelSet
+    runner: Runner
+    losses: Mapping[tuple[str, str], float]
+    costs: Mapping[tuple[str, str], Cost]
+    conversions: Mapping[str, tuple[float, float]]
+    kept: tuple[Batch, ...]
+    samples: int
+
+    @property
+    def graph(self) -> Graph:
+        return self.model.graph
+
+    def program(self, schemes: Mapping[str, str]) -> Program:
+        """The network lowered with these schemes."""
+        return lower(self.graph, schemes, self.qparams, self.weights, self.target, self.threads)
+
+
+def inputs_of(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The network's inputs as its callers give them: name -> (shape, dtype)."""
+    return {name: (graph.shapes[name], graph.dtypes[name]) for name in graph.inputs}
+
+
+def find_candidates(graph: Graph, target: Target, allowed: Sequence[Scheme]) -> dict[str, tuple[str, ...]]:
+    """The schemes that each layer may run in."""
+    return {layer.name: legal_schemes(graph, layer, target, allowed) for layer in graph.layers}
+
+
+def study(
+    model: Model,
+    target: Target,
+    work: Work,
+    calibration: Any,
+    allowed: Sequence[Scheme],
+    threads: int,
+    observer: str,
+    measure: bool,
+    stages: Stages,
+) -> Study:
+    """Find out what each layer loses and costs in each scheme it may run in.
+
+    Raises HwqError for calibration samples that are missing, of the wrong shape or type, or constant, and for an
+    ``observer`` that is not in OBSERVERS.
+    """
+    if observer not in OBSERVERS:
+        raise HwqError("observer-unknown", f"observer {observer!r} is not known; accepted: {', '.join(OBSERVERS)}")
+    graph = model.graph
+    candidates = find_candidates(graph, target, allowed)
+    use_threads(threads)
+    split = split_activations(graph)
+    float_program = lower(split, {}, {}, {}, target, threads)
+    with stages("compile float") as progress:
+        kernels = compile_kernels([float_program], target, work.cache, progress)
+    runner = bind(float_program, kernels)
+    integers = any(SCHEMES[scheme].domain == "int8" for names in candidates.values() for scheme in names)
+    qparams, kept, count, digest = _calibrate(split, candidates, runner, work, calibration, observer, integers, stages)
+    with stages("quantize") as progress:
+        weights = quantize_weights(graph, candidates, qparams, progress)
+    units = {
+        (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, target, threads)
+        for layer in graph.layers
+        for scheme in candidates[layer.name]
+        if scheme != "f32"
+    }
+    plain = lower(graph, {}, {}, {}, target, threads)
+    programs = [plain, *units.values()] if _needs_float(candidates) else list(units.values())
+    with stages("compile") as progress:
+        kernels |= compile_kernels(programs, target, work.cache, progress)
+    losses = dict.fromkeys(units, 0.0)
+    wanted = {(layer.name, scheme) for layer, scheme in sensitivity.needed_units(graph, candidates)}
+    if wanted:
+        journal = work.file("sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, sorted(wanted))
+        with stages("sensitivity") as progress:
+            chosen = {unit: program for unit, program in units.items() if unit in wanted}
+            losses.update(sensitivity.measure(runner, chosen, kernels, kept, journal, progress))
+    with stages("measure") as progress:
+        records = measure_kernels(programs, kernels, target, default_store_path(), threads, progress) if measure else {}
+    losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
+    costs = _costs(graph, candidates, target, threads, records, _packed_bytes(programs, kernels))
+    return Study(
+        model=model,
+        target=target,
+        threads=threads,
+        candidates=candidates,
+        qparams=qparams,
+        weights=weights,
+        kernels=kernels,
+        runner=runner,
+        losses=losses,
+        costs=costs,
+        conversions=_conversions(graph, target, threads, records),
+        kept=kept,
+        samples=count,
+    )
+
+
+def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads: int, progress: Callback) -> Study:
+    """What building a given plan needs: nothing is calibrated, measured or chosen; costs are the roofline's.
+
+    Raises HwqError "plan-ranges" for an integer layer with a tensor whose range the plan does not hold.
+    """
+    graph = model.graph
+    candidates = {layer.name: (plan.schemes[layer.name],) for layer in graph.layers}
+    for layer in graph.layers:
+        if plan.schemes[layer.name] == "f32":
+            continue
+        needed = [*layer.inputs, layer.output]
+        if layer.weight is not None and not layer.activation.clamps:
+            needed.append(f"{layer.name}:pre")
+        for tensor in needed:
+            if tensor not in plan.qparams:
+                raise HwqError(
+                    "plan-ranges",
+                    f"plan runs layer {layer.name!r} in {plan.schemes[layer.name]} but holds no range of tensor {tensor!r}; "
+                    "accepted: a plan made by hwq.plan with calibration samples",
+                )
+    use_threads(threads)
+    float_program = lower(split_activations(graph), {}, {}, {}, target, threads)
+    kernels = compile_kernels([float_program], target, work.cache, progress)
+    weights = quantize_weights(graph, candidates, plan.qparams)
+    return Study(
+        model=model,
+        target=target,
+        threads=threads,
+        candidates=candidates,
+        qparams=plan.qparams,
+        weights=weights,
+        kernels=kernels,
+        runner=bind(float_program, kernels),
+        losses={},
+        costs=_costs(graph, candidates, target, threads, {}, {}),
+        conversions=_conversions(graph, target, threads, {}),
+        kept=(),
+        samples=0,
+    )
+
+
+def _needs_float(candidates: Mapping[str, tuple[str, ...]]) -> bool:
+    return any("f32" in names for names in candidates.values())
+
+
+def _calibrate(
+    split: Graph,
+    candidates: Mapping[str, tuple[str, ...]],
+    runner: Runner,
+    work: Work,
+    calibration: Any,
+    observer: str,
+    integers: bool,
+    stages: Stages,
+) -> tuple[dict[str, QParams], tuple[Batch, ...], int, str]:
+    """(parameters of every float tensor, the first batches, how many there were, their digest)."""
+    inputs = inputs_of(split)
+    if calibration is None:
+        if integers:
+            raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
+        return {}, (), 0, ""
+    kept: list[Batch] = []
+    batches: Iterable[Batch] = samples_of.stream(calibration, inputs)
+    # What can be read twice is hashed first, so that a finished result is found; a generator is streamed once.
+    repeatable = hasattr(calibration, "__len__")
+    digest, total = "", None
+    if repeatable:
+        total = 0
+        hashed = samples_of.Digest()
+        for batch in batches:
+            hashed.add(batch)
+            total += 1
+        digest = hashed.hex()
+        batches = samples_of.stream(calibration, inputs)
+    tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
+    finished = work.file("ranges", ".json", sorted(tensors), digest, observer)
+    if not integers or (repeatable and finished.exists()):
+        kept = list(itertools.islice(batches, KEPT_SAMPLES))
+        return (load_qparams(finished) if integers else {}), tuple(kept), total or len(kept), digest
+    streamed = samples_of.Digest()
+    count = 0
+
+    def watched() -> Iterable[Batch]:
+        nonlocal count
+        for batch in batches:
+            streamed.add(batch)
+            count += 1
+            if len(kept) < KEPT_SAMPLES:
+                kept.append(batch)
+            yield batch
+
+    checkpoint = work.file("statistics", ".npz", sorted(tensors), digest) if repeatable else None
+    with stages("calibrate") as progress:
+        histograms = collect(runner, tensors, watched(), total, checkpoint, progress)
+    needed = frozenset(
+        tensor
+        for layer in split.layers
+        if any(scheme != "f32" for scheme in candidates.get(layer.name, ()))
+        for tensor in (*layer.inputs, layer.output)
+    )
+    qparams = choose(histograms, tied_tensors(split), observer, needed)
+    if repeatable:
+        save_qparams(finished, qparams)
+    return qparams, tuple(kept), count, streamed.hex()
+
+
+def _packed_bytes(programs: Sequence[Program], kernels: KernelSet) -> dict[Workload, int]:
+    """Bytes of each kernel's constants as it reads them: what the artifact will hold, padding included."""
+    return {
+        step.workload: sum(array.nbytes for array in packed_constants(step, kernels))
+        for program in programs
+        for step in program.steps
+        if step.workload is not None
+    }
+
+
+def _costs(
+    graph: Graph,
+    candidates: Mapping[str, tuple[str, ...]],
+    target: Target,
+    threads: int,
+    records: Mapping[Workload, Record],
+    packed: Mapping[Workload, int],
+) -> dict[tuple[str, str], Cost]:
+    """The cost of each layer in each of its schemes: measured where there is a record, else the roofline."""
+    found = {}
+    for layer in graph.layers:
+        for scheme in candidates[layer.name]:
+            out = "float32" if SCHEMES[scheme].domain == "f32" else "int8"
+            workload = layer_workload(layer, scheme, out, threads)
+            if workload is None:
+                found[layer.name, scheme] = FREE
+                continue
+            cost = price(workload, target, threads, records.get(workload))
+            found[layer.name, scheme] = replace(cost, weight_bytes=packed.get(workload, cost.weight_bytes))
+    return found
+
+
+def _conversions(
+    graph: Graph, target: Target, threads: int, records: Mapping[Workload, Record]
+) -> dict[str, tuple[float, float]]:
+    """Seconds to (quantize, dequantize) each tensor."""
+
+    def latency_s(op: str, shape: Shape) -> float:
+        workload = convert_workload(op, shape, threads)
+        return price(workload, target, threads, records.get(workload)).latency_s
+
+    return {tensor: (latency_s("quantize", shape), latency_s("dequantize", shape)) for tensor, shape in graph.shapes.items()}

@@ -1,0 +1,26 @@
+"""How many of TVM's worker threads the kernels called from this thread may use."""
+
+from __future__ import annotations
+
+import os
+
+import tvm
+
+_SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
+
+
+def available_cpus() -> list[int]:
+    """The CPUs that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return sorted(affinity(0)) if affinity is not None else list(range(os.cpu_count() or 1))
+
+
+def use_threads(threads: int) -> None:
+    """Let TVM use ``threads`` worker threads, at most one for each CPU of this process; no effect when it is so already.
+
+    Every CPU is named to TVM: given fewer, it would pin the calling thread to those.
+    """
+    cpus = available_cpus()
+    wanted = min(threads, len(cpus))
+    if tvm.get_global_func("runtime.NumThreads")() != wanted:
+        tvm.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, wanted, [str(cpu) for cpu in cpus])

@@ -1,0 +1,106 @@
+"""Verify: what was delivered. Integer kernels against the NumPy reference, outputs against float, accuracy on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq import numerics, reference
+from hwq.errors import HwqError
+from hwq.execute import BoundStep, Runner, run, to_device
+from hwq.samples import Batch
+from hwq.target import Target
+
+Array = npt.NDArray[Any]
+Run = Callable[[Any], Any]
+# (inputs, labels), or a function of a run callable that returns a score, higher is better
+Evaluate = tuple[Any, Any] | Callable[[Run], float]
+
+
+def differing_steps(runner: Runner, batch: Batch, target: Target) -> dict[str, int]:
+    """For each integer step run on real activations: how many elements differ from the NumPy reference (0 is right)."""
+    found: dict[str, int] = {}
+
+    def compare(bound: BoundStep, env: Mapping[str, Any]) -> None:
+        step = bound.step
+        if step.workload is None or step.workload.scheme == "f32":
+            return
+        arguments = [env[name].numpy() for name in step.inputs] + list(step.constants)
+        expected = reference.evaluate(step.workload, arguments, target.activation_storage)
+        found[step.name] = int((env[step.output].numpy() != expected).sum())
+
+    run(runner, to_device(batch), watch=compare)
+    return found
+
+
+def require_equal(runner: Runner, batch: Batch, target: Target) -> None:
+    """Raises HwqError "kernel-differs" naming the steps whose integers are not the reference's."""
+    wrong = {name: count for name, count in differing_steps(runner, batch, target).items() if count}
+    if wrong:
+        rows = ", ".join(f"{name} ({count} elements)" for name, count in wrong.items())
+        raise HwqError("kernel-differs", f"integer kernels differ from the NumPy reference: {rows}; accepted: equality")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """One run compared with float's on the same inputs. drop is float's score minus this one's (a fraction).
+
+    agreement: share of samples of the same class, None where the first output is not (N, classes). score: None without
+    labels; then drop is the share of samples whose class changed, which bounds the accuracy lost from above.
+    """
+
+    score: float | None
+    float_score: float | None
+    drop: float | None
+    agreement: float | None
+    sqnr_db: tuple[float, ...]
+    samples: int
+
+
+def outputs_of(call: Run, inputs: Any) -> tuple[Array, ...]:
+    """The call's outputs as a tuple."""
+    result = call(inputs)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def top1(logits: Array, labels: Array) -> float:
+    """The share of rows of ``logits`` (N, classes) whose largest entry is at ``labels`` (N,)."""
+    return float((logits.reshape(len(logits), -1).argmax(axis=1) == labels).mean())
+
+
+def compare(
+    call: Run, float_outputs: tuple[Array, ...], inputs: Any, labels: Array | None, score: float | None, float_score: float | None
+) -> Accuracy:
+    """``call`` on ``inputs`` against ``float_outputs``; ``score`` and ``float_score`` where a user's function gave them."""
+    mine = outputs_of(call, inputs)
+    classes = mine[0].ndim == 2 and mine[0].shape[1] > 1
+    agreement = float((mine[0].argmax(axis=1) == float_outputs[0].argmax(axis=1)).mean()) if classes else None
+    if labels is not None:
+        score, float_score = top1(mine[0], labels), top1(float_outputs[0], labels)
+    drop = float_score - score if score is not None and float_score is not None else None
+    if drop is None and agreement is not None:
+        drop = 1.0 - agreement
+    return Accuracy(
+        score=score,
+        float_score=float_score,
+        drop=drop,
+        agreement=agreement,
+        sqnr_db=tuple(numerics.sqnr_db(good, got) for good, got in zip(float_outputs, mine, strict=True)),
+        samples=len(mine[0]),
+    )
+
+
+def check_labels(inputs: Any, labels: Any) -> npt.NDArray[np.int64]:
+    """Labels as int64 (N,), as many as inputs. Raises HwqError "labels-invalid"."""
+    array = np.asarray(labels)
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    count = len(first)
+    if array.dtype.kind not in "iu" or array.shape != (count,):
+        raise HwqError(
+            "labels-invalid", f"evaluate labels are {array.dtype} of shape {array.shape}; accepted: integers of shape ({count},)"
+        )
+    return array.astype(np.int64)
