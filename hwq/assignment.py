@@ -1,0 +1,125 @@
+"""An assignment problem and its answers as plain values: candidates, borders, limits, and what a choice sums to.
+
+``hwq.assign`` solves it. Nothing here does: ``evaluate`` is the definition that the program is checked against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hwq.scheme import SCHEMES, Candidate
+
+# What can be limited or minimized, in the order in which the unlimited ones are minimized.
+QUANTITIES = ("latency_s", "loss", "weight_bytes")
+
+# A limit is met if it is met to this part of itself, which allows for the rounding of sums.
+_EXACT = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Border:
+    """One tensor between layers, and what its conversions cost.
+
+    producer: a layer, or None for a network input, which is f32. consumers: layers; ``output`` if the caller, who wants
+    f32, reads it too. An f32 tensor with an int8 consumer pays ``quantize_s`` once; an int8 tensor with an f32 consumer
+    pays ``dequantize_s`` once. Neither is negative. ``direct_s``, of either sign, is paid instead of the latter where it
+    is given and nobody wants int8: the producer then writes float itself.
+    """
+
+    tensor: str
+    producer: str | None
+    consumers: tuple[str, ...]
+    output: bool = False
+    quantize_s: float = 0.0
+    dequantize_s: float = 0.0
+    direct_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Candidates of every layer, in the order of execution; the tensors between; latency that no choice changes."""
+
+    candidates: tuple[Candidate, ...]
+    borders: tuple[Border, ...] = ()
+    fixed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Upper bounds on a solution; None for no bound."""
+
+    latency_s: float | None = None
+    loss: float | None = None
+    weight_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """A scheme for each layer, and what that makes in sum: conversions and fixed time included."""
+
+    schemes: Mapping[str, str]
+    latency_s: float
+    weight_bytes: int
+    loss: float
+
+
+def evaluate(problem: Problem, schemes: Mapping[str, str]) -> Solution:
+    """The sums of ``schemes``, which must name a candidate for each of the problem's layers."""
+    table = {(candidate.layer, candidate.scheme): candidate for candidate in problem.candidates}
+    layers = list(by_layer(problem.candidates))
+    chosen = [table[layer, schemes[layer]] for layer in layers]
+    conversions = [conversion_s(border, schemes) for border in problem.borders]
+    return Solution(
+        schemes={layer: schemes[layer] for layer in layers},
+        latency_s=math.fsum([problem.fixed_s, *(candidate.cost.latency_s for candidate in chosen), *conversions]),
+        weight_bytes=sum(candidate.cost.weight_bytes for candidate in chosen),
+        loss=math.fsum(candidate.loss for candidate in chosen),
+    )
+
+
+def conversion_s(border: Border, schemes: Mapping[str, str]) -> float:
+    """What the conversions of one tensor take under ``schemes``."""
+    integer = [SCHEMES[schemes[layer]].domain == "int8" for layer in border.consumers]
+    if border.producer is None or SCHEMES[schemes[border.producer]].domain == "f32":
+        return border.quantize_s if any(integer) else 0.0
+    if all(integer) and not border.output:
+        return 0.0
+    return border.dequantize_s if any(integer) or border.direct_s is None else border.direct_s
+
+
+def prune(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """``candidates`` without those that another of the same layer and domain beats or equals in every quantity.
+
+    Across domains nothing is dropped, since neighbours decide what a conversion costs. Of equals the first stays.
+    """
+    kept: list[Candidate] = []
+    for group in by_layer(candidates).values():
+        for i, candidate in enumerate(group):
+            domain = SCHEMES[candidate.scheme].domain
+            rivals = [(j, other) for j, other in enumerate(group) if SCHEMES[other.scheme].domain == domain]
+            if not any(_beats(other, candidate, j < i) for j, other in rivals if j != i):
+                kept.append(candidate)
+    return tuple(kept)
+
+
+def _beats(other: Candidate, candidate: Candidate, wins_ties: bool) -> bool:
+    mine = (candidate.cost.latency_s, candidate.loss, candidate.cost.weight_bytes)
+    theirs = (other.cost.latency_s, other.loss, other.cost.weight_bytes)
+    return all(a <= b for a, b in zip(theirs, mine, strict=True)) and (theirs != mine or wins_ties)
+
+
+def within(solution: Solution, limits: Limits) -> bool:
+    for name in QUANTITIES:
+        limit = getattr(limits, name)
+        if limit is not None and getattr(solution, name) > limit + _EXACT * abs(limit):
+            return False
+    return True
+
+
+def by_layer(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.layer, []).append(candidate)
+    return groups

@@ -1,0 +1,168 @@
+"""The mixed-integer program behind ``hwq.assign``: its columns and rows, and SciPy's HiGHS to solve it exactly.
+
+Columns: one binary for each candidate; then for each border four numbers in [0, 1]: the tensor is quantized, converted
+back, written as float by its producer, and wanted as int8 by somebody. Once the binaries are set, the rows leave these
+one value each, or their cost pushes them down to it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, sparse
+
+from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate, prune, within
+from hwq.scheme import SCHEMES
+
+# HiGHS's tolerances are absolute, 1e-6: sums are scaled to this size for them to mean little.
+_SIZE = 1e4
+# Answers that round to an assignment beyond a limit are cut off one by one, at most this often.
+_CUTS = 100
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Program:
+    """A problem's rows, lower <= rows @ columns <= upper, and what each column adds to each of QUANTITIES."""
+
+    problem: Problem
+    sums: Mapping[str, Vector]
+    rows: sparse.csr_array
+    lower: Vector
+    upper: Vector
+
+
+def formulate(problem: Problem) -> Program:
+    """The program of ``problem``, dominated candidates left out."""
+    problem = replace(problem, candidates=prune(problem.candidates))
+    groups = by_layer(problem.candidates)
+    column = {(c.layer, c.scheme): i for i, c in enumerate(problem.candidates)}
+    integer = {
+        layer: {column[layer, c.scheme]: 1.0 for c in group if SCHEMES[c.scheme].domain == "int8"}
+        for layer, group in groups.items()
+    }
+    rows: list[tuple[dict[int, float], float, float]] = []
+    for layer, group in groups.items():
+        rows.append(({column[layer, c.scheme]: 1.0 for c in group}, 1.0, 1.0))
+    latency = [c.cost.latency_s for c in problem.candidates]
+    for border in problem.borders:
+        quantized, back, direct, wanted = range(len(latency), len(latency) + 4)
+        latency += [border.quantize_s, border.dequantize_s, border.direct_s or 0.0, 0.0]
+        rows += _border_rows(border, integer, quantized, back, direct, wanted)
+    width = len(latency)
+    sums = {"latency_s": np.array(latency), "loss": np.zeros(width), "weight_bytes": np.zeros(width)}
+    for i, candidate in enumerate(problem.candidates):
+        sums["loss"][i], sums["weight_bytes"][i] = candidate.loss, candidate.cost.weight_bytes
+    matrix = sparse.lil_array((len(rows), width))
+    for i, (row, _, _) in enumerate(rows):
+        for j, value in row.items():
+            matrix[i, j] = value
+    return Program(
+        problem=problem,
+        sums=sums,
+        rows=sparse.csr_array(matrix),
+        lower=np.array([low for _, low, _ in rows]),
+        upper=np.array([high for _, _, high in rows]),
+    )
+
+
+def _border_rows(
+    border: Border, integer: Mapping[str, dict[int, float]], quantized: int, back: int, direct: int, wanted: int
+) -> list[tuple[dict[int, float], float, float]]:
+    """Rows (coefficients, lower, upper) that tie one border's columns to the domains of its layers."""
+    made = integer[border.producer] if border.producer is not None else {}
+    readers = [integer[layer] for layer in dict.fromkeys(border.consumers)]
+    floats = [*readers, {}] if border.output else readers  # the caller is a reader that is never int8
+    rows = [({**_minus(reader), wanted: 1.0}, 0.0, math.inf) for reader in readers]
+    rows.append((_add({wanted: 1.0}, *(_minus(reader) for reader in readers)), -math.inf, 0.0))
+    # quantized >= wanted - made
+    rows.append((_add({quantized: 1.0, wanted: -1.0}, made), 0.0, math.inf))
+    for reader in floats:
+        if border.direct_s is None:  # back >= made - reader
+            rows.append((_add({back: 1.0}, reader, _minus(made)), 0.0, math.inf))
+        else:  # back >= made - reader - (1 - wanted); direct >= made - reader - wanted
+            rows.append((_add({back: 1.0, wanted: -1.0}, reader, _minus(made)), -1.0, math.inf))
+            rows.append((_add({direct: 1.0, wanted: 1.0}, reader, _minus(made)), 0.0, math.inf))
+    # direct may be a gain: direct <= made, direct <= 1 - wanted; without an output or a float reader it is not there
+    rows.append((_add({direct: 1.0}, _minus(made)), -math.inf, 0.0))
+    rows.append(({direct: 1.0, wanted: 1.0}, -math.inf, 1.0 if floats else 0.0))
+    return rows
+
+
+def _minus(terms: Mapping[int, float]) -> dict[int, float]:
+    return {column: -value for column, value in terms.items()}
+
+
+def _add(*parts: Mapping[int, float]) -> dict[int, float]:
+    total: dict[int, float] = {}
+    for part in parts:
+        for column, value in part.items():
+            total[column] = total.get(column, 0.0) + value
+    return total
+
+
+def solve(program: Program, name: str, limits: Limits) -> Solution | None:
+    """The solution of least ``name`` within ``limits``, checked by ``evaluate``; None if there is none."""
+    candidates = program.problem.candidates
+    if not candidates:
+        nothing = evaluate(program.problem, {})
+        return nothing if within(nothing, limits) else None
+    width = len(program.sums[name])
+    binary = np.zeros(width)
+    binary[: len(candidates)] = 1
+    rows, lower, upper = [program.rows], [program.lower], [program.upper]
+    for quantity, sums in program.sums.items():
+        limit = getattr(limits, quantity)
+        if limit is not None:
+            limit -= program.problem.fixed_s if quantity == "latency_s" else 0.0
+            unit = _SIZE / (max(abs(limit), float(np.abs(sums).max())) or 1.0)
+            rows.append(sparse.csr_array(sums[None] * unit))
+            lower.append(np.array([-math.inf]))
+            upper.append(np.array([limit * unit]))
+    objective = program.sums[name]
+    objective = objective * (_SIZE / (float(np.abs(objective).max()) or 1.0))
+    for _ in range(_CUTS):
+        constraint = optimize.LinearConstraint(sparse.vstack(rows), np.concatenate(lower), np.concatenate(upper))
+        with _stdout_to_stderr():
+            answer = optimize.milp(
+                objective, integrality=binary, bounds=(0, 1), constraints=constraint, options={"mip_rel_gap": 0.0}
+            )
+        if answer.x is None:
+            return None
+        on = answer.x[: len(candidates)] > 0.5
+        found = evaluate(program.problem, {c.layer: c.scheme for c, yes in zip(candidates, on, strict=True) if yes})
+        if within(found, limits):
+            return found
+        cut = np.zeros((1, width))
+        cut[0, : len(candidates)] = on
+        rows.append(sparse.csr_array(cut))
+        lower.append(np.array([-math.inf]))
+        upper.append(np.array([on.sum() - 1.0]))
+    return None
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Keeps the process's standard output clean: HiGHS 1.12 at times writes a forgotten line there (its issue 2783)."""
+    sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+    except OSError:  # no standard output to keep clean
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C has buffered belongs to where it was written
+        os.dup2(saved, 1)
+        os.close(saved)
