@@ -1,0 +1,221 @@
+"""Which layer a single Relax call is: the table between Relax operators and the operators of ``hwq.graph``.
+
+Used by ``hwq.layers``, which fuses. Only float32 tensors are taken; whatever is not found here stays a "float" layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tvm import IRModule, ir, relax
+
+from hwq import relax_tools as rt
+from hwq.graph import Activation, Layer
+
+Tensors = Mapping[rt.Expr, str]
+
+
+def activation_of(mod: IRModule, value: rt.Expr) -> Activation | None:
+    """The activation that a call is, None if it is none."""
+    if isinstance(value, ir.Call) and isinstance(value.op, ir.GlobalVar):
+        attrs = mod[value.op].attrs
+        if attrs is None or "activation" not in attrs:
+            return None
+        return Activation(
+            kind=str(attrs["activation"]), alpha=float(attrs["alpha"].value) if "alpha" in attrs else 0.0,
+            beta=float(attrs["beta"].value) if "beta" in attrs else 0.0,
+        )  # fmt: skip
+    op = rt.op_name(value)
+    if op == "nn.relu6":
+        return Activation(kind="clip", lo=0.0, hi=6.0)
+    if op == "clip":
+        return Activation(kind="clip", lo=float(value.args[1].value), hi=float(value.args[2].value))
+    if op == "nn.leakyrelu":
+        return Activation(kind="leaky_relu", alpha=float(value.attrs.alpha))
+    kind = {"nn.relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "nn.silu": "silu", "nn.gelu": "gelu"}.get(op)
+    return None if kind is None else Activation(kind=kind)
+
+
+def layer_of(mod: IRModule, value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """The layer (its output named as itself) that a call is; None where it has no place in ``hwq.graph``."""
+    if not _all_float32(value):
+        return None
+    activation = activation_of(mod, value)
+    if activation is not None:
+        return _layer(value, name, tensors, "unary", activation=activation)
+    make = _MAKERS.get(rt.op_name(value))
+    return None if make is None else make(value, name, tensors)
+
+
+def _all_float32(value: rt.Expr) -> bool:
+    tensors = [arg for arg in value.args if isinstance(arg, relax.Var) or rt.is_const(arg)]
+    if rt.op_name(value) == "take":
+        tensors = tensors[:1]
+    if rt.op_name(value) == "concat":
+        tensors = list(value.args[0].fields)
+    return all(isinstance(item.ty, relax.TensorType) and rt.dtype_of(item) == "float32" for item in [value, *tensors])
+
+
+def _layer(value: rt.Expr, name: str, tensors: Tensors, op: str, args: list[rt.Expr] | None = None, **rest: Any) -> Layer | None:
+    """A layer over the variables ``args`` (default: the call's first argument); None where one of them is a constant."""
+    args = [value.args[0]] if args is None else args
+    if not all(arg in tensors for arg in args if isinstance(arg, relax.Var)) or any(rt.is_const(arg) for arg in args):
+        return None
+    return Layer(
+        name=name, op=op, inputs=tuple(tensors[arg] for arg in args), output=name,
+        input_shapes=tuple(rt.shape_of(arg) for arg in args), output_shape=rt.shape_of(value), **rest,
+    )  # fmt: skip
+
+
+def _conv2d(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    attrs, data, weight = value.attrs, value.args[0], value.args[1]
+    if attrs.data_layout != "NHWC" or attrs.kernel_layout != "OHWI" or not rt.is_const(weight):
+        return None
+    array, groups = np.array(rt.value_of(weight)), int(attrs.groups)
+    channels = rt.shape_of(data)[3]
+    op = "depthwise_conv2d" if groups == channels == array.shape[0] and groups > 1 else "conv2d"
+    found = {
+        "strides": rt.ints(attrs.strides), "padding": rt.ints(attrs.padding), "dilation": rt.ints(attrs.dilation),
+        "groups": groups, "kernel": (int(array.shape[1]), int(array.shape[2])),
+    }  # fmt: skip
+    return _layer(value, name, tensors, op, attrs=found, weight=array)
+
+
+def _dense(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    data, weight = value.args
+    if not rt.is_const(weight) or len(rt.shape_of(weight)) != 2 or len(rt.shape_of(data)) != 2:
+        return None
+    return _layer(value, name, tensors, "dense", weight=np.ascontiguousarray(rt.value_of(weight).T))
+
+
+def _pool(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    attrs = value.attrs
+    if attrs.layout != "NHWC" or attrs.ceil_mode:
+        return None
+    found = {
+        "strides": rt.ints(attrs.strides), "padding": rt.ints(attrs.padding), "dilation": rt.ints(attrs.dilation),
+        "kernel": rt.ints(attrs.pool_size), "count_include_pad": bool(attrs.count_include_pad),
+    }  # fmt: skip
+    return _layer(value, name, tensors, rt.op_name(value).removeprefix("nn."), attrs=found)
+
+
+def _global_pool(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """A mean or maximum over the whole plane."""
+    shape = rt.shape_of(value.args[0])
+    if len(shape) != 4 or value.attrs.axis is None or not value.attrs.keepdims:
+        return None
+    if sorted(axis % 4 for axis in rt.ints(value.attrs.axis)) != [1, 2]:
+        return None
+    found = {"strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "kernel": shape[1:3], "count_include_pad": False}
+    op = "avg_pool2d" if rt.op_name(value) == "mean" else "max_pool2d"
+    return _layer(value, name, tensors, op, attrs=found)
+
+
+def _binary(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    op, (a, b) = rt.op_name(value), value.args
+    if rt.is_const(a) or rt.is_const(b):
+        return _per_channel(value, name, tensors)
+    shape, out = rt.shape_of, rt.shape_of(value)
+    if shape(a) != out:
+        a, b = b, a
+    broadcast = len(out) == 4 and op == "multiply" and shape(b) == (out[0], 1, 1, out[3])
+    if shape(a) != out or not (shape(b) == out or broadcast):
+        return None
+    return _layer(value, name, tensors, op, [a, b])
+
+
+def _per_channel(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """A product with, or sum of, one constant a channel: a depthwise convolution of one tap."""
+    data, other = (value.args[1], value.args[0]) if rt.is_const(value.args[0]) else tuple(value.args)
+    out = rt.shape_of(value)
+    if rt.is_const(data) or len(out) != 4 or rt.shape_of(data) != out:
+        return None
+    channels = channel_values(other, out)
+    if channels is None:
+        return None
+    scales = rt.op_name(value) == "multiply"
+    weight = channels if scales else np.ones_like(channels)
+    op = "depthwise_conv2d" if out[3] > 1 else "conv2d"
+    found = {"strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": out[3], "kernel": (1, 1)}
+    return _layer(
+        value, name, tensors, op, [data], attrs=found, weight=weight.reshape(-1, 1, 1, 1), bias=None if scales else channels
+    )
+
+
+def channel_values(other: rt.Expr, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    """A constant as (C,) where it varies along the last axis of ``shape`` only; None otherwise."""
+    if not rt.is_const(other) or rt.dtype_of(other) != "float32":
+        return None
+    array = rt.value_of(other)
+    if array.ndim > len(shape) or any(dim != 1 for dim in array.shape[:-1]) or array.size not in (1, shape[-1]):
+        return None
+    return np.array(np.broadcast_to(array.reshape(-1), (shape[-1],)), np.float32)
+
+
+def _concat(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    items = list(value.args[0].fields)
+    return _layer(value, name, tensors, "concat", items, attrs={"axis": int(value.attrs.axis) % len(rt.shape_of(value))})
+
+
+def _pad(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    if value.attrs.pad_mode != "constant" or not math.isfinite(float(value.attrs.pad_value)):
+        return None
+    widths = rt.ints(value.attrs.pad_width)
+    found = {"pads": tuple(zip(widths[::2], widths[1::2], strict=True)), "value": float(value.attrs.pad_value)}
+    return _layer(value, name, tensors, "pad", attrs=found)
+
+
+def _slice(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    shape = rt.shape_of(value.args[0])
+    cut = [tuple(int(item.value) for item in arg.fields) for arg in value.args[1:]]
+    steps = cut[3] if len(cut) > 3 else (1,) * len(cut[0])
+    if any(step < 1 for step in steps):
+        return None
+    begin, end, strides = [0] * len(shape), list(shape), [1] * len(shape)
+    for axis, first, last, step in zip(*cut[:3], steps, strict=True):
+        begin[axis], end[axis], strides[axis] = slice(first, last, step).indices(shape[axis])
+    return _layer(value, name, tensors, "slice", attrs={"begin": tuple(begin), "end": tuple(end), "strides": tuple(strides)})
+
+
+def _take(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """Constant rows or columns of a plane: nearest resizing along one axis."""
+    data, index = value.args
+    shape = rt.shape_of(data)
+    if value.attrs.axis is None or not rt.is_const(index) or len(shape) != 4 or len(rt.shape_of(index)) != 1:
+        return None
+    axis, found = int(value.attrs.axis) % 4, rt.ints(rt.value_of(index))
+    if axis not in (1, 2) or not all(0 <= item < shape[axis] for item in found):
+        return None
+    maps = {"map_h": tuple(range(shape[1])), "map_w": tuple(range(shape[2])), ("map_h", "map_w")[axis - 1]: found}
+    return _layer(value, name, tensors, "resize_nearest", attrs=maps)
+
+
+def _plain(op: str, **attrs: Callable[[rt.Expr], Any]) -> Callable[[rt.Expr, str, Tensors], Layer | None]:
+    return lambda value, name, tensors: _layer(value, name, tensors, op, attrs={key: get(value) for key, get in attrs.items()})
+
+
+def _axes(value: rt.Expr) -> tuple[int, ...]:
+    rank = len(rt.shape_of(value))
+    return tuple(reversed(range(rank))) if value.attrs.axes is None else tuple(axis % rank for axis in rt.ints(value.attrs.axes))
+
+
+_MAKERS: Mapping[str, Callable[[rt.Expr, str, Tensors], Layer | None]] = {
+    "nn.conv2d": _conv2d,
+    "matmul": _dense,
+    "nn.max_pool2d": _pool,
+    "nn.avg_pool2d": _pool,
+    "mean": _global_pool,
+    "max": _global_pool,
+    "add": _binary,
+    "multiply": _binary,
+    "concat": _concat,
+    "nn.pad": _pad,
+    "strided_slice": _slice,
+    "take": _take,
+    "reshape": _plain("reshape"),
+    "nn.softmax": _plain("softmax", axis=lambda value: int(value.attrs.axis) % len(rt.shape_of(value))),
+    "permute_dims": _plain("transpose", axes=_axes),
+}

@@ -1,0 +1,57 @@
+"""The float-preserving Relax passes in order, on one page.
+
+Stands between ``hwq.onnx_import`` and ``hwq.layers``. With HWQ_DUMP=folder the module is written there after every pass,
+numbered; with HWQ_VERIFY=1 it is checked to be well formed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tvm import IRModule, relax
+
+from hwq.passes.fold_batch_norm import FoldBatchNorm
+from hwq.passes.fold_constants import FoldConstants
+from hwq.passes.fold_padding import FoldPadding
+from hwq.passes.fold_scale import FoldScale
+from hwq.passes.fold_transpose import FoldTranspose
+from hwq.passes.remove_identity import RemoveIdentity
+from hwq.passes.to_nhwc import ToNHWC
+
+PASSES: tuple[Any, ...] = (
+    # Clean up what the importer wrote.
+    RemoveIdentity(),
+    FoldConstants(),
+    # Weights: batch norms, scales and shifts go into convolutions and dense layers.
+    FoldBatchNorm(),
+    FoldScale(),
+    RemoveIdentity(),
+    # Shapes: padding into its reader, channels last, and no transpose left inside.
+    FoldPadding(),
+    ToNHWC(),
+    FoldTranspose(),
+    RemoveIdentity(),
+    FoldConstants(),
+)
+
+
+def run(mod: IRModule, *, name: str = "model") -> IRModule:
+    """The module after all passes; see the module's docstring for the two switches."""
+    folder = os.environ.get("HWQ_DUMP")
+    verify = os.environ.get("HWQ_VERIFY") == "1"
+    _dump(mod, folder, name, 0, "import")
+    for number, step in enumerate(PASSES, start=1):
+        mod = step(mod)
+        if verify:
+            relax.analysis.well_formed(mod)
+        _dump(mod, folder, name, number, step.info.name)
+    return mod
+
+
+def _dump(mod: IRModule, folder: str | None, name: str, number: int, step: str) -> None:
+    if folder:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{name}-{number:02d}-{step}.py").write_text(mod.script(show_meta=False))

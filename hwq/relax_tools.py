@@ -1,0 +1,219 @@
+"""Rewriting Relax functions: what every pass in ``hwq.passes`` stands on.
+
+A network is one Relax function ``main`` whose body is one dataflow block over tensors of static shape. ``rewrite`` walks
+its bindings once, in order, hands each to a rule, and builds the function anew without dead bindings. The name of the
+ONNX node that a call came from travels in the call's span (``origin``), which structural equality ignores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import IRModule, ir, relax
+
+from hwq.graph import Shape
+
+Expr = Any  # relax.Expr; TVM carries no types for it
+Array = npt.NDArray[Any]
+
+
+def origin(expr: Expr) -> str:
+    """The name of the ONNX node that a call came from, "" if unknown."""
+    span = getattr(expr, "span", None)
+    return str(span.source_name.name) if span is not None else ""
+
+
+def with_origin(expr: Expr, name: str) -> Expr:
+    """The same call, said to come from the ONNX node ``name``; anything that is not a call is returned as it is."""
+    if not name or not isinstance(expr, ir.Call) or origin(expr) == name:
+        return expr
+    return ir.Call(expr.op, expr.args, expr.attrs, expr.ty_args, ir.Span(ir.SourceName(name), 0, 0, 0, 0), expr.ty)
+
+
+def op_name(expr: Expr) -> str:
+    """The Relax operator's name without "relax." ("nn.conv2d"); "" for what is not a call of an operator."""
+    if isinstance(expr, ir.Call) and isinstance(expr.op, ir.Op):
+        return str(expr.op.name).removeprefix("relax.")
+    return ""
+
+
+def is_const(expr: Expr) -> bool:
+    return isinstance(expr, ir.GenericConst)
+
+
+def value_of(expr: Expr) -> Array:
+    """A constant's values as a NumPy array; a view, not to be written to."""
+    array = np.from_dlpack(expr.value) if expr.value.dtype != "bool" else expr.value.numpy()
+    return np.asarray(array)
+
+
+def scalar_of(expr: Expr) -> float | None:
+    """The number in a constant of one element, None for anything else."""
+    if not is_const(expr) or any(dim != 1 for dim in shape_of(expr)):
+        return None
+    return float(value_of(expr).reshape(()))
+
+
+def const(array: Array) -> Expr:
+    return relax.const(np.ascontiguousarray(array).reshape(np.shape(array)), str(array.dtype))
+
+
+def shape_of(expr: Expr) -> Shape:
+    """The static shape of a tensor expression. Raises TypeError where it is not static, or not a tensor."""
+    shape = getattr(expr.ty, "shape", None)
+    if not isinstance(shape, relax.ShapeExpr):
+        raise TypeError("not a tensor of known shape")
+    return tuple(int(dim) for dim in shape)
+
+
+def dtype_of(expr: Expr) -> str:
+    return str(expr.ty.dtype)
+
+
+def ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def substitute(expr: Expr, new: Mapping[Expr, Expr]) -> Expr:
+    """``expr`` (one binding's value, in A-normal form) with its variables replaced; types and spans are kept."""
+    if isinstance(expr, relax.Var | ir.GlobalVar):
+        return new.get(expr, expr)
+    if isinstance(expr, ir.Tuple):
+        fields = [substitute(item, new) for item in expr.fields]
+        return expr if all(a.same_as(b) for a, b in zip(fields, expr.fields, strict=True)) else relax.Tuple(fields)
+    if isinstance(expr, ir.Call):
+        args = [substitute(arg, new) for arg in expr.args]
+        if all(a.same_as(b) for a, b in zip(args, expr.args, strict=True)):
+            return expr
+        return ir.Call(expr.op, args, expr.attrs, expr.ty_args, expr.span, expr.ty)
+    if isinstance(expr, relax.TupleGetItem):
+        tuple_value = substitute(expr.tuple_value, new)
+        return tuple_value.fields[expr.index] if isinstance(tuple_value, ir.Tuple) else relax.TupleGetItem(tuple_value, expr.index)
+    return expr
+
+
+def variables(expr: Expr) -> list[Expr]:
+    """The variables that a binding's value reads, with repeats."""
+    if isinstance(expr, relax.Var):
+        return [expr]
+    if isinstance(expr, ir.Tuple):
+        return [var for item in expr.fields for var in variables(item)]
+    if isinstance(expr, ir.Call):
+        return [var for arg in expr.args for var in variables(arg)]
+    if isinstance(expr, relax.TupleGetItem):
+        return variables(expr.tuple_value)
+    return []
+
+
+def bindings_of(mod: IRModule) -> list[tuple[Expr, Expr]]:
+    """The (variable, value) pairs of ``main``, in order."""
+    return [(bind.var, bind.value) for block in mod["main"].body.blocks for bind in block.bindings]
+
+
+def count_uses(mod: IRModule) -> dict[Expr, int]:
+    """How often each variable of ``main`` is read, the function's results included."""
+    uses: dict[Expr, int] = {}
+    for value in [value for _, value in bindings_of(mod)] + [mod["main"].body.body]:
+        for var in variables(value):
+            uses[var] = uses.get(var, 0) + 1
+    return uses
+
+
+@dataclass(slots=True, kw_only=True)
+class Scope:
+    """What a rule may know and do at one binding: the bindings made so far, and who reads what."""
+
+    builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
+    made: dict[Expr, Expr] = field(default_factory=dict)
+    readers: dict[Expr, int] = field(default_factory=dict)
+    here: str = ""
+
+    def emit(self, value: Expr, name: str | None = None) -> Expr:
+        """Bind ``value`` to a new variable, which is returned; ``name`` (default: this binding's) is its ONNX node."""
+        value = self.builder.normalize(value)
+        if isinstance(value, relax.Var) or is_const(value):
+            return value
+        var = relax.DataflowVar("lv", value.ty)
+        self.made[var] = with_origin(value, origin(value) or (self.here if name is None else name))
+        self.readers[var] = 1
+        return var
+
+    def definition(self, expr: Expr) -> Expr | None:
+        """The value bound to a variable, None for a parameter or anything else."""
+        return self.made.get(expr) if isinstance(expr, relax.Var) else None
+
+    def sole_reader(self, expr: Expr, op: str) -> Expr | None:
+        """The definition of ``expr`` if it is a call of ``op`` that nothing but this binding reads."""
+        value = self.definition(expr)
+        return value if value is not None and op_name(value) == op and self.readers.get(expr, 0) == 1 else None
+
+
+# A rule looks at a binding's value, its arguments already rewritten, and returns what stands in its place: a new value,
+# a variable or a constant; None leaves it alone.
+Rule = Callable[[Expr, Scope], "Expr | None"]
+
+
+def rewrite(mod: IRModule, rule: Rule, *, repeat: bool = True) -> IRModule:
+    """Apply ``rule`` to each binding of ``main``; with ``repeat``, again until it changes nothing.
+
+    The very same module is returned where the rule never applied. Bindings that nothing reads are dropped.
+    """
+    for _ in range(64):
+        changed = _rewrite_once(mod, rule)
+        if changed is None:
+            return mod
+        mod = changed
+        if not repeat:
+            return mod
+    raise AssertionError("a rewriting rule does not come to rest")
+
+
+def _rewrite_once(mod: IRModule, rule: Rule) -> IRModule | None:
+    func = mod["main"]
+    old_uses = count_uses(mod)
+    new: dict[Expr, Expr] = {}
+    scope = Scope(readers={param: old_uses.get(param, 0) for param in func.params})
+    changed = False
+    for var, old_value in bindings_of(mod):
+        value = substitute(old_value, new)
+        scope.here = origin(value)
+        out = None if isinstance(value, relax.Var) else rule(value, scope)
+        changed |= out is not None
+        out = value if out is None else out
+        if not (isinstance(out, relax.Var) or is_const(out)):
+            out = scope.emit(out)
+            scope.readers[out] = 0
+        new[var] = out
+        if isinstance(out, relax.Var):
+            scope.readers[out] = scope.readers.get(out, 0) + old_uses.get(var, 0)
+    if not changed:
+        return None
+    return build_main(mod, func.params, list(scope.made.items()), substitute(func.body.body, new))
+
+
+def build_main(mod: IRModule, params: list[Expr], made: list[tuple[Expr, Expr]], result: Expr) -> IRModule:
+    """A copy of ``mod`` whose ``main`` has these parameters, bindings and result; dead bindings are dropped."""
+    live = set(variables(result))
+    kept: list[tuple[Expr, Expr]] = []
+    for var, value in reversed(made):
+        if var in live:
+            live.update(variables(value))
+            kept.append((var, value))
+    outputs = set(variables(result))
+    new: dict[Expr, Expr] = {}
+    block = []
+    for index, (var, value) in enumerate(reversed(kept)):
+        new[var] = (relax.Var if var in outputs else relax.DataflowVar)(f"lv{index}", var.ty)
+        block.append(relax.VarBinding(new[var], relax.BlockBuilder().normalize(substitute(value, new))))
+    blocks = [relax.DataflowBlock(block)] if block else []
+    body = relax.SeqExpr(blocks, substitute(result, new))
+    old = mod["main"] if "main" in [gv.name_hint for gv in mod.get_global_vars()] else None
+    attrs = old.attrs if old is not None else None
+    func = relax.Function(params, relax.BlockBuilder().normalize(body), attrs=attrs).with_attr("global_symbol", "main")
+    out = mod.clone() if hasattr(mod, "clone") else IRModule(dict(mod.functions.items()))
+    out["main"] = relax.BlockBuilder().normalize(func)
+    return out

@@ -1,0 +1,31 @@
+"""Which tensors must share a scale and a zero point.
+
+An operator of ``PASS_THROUGH`` copies values, so its inputs and its output are one number format. Stands after
+``hwq.layers``; calibration gives each group one QParams.
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from hwq.graph import PASS_THROUGH, Graph
+
+
+def tied_groups(graph: Graph) -> tuple[frozenset[str], ...]:
+    """Every float32 tensor of ``graph`` in exactly one group, in the order of each group's first tensor in the graph.
+
+    A tensor that nothing ties is a group of its own. Tensors of other types have no scale and are in no group.
+    """
+    ties: nx.Graph[str] = nx.Graph()
+    ties.add_nodes_from(name for name in graph.shapes if graph.dtypes[name] == "float32")
+    for layer in graph.layers:
+        if layer.op in PASS_THROUGH and graph.dtypes[layer.output] == "float32":
+            ties.add_edges_from((name, layer.output) for name in layer.inputs)
+    order = {name: index for index, name in enumerate(graph.shapes)}
+    groups = [frozenset(group) for group in nx.connected_components(ties)]
+    return tuple(sorted(groups, key=lambda group: min(order[name] for name in group)))
+
+
+def group_of(graph: Graph) -> dict[str, frozenset[str]]:
+    """The group of each float32 tensor."""
+    return {name: group for group in tied_groups(graph) for name in group}
