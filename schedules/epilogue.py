@@ -82,3 +82,9 @@ def lookup(table: Tensor, q: Expr, dtype: str) -> Expr:
     byte = q if dtype == "uint8" else tirx.reinterpret("uint8", q)
     found = table[byte.astype("int32")]
     return found if dtype == "uint8" else tirx.reinterpret(dtype, found)
+
+
+def nibble(byte: Expr, odd: Expr) -> Expr:
+    """The int4 weight, as int8, in the low (odd 0) or high (odd 1) half of a byte that holds it plus 8."""
+    half = (byte >> (odd * 4).astype("uint8")) & tirx.const(15, "uint8")
+    return half.astype("int8") - tirx.const(8, "int8")

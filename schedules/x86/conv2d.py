@@ -139,7 +139,7 @@ def computation(plan: Plan) -> list[Any]:
         weight = te.placeholder((vectors, halves, lanes, r), "uint8", "weight")
         bytes_ = te.compute(
             (vectors, halves, 2, lanes, r),
-            lambda b, k, half, lane, i: ((weight[b, k, lane, i] >> (half * 4).astype("uint8")) & tirx.const(15, "uint8")).astype("int8") - tirx.const(8, "int8"),
+            lambda b, k, odd, lane, i: ep.nibble(weight[b, k, lane, i], odd),
             name="weights",
         )
     else:

@@ -38,3 +38,11 @@ def pack_nibbles(packed: Array) -> npt.NDArray[np.uint8]:
         packed = np.concatenate([packed, np.zeros_like(packed[:, :1])], axis=1)
     unsigned = (packed.astype(np.int16) + 8).astype(np.uint8)
     return np.ascontiguousarray(unsigned[:, 0::2] | unsigned[:, 1::2] << 4)
+
+
+def pack_taps(weight: Array, channels: int) -> Array:
+    """Depthwise (C, KH, KW, 1) as (1, KH * KW, ``channels``, 1), zero beyond C."""
+    taps = weight.reshape(weight.shape[0], -1).T
+    padded = np.zeros((1, taps.shape[0], channels, 1), weight.dtype)
+    padded[0, :, : taps.shape[1], 0] = taps
+    return padded

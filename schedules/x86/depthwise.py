@@ -1,0 +1,181 @@
+"""Depthwise convolution kernels for x86: vectors of channels, plain multiply-adds that LLVM turns into the machine's own.
+
+    rows     the input with its spatial padding; absent where it can be read in place
+    weights  int4 only: unpacked to bytes, all of them at once (they are few)
+    acc      sums[n, oh, ow, block, lane], a tile of pixels at a time; the taps of one block stay in registers
+    out      bias, requantize, residual, activation; ragged edges are cut here
+
+Takes depthwise_conv2d in f32, w8a8 and w4a8 on any target of this family: no dot product instruction fits a sum over
+pixels that are a row of channels apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import te
+from tvm.s_tir import Schedule
+
+from hwq.schedules import epilogue as ep
+from hwq.schedules.generic import common
+from hwq.schedules.x86.ends import finished, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
+from hwq.schedules.x86.packing import pack_nibbles, pack_taps
+from hwq.schedules.x86.views import with_shapes
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+VERSION = "x86/depthwise:1"
+# Kernels of more taps than this keep their rows as a loop.
+UNROLLED_TAPS = 49
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One kernel: pixels is the tile's width, blocks the number of channel vectors of ``lanes``."""
+
+    workload: Workload
+    geometry: Geometry
+    form: Form
+    pixels: int
+    lanes: int
+    blocks: int
+
+    @property
+    def ragged(self) -> bool:
+        return self.geometry.out_c % self.lanes != 0
+
+    @property
+    def staged(self) -> bool:
+        return not (self.ragged or self.form.acc == "float32" or self.workload.activation.clamps)
+
+    @property
+    def out_w(self) -> int:
+        return math.ceil(self.geometry.out_w / self.pixels) * self.pixels
+
+    @property
+    def taps(self) -> int:
+        return self.geometry.kernel_h * self.geometry.kernel_w
+
+    @property
+    def row(self) -> int:
+        """Elements of an input row, padding included, that whole tiles and whole vectors read."""
+        shape = self.geometry
+        pixels = (self.out_w - 1) * shape.stride_w + (shape.kernel_w - 1) * shape.dilation_w
+        return pixels * shape.in_c + self.blocks * self.lanes
+
+    @property
+    def copied(self) -> bool:
+        shape = self.geometry
+        return shape.padded or shape.rows(shape.out_h) > shape.in_h or self.row > shape.in_w * shape.in_c
+
+
+def make_plan(workload: Workload, found: Form) -> Plan:
+    """The default plan: the widest vectors that the channels fill to three quarters, and four to seven pixels at a time, so
+    that the sums' chains overlap."""
+    shape = geometry(workload)
+    lanes = next((n for n in found.vectors if shape.in_c / (math.ceil(shape.in_c / n) * n) >= 0.75), found.vectors[-1])
+    widths = [width for width in range(1, 8) if width <= shape.out_w]
+    pixels = min(widths, key=lambda width: (math.ceil(shape.out_w / width) * max(width, 4), -width))
+    return Plan(
+        workload=workload,
+        geometry=shape,
+        form=replace(found, act=found.stored, r=1, intrinsic=False),
+        pixels=pixels,
+        lanes=lanes,
+        blocks=math.ceil(shape.in_c / lanes),
+    )
+
+
+def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
+    """The kernel of a depthwise workload, or None. seed: sample the decisions instead of taking the default ones."""
+    if workload.op != "depthwise_conv2d":
+        return common.decline(workload, "not depthwise")
+    found = form(workload, target)
+    if found is None:
+        return common.decline(workload, f"no x86 form for it on {target.name}")
+    plan = make_plan(workload, found)
+    sch = Schedule(te.create_prim_func(computation(plan)), seed=seed, debug_mask="none")
+    schedule(sch, plan, target, sample=seed is not None)
+    mnemonic = found.mnemonic if found.acc == "float32" else None
+    func = with_shapes(sch.mod["main"], {0: workload.input_shapes[0]})
+    return replace(common.finish(workload, func, VERSION, mnemonic), pack=functools.partial(pack, plan))
+
+
+def pack(plan: Plan, weight: Any) -> Any:
+    """(C, KH, KW, 1) as the kernel of ``plan`` reads it: (1, taps, channels padded, 1), int4 two taps to a byte."""
+    packed = pack_taps(weight, plan.blocks * plan.lanes)
+    return pack_nibbles(packed) if plan.form.weight == "int4" else packed
+
+
+def computation(plan: Plan) -> list[Any]:
+    """The arguments of the kernel, the output last; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
+    shape, found, lanes = plan.geometry, plan.form, plan.lanes
+    x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
+    out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
+    dtype = "float32" if plan.workload.out_dtype == "float32" else found.stored
+    residual = te.placeholder(out_shape, found.stored, "residual") if plan.workload.residual else None
+    tail = ep.make_epilogue(plan.workload, shape.out_c, dtype, residual)
+    rows = padded_rows(shape, found, x, tail.ints, shape.out_h, plan.row) if plan.copied else x
+
+    channels = plan.blocks * lanes
+    if found.weight == "int4":
+        weight = te.placeholder((1, math.ceil(plan.taps / 2), channels, 1), "uint8", "weight")
+        taps = te.compute(
+            (plan.taps, channels), lambda tap, c: ep.nibble(weight[0, tap // 2, c, 0], tap % 2), name="weights"
+        )
+    else:
+        weight = te.placeholder((1, plan.taps, channels, 1), found.weight, "weight")
+        taps = None
+    kh = te.reduce_axis((0, shape.kernel_h), "kh")
+    kw = te.reduce_axis((0, shape.kernel_w), "kw")
+
+    def product(n: Any, h: Any, w: Any, b: Any, lane: Any) -> Any:
+        at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + b * lanes + lane
+        value = rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
+        tap, c = kh * shape.kernel_w + kw, b * lanes + lane
+        factor = weight[0, tap, c, 0] if taps is None else taps[tap, c]
+        return te.sum(value.astype(found.acc) * factor.astype(found.acc), axis=[kh, kw])
+
+    acc = te.compute((shape.batch, shape.out_h, plan.out_w, plan.blocks, lanes), product, name="acc")
+
+    def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
+        return acc[n, h, w, c // lanes, c % lanes]
+
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged))
+
+
+def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
+    """Schedules ``computation(plan)``. The tile's width is a sampling instruction, set to its default unless ``sample``."""
+    shape, found = plan.geometry, plan.form
+    acc = sch.get_sblock("acc")
+    n, h, w, b, lane, kh, kw = sch.get_loops(acc)
+    decision = None if sample else [plan.out_w // plan.pixels, plan.pixels]
+    w_out, w_in = sch.split(w, sch.sample_perfect_tile(w, 2, max_innermost_factor=plan.pixels, decision=decision))
+    sch.reorder(n, h, b, w_out, kh, kw, w_in, lane)
+    outer = sch.fuse(n, h)
+    parallel = worth_parallel(plan, target)
+    if parallel:
+        sch.parallel(outer)
+    sch.set_scope(acc, 0, "local")
+    schedule_tail(sch, w_out, lanes=plan.lanes, ragged=plan.ragged, staged=plan.staged, groups=1)
+    for loop in (kh, kw, w_in) if plan.taps <= UNROLLED_TAPS else (kw, w_in):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    init = sch.decompose_reduction(acc, kh)
+    *init_outer, _ = sch.get_loops(init)
+    sch.unroll(init_outer[-1])
+    if found.weight == "int4":
+        tap, c = sch.get_loops(sch.get_sblock("weights"))
+        sch.unroll(tap)
+    if plan.copied:
+        schedule_rows(sch, parallel)
+
+
+def worth_parallel(plan: Plan, target: Target) -> bool:
+    """Whether the work takes longer than ``PARALLEL_LEAST_S`` at a third of a vector multiply-add a cycle."""
+    least = common.PARALLEL_GAIN * target.parallel_overhead_s * target.clock_hz
+    return plan.workload.parallel > 1 and plan.geometry.macs / plan.lanes > least
