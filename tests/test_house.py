@@ -137,10 +137,17 @@ def undocumented(source: str) -> list[str]:
     return found
 
 
-def _test_of(path: Path) -> Path:
+def _own_test(path: Path) -> Path:
     """Where the test of a file of the package stands."""
     folder = Path("tests", *path.parent.parts) if path.parts[0] != "hwq" else Path("tests")
     return folder / f"test_{path.stem}.py"
+
+
+def _needs_own_test(path: Path) -> bool:
+    """A pass, or a schedule: a file with an ``apply``. Others may be tested along with what they are a part of."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return path.parts[0] == "passes" or (path.parts[0] == "schedules" and "apply" in functions)
 
 
 def _text(name: str) -> str:
@@ -153,6 +160,11 @@ def _tracked() -> list[Path]:
     if listed.returncode:
         pytest.skip("not a git checkout, so there is no list of tracked files")
     return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+TEST_IMPORTS = {
+    file: {name for _, name in _imports((ROOT / file).read_text(encoding="utf-8"))} for file in _sources("tests")
+}
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=str)
@@ -199,7 +211,12 @@ def test_file_is_short_enough(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in PACKAGE if not path.stem.startswith("_")], ids=str)
 def test_file_has_its_test(path: Path) -> None:
-    test = _test_of(path)
+    test = _own_test(path)
+    dotted = ".".join(path.with_suffix("").parts if path.parts[0] == "hwq" else ("hwq", *path.with_suffix("").parts))
+    if not (ROOT / test).exists() and not _needs_own_test(path):
+        imported = {name for names in TEST_IMPORTS.values() for name in names if f"{name}.".startswith(f"{dotted}.")}
+        assert imported, f"{path} is not tested: there is no {test}, and no test imports {dotted}"
+        return
     assert (ROOT / test).exists(), f"{path} has no test; expected {test}"
     assert re.search(r"^ *def test_", (ROOT / test).read_text(encoding="utf-8"), re.MULTILINE), f"{test} holds no test"
 
