@@ -24,8 +24,8 @@ class Border:
 
     producer: a layer, or None for a network input, which is f32. consumers: layers; ``output`` if the caller, who wants
     f32, reads it too. An f32 tensor with an int8 consumer pays ``quantize_s`` once; an int8 tensor with an f32 consumer
-    pays ``dequantize_s`` once. Neither is negative. ``direct_s``, of either sign, is paid instead of the latter where it
-    is given and nobody wants int8: the producer then writes float itself.
+    pays ``dequantize_s`` once. Neither is negative. ``direct_s``, of either sign, is paid instead of the latter where
+    it is given and nobody wants int8: the producer then writes float itself.
     """
 
     tensor: str
@@ -111,6 +111,7 @@ def _beats(other: Candidate, candidate: Candidate, wins_ties: bool) -> bool:
 
 
 def within(solution: Solution, limits: Limits) -> bool:
+    """Whether ``solution`` keeps ``limits``."""
     for name in QUANTITIES:
         limit = getattr(limits, name)
         if limit is not None and getattr(solution, name) > limit + _EXACT * abs(limit):
@@ -119,6 +120,7 @@ def within(solution: Solution, limits: Limits) -> bool:
 
 
 def by_layer(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
+    """The candidates of each layer, both in the order given."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         groups.setdefault(candidate.layer, []).append(candidate)
