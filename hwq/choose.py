@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hwq.assign import Border, Limits, Problem, Solution, assign
+from hwq.assign import assign
+from hwq.assignment import Border, Limits, Problem, Solution
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation, float_call, judge
 from hwq.execute import bind, compile_kernels

@@ -12,7 +12,7 @@ from typing import Any
 
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact
-from hwq.assign import Solution
+from hwq.assignment import Solution
 from hwq.choose import Choice, choose, uniforms
 from hwq.deliver import deliver, explain_choices, network_input
 from hwq.errors import HwqError
