@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tvm import IRModule, ir, relax, tirx
+from tvm.s_tir.stmt import SBlock, SBlockRealize
 from tvm.target import Target
 
 from hwq import relax_tools as rt
@@ -78,7 +79,7 @@ def _lower(mod: IRModule, call: rt.Expr, params: list[rt.Expr], name: str) -> IR
     for gvar in [arg for arg in call.args if isinstance(arg, ir.GlobalVar)]:
         shell[gvar] = mod[gvar]
     with Target({"kind": "llvm"}):
-        lowered = relax.transform.LegalizeOps(enable_warning=False)(shell)
+        lowered = relax.backend.DispatchSortScan()(relax.transform.LegalizeOps(enable_warning=False)(shell))
     if any(rt.op_name(item) not in ("call_tir", "") for _, item in rt.bindings_of(lowered)):
         raise _unsupported(call, name)
     return lowered
@@ -111,7 +112,7 @@ def _step(
     is_tensor = [isinstance(arg, str) or arg in tensors for arg in args]
     order = [i for i, yes in enumerate(is_tensor) if yes] + [i for i, yes in enumerate(is_tensor) if not yes]
     inputs = [args[i] if isinstance(args[i], str) else tensors[args[i]] for i in order if is_tensor[i]]
-    shapes = [rt.ints(func.buffer_map[func.params[i]].shape) for i in order if is_tensor[i]]
+    shapes = [rt.ints(func.params[i].shape) for i in order if is_tensor[i]]
     outputs = []
     for index, out in enumerate(types):
         output = unique(name)
@@ -131,13 +132,12 @@ def _single_output(func: Any, order: list[int], inputs: int, index: int, outputs
     params = list(func.params)
     kept = [params[i] for i in order] + [params[inputs + index]]
     dropped = [params[inputs + i] for i in range(outputs) if i != index]
-    body = func.body
-    if dropped:
-        root = body.block
-        block = tirx.SBlock(
-            root.iter_vars, root.reads, root.writes, root.name_hint, root.body, root.init,
-            [*root.alloc_buffers, *(func.buffer_map[param] for param in dropped)], root.match_buffers, root.annotations,
-        )  # fmt: skip
-        body = tirx.SBlockRealize(body.iter_values, body.predicate, block)
-    buffers = {param: func.buffer_map[param] for param in kept}
-    return tirx.PrimFunc(kept, body, func.ret_type, buffers, func.attrs)
+    if not dropped:
+        return func if kept == params else tirx.PrimFunc(kept, func.body, func.ret_type, func.attrs)
+    root = func.body.block
+    block = SBlock(
+        root.iter_vars, root.reads, root.writes, root.name_hint, root.body, root.init, [*root.alloc_buffers, *dropped],
+        root.match_buffers, root.annotations,
+    )  # fmt: skip
+    body = SBlockRealize(func.body.iter_values, func.body.predicate, block)
+    return tirx.PrimFunc(kept, body, func.ret_type, func.attrs)

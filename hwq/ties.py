@@ -11,7 +11,7 @@ import networkx as nx
 from hwq.graph import PASS_THROUGH, Graph
 
 
-def tied_groups(graph: Graph) -> tuple[frozenset[str], ...]:
+def tied_tensors(graph: Graph) -> tuple[frozenset[str], ...]:
     """Every float32 tensor of ``graph`` in exactly one group, in the order of each group's first tensor in the graph.
 
     A tensor that nothing ties is a group of its own. Tensors of other types have no scale and are in no group.
@@ -25,7 +25,3 @@ def tied_groups(graph: Graph) -> tuple[frozenset[str], ...]:
     groups = [frozenset(group) for group in nx.connected_components(ties)]
     return tuple(sorted(groups, key=lambda group: min(order[name] for name in group)))
 
-
-def group_of(graph: Graph) -> dict[str, frozenset[str]]:
-    """The group of each float32 tensor."""
-    return {name: group for group in tied_groups(graph) for name in group}

@@ -67,6 +67,8 @@ def _evaluate(op: str, value: ir.Call, arrays: list[rt.Array]) -> Any:
         return np.broadcast_to(arrays[0], rt.shape_of(value))
     if op == "astype":
         return arrays[0].astype(rt.dtype_of(value))
+    if op == "take" and value.attrs.axis is not None:
+        return np.take(arrays[0], arrays[1], axis=int(value.attrs.axis), mode="wrap")
     if op == "concat":
         return np.concatenate(arrays, int(value.attrs.axis))
     return None
