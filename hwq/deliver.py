@@ -126,11 +126,10 @@ def packed_sizes(program: Program, kernels: KernelSet) -> dict[str, int]:
 
 def notes(study: Study, accuracy: Accuracy | None) -> list[str]:
     """What a reader should know: layers that stay in float because nothing else is there, and poor agreement."""
-    stuck = sorted({layer.op for layer in study.graph.layers if study.candidates[layer.name] == ("f32",)})
     found = []
-    if stuck and any(names != ("f32",) for names in study.candidates.values()):
-        counts = [(op, sum(layer.op == op and study.candidates[layer.name] == ("f32",) for layer in study.graph.layers)) for op in stuck]
-        found.append("kept in float, no integer kernel: " + ", ".join(f"{op} ({count})" for op, count in counts))
+    if study.model.float_ops:
+        rows = ", ".join(f"{op} ({count})" for op, count in study.model.float_ops.items())
+        found.append(f"kept in float, no integer kernel: {rows}")
     if accuracy is not None and accuracy.agreement is not None and accuracy.agreement < 0.9:
         found.append(f"the class agrees with float on only {accuracy.agreement:.1%} of the samples; a budget of drop would avoid that")
     return found

@@ -62,7 +62,8 @@ def figures_table(report: Mapping[str, Any]) -> Table:
     predicted, measured = report["predicted"], report.get("measured") or {}
     table.add_row("latency", seconds(predicted["latency_s"]), seconds(measured.get("latency_s")))
     table.add_row("weights", size(predicted["weight_bytes"]), size(measured.get("weight_bytes")))
-    table.add_row("artifact file", "-", size(measured.get("artifact_bytes")))
+    table.add_row("library, code and weights", "-", size(measured.get("library_bytes")))
+    table.add_row(f"conversions ({measured.get('conversions', 0)}) in that latency", "-", seconds(measured.get("conversions_s")))
     for name, other in (report.get("alternatives") or {}).items():
         table.add_row(f"latency of {name}", "-", seconds(other.get("latency_s")))
     accuracy = measured.get("accuracy")
