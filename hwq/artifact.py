@@ -32,6 +32,7 @@ from hwq.target import Target
 from hwq.threads import use_threads
 
 FORMAT = 1
+_RESOLUTION_S = 1e-9  # the least a kernel is said to take
 _IDLE = "vm.builtin.alloc_tensor"
 _MANIFEST, _LIBRARY = "manifest.json", "library.so"
 
@@ -51,7 +52,7 @@ class Benchmark:
 class Artifact:
     """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
 
-    calls: the kernels in the order in which the library runs them, as (symbol, layer).
+    calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
     """
 
     plan: Plan
@@ -104,7 +105,7 @@ class Artifact:
         return [tvm.runtime.tensor(part[name]) for name in self.inputs]
 
     def layer_times(self, *values: Any, runs: int = 20) -> dict[str, float]:
-        """Median seconds of each layer (its conversions under the tensor's name) inside whole runs of the library.
+        """Median seconds of each layer (and of each conversion, named "tensor:quantize" or "tensor:dequantize") inside whole runs of the library.
 
         The clock's own cost, read off the VM's calls that do next to nothing, is taken off.
         """
@@ -131,11 +132,12 @@ class Artifact:
                 samples.append(_spans(kernels))
         finally:
             self.machine.module["set_instrument"](None)
-        clock_s = statistics.median(_spans(idle)) if idle else 0.0
-        found: dict[str, float] = {}
-        for (_, layer), column in zip(self.calls, zip(*samples, strict=True), strict=True):
-            found[layer] = found.get(layer, 0.0) + max(statistics.median(column) - clock_s, 0.0)
-        return found
+        clock_s = min(_spans(idle), default=0.0)
+        columns = zip(*samples, strict=True)
+        return {
+            step: max(statistics.median(column) - clock_s, _RESOLUTION_S)
+            for (_, step), column in zip(self.calls, columns, strict=True)
+        }
 
     def made_up_inputs(self) -> dict[str, Array]:
         """One network-sized batch of ordinary values, for timing."""
@@ -192,7 +194,7 @@ class Artifact:
             threads=threads or manifest["threads"],
             inputs=_specs(manifest["inputs"]),
             outputs=_specs(manifest["outputs"]),
-            calls=tuple((symbol, layer) for symbol, layer in manifest["calls"]),
+            calls=tuple((symbol, step) for symbol, step in manifest["calls"]),
         )
 
 

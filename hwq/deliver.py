@@ -35,7 +35,7 @@ def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None)
     if verify_wanted() and study.kept:
         require_equal(bind(program, kernels), study.kept[0], study.target)
     library = build_library(program, kernels, study.target)
-    calls = tuple((kernels.of(step).symbol, step.layer) for step in program.steps if step.workload is not None)
+    calls = tuple((kernels.of(step).symbol, step.name) for step in program.steps if step.workload is not None)
     report: dict[str, Any] = {}
     artifact = open_library(
         library,
@@ -72,12 +72,12 @@ def _report(
     sizes = packed_sizes(program, kernels)
     layers = {layer.name for layer in study.graph.layers}
     rows = [_layer_row(study, plan, layer, times.get(layer.name, 0.0), sizes.get(layer.name, 0)) for layer in study.graph.layers]
-    conversions = [step for step in program.steps if step.layer not in layers]
+    conversions = [step.name for step in program.steps if step.name not in layers]
     measured: dict[str, Any] = {
         "latency_s": latency_s,
         "weight_bytes": sum(sizes.values()),
         "conversions": len(conversions),
-        "conversions_s": sum(times.get(name, 0.0) for name in {step.layer for step in conversions}),
+        "conversions_s": sum(times[name] for name in conversions),
         "library_bytes": len(artifact.library),
         "code_bytes": len(artifact.library) - sum(sizes.values()),
         "drop": None if accuracy is None else accuracy.drop,
@@ -116,9 +116,9 @@ def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight
 
 
 def packed_sizes(program: Program, kernels: KernelSet) -> dict[str, int]:
-    """Bytes of all constants as the library holds them, by layer: packed weights, biases, multipliers, tables."""
+    """Bytes of all constants as the library holds them, by step: packed weights, biases, multipliers, tables."""
     return {
-        step.layer: sum(array.nbytes for array in packed_constants(step, kernels))
+        step.name: sum(array.nbytes for array in packed_constants(step, kernels))
         for step in program.steps
         if step.workload is not None and step.constants
     }

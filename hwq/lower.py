@@ -31,10 +31,10 @@ FLOAT = "float32"
 class Step:
     """One kernel call: kernel(inputs..., constants..., output). ``workload`` None is a view (reshape), no kernel.
 
-    layer: the layer it serves; a conversion is its tensor's. constants[weight] goes through the kernel's packing first.
+    name: the layer's, or "tensor:quantize" / "tensor:dequantize". constants[weight] goes through the kernel's packing
+    first.
     """
 
-    layer: str
     name: str
     workload: Workload | None
     inputs: tuple[str, ...]
@@ -130,7 +130,6 @@ def lower(
         values[result] = (shape, stored if op == "quantize" else FLOAT)
         steps.append(
             Step(
-                layer=tensor,
                 name=f"{tensor}:{op}",
                 workload=convert_workload(op, shape, parallel),
                 inputs=(source,),
@@ -160,7 +159,6 @@ def lower(
         values[output] = (layer.output_shape, stored if as_int8 else graph.dtypes[layer.output])
         steps.append(
             Step(
-                layer=layer.name,
                 name=layer.name,
                 workload=workload,
                 inputs=names,

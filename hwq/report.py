@@ -9,10 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 
+RESOLUTION_S = 1e-7  # what is shorter cannot be told from the clock's own cost
+
+
 def seconds(value: float | None) -> str:
     """A time with the unit that fits it: 12.3 us, 4.56 ms, 1.2 s; a dash for None."""
     if value is None:
         return "-"
+    if 0 < value < RESOLUTION_S:
+        return f"< {RESOLUTION_S * 1e6:g} us"
     for factor, unit in ((1.0, "s"), (1e-3, "ms")):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
