@@ -55,9 +55,9 @@ def choose_qparams(lo: float, hi: float, qtype: QType = INT8, *, symmetric: bool
         width, steps = hi - lo, qtype.qmax - qtype.qmin
     if width == 0.0:
         return QParams(scale=1.0, zero_point=0)
-    scale = float(np.float32(max(width / steps, tiny)))
-    if not np.isfinite(scale):
+    if width / steps > float(np.finfo(np.float32).max):
         raise HwqError("range-invalid", f"the range of values is [{lo}, {hi}]; accepted: ranges that float32 can hold")
+    scale = float(np.float32(max(width / steps, tiny)))
     zero_point = 0 if symmetric else round(min(max(qtype.qmin - lo / scale, qtype.qmin), qtype.qmax))
     return QParams(scale=scale, zero_point=zero_point)
 
@@ -96,7 +96,7 @@ def quantize_weight(
 
     8 bits fill [-127, 127] with scale max|w| / 127. 4 bits fill [-8, 7]: from scale max|w| / 7, shrunk by the factor of
     SHRINK with the least squared error and then fitted by least squares (so never worse than max|w| / 7), unless
-    ``search`` is False. A channel of zeros has scale 1. ``least_scale`` (O,) is a lower bound.
+    ``search`` is False. ``least_scale`` (O,) is a lower bound; a channel of zeros takes it as it is, or 1 without.
     """
     assert bits in (4, 8), bits
     lo, hi = (-127, 127) if bits == 8 else (-8, 7)
@@ -105,7 +105,9 @@ def quantize_weight(
     floor = np.full(len(flat), np.finfo(np.float32).tiny, np.float32)
     if least_scale is not None:
         floor = np.maximum(floor, least_scale.astype(np.float32))
-    scale = np.where(largest > 0, np.maximum(largest / np.float32(hi), floor), np.maximum(1, floor)).astype(np.float32)
+    # Without weights the scale only serves the bias: the finest that holds it.
+    empty = np.where(floor > np.finfo(np.float32).tiny, floor, 1)
+    scale = np.where(largest > 0, np.maximum(largest / np.float32(hi), floor), empty).astype(np.float32)
     if bits == 4 and search:
         scale = _search_scale(flat, scale, floor, lo, hi)
     q = np.clip(np.rint(flat / scale[:, None]), lo, hi).astype(np.int8)
