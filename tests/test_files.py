@@ -1,0 +1,67 @@
+"""No half file: whatever goes wrong, the old content or nothing is there, and no temporary file stays."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from hwq.errors import HwqError
+from hwq.files import write_atomic
+
+
+def test_content_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_atomic(path, b"one")
+    write_atomic(str(path), memoryview(b"two"))
+    assert path.read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_file_has_the_usual_rights(tmp_path: Path) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    write_atomic(tmp_path / "a", b"")
+    assert (tmp_path / "a").stat().st_mode == usual.stat().st_mode
+
+
+def test_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real")
+    write_atomic(tmp_path / "link", b"x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_no_half_file_stays_when_there_is_no_room(tmp_path: Path, old: bytes | None) -> None:
+    path = tmp_path / "a.bin"
+    if old is not None:
+        path.write_bytes(old)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # Python ignores the signal, so the write fails
+    try:
+        with pytest.raises(HwqError, match=r"cannot write .*a\.bin.*nothing was changed") as caught:
+            write_atomic(path, b"x" * (1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.code == "save-failed"
+    assert os.listdir(tmp_path) == ([] if old is None else ["a.bin"])
+    assert old is None or path.read_bytes() == old
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HwqError, match="No such file or directory") as caught:
+        write_atomic(tmp_path / "no" / "a", b"")
+    assert caught.value.code == "save-failed"
+
+
+def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "a", b"x")
+    assert os.listdir(tmp_path) == []
