@@ -7,9 +7,11 @@ Tensors that must share a scale (``hwq.ties``) are judged on their merged histog
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,7 @@ CHECKPOINT_S = 10.0
 
 
 def split_activations(graph: Graph) -> Graph:
-    """``graph`` with each table activation of an anchor as a layer of its own, so that the value in front of it is seen.
+    """``graph`` with each table activation of an anchor as a layer of its own: the value in front of it is seen.
 
     conv + hard_swish -> conv writing "conv:pre", unary hard_swish from "conv:pre" to the layer's output.
     """
@@ -63,7 +65,7 @@ def collect(
 ) -> dict[str, observers.Histogram]:
     """Stream ``batches`` through the float ``runner`` and return the histogram of each of ``tensors``.
 
-    A checkpoint written by an interrupted call on the same samples is taken up where it stopped; it is removed at the end.
+    The checkpoint of an interrupted call on the same samples is taken up where it stopped; it is removed at the end.
     """
     histograms = {tensor: observers.Histogram() for tensor in tensors}
     skip = 0
@@ -86,11 +88,10 @@ def collect(
 
 
 def _save_checkpoint(path: Path, histograms: Mapping[str, observers.Histogram], done: int) -> None:
-    import io
-
     blob = io.BytesIO()
     arrays = {f"{i}/{key}": value for i, h in enumerate(histograms.values()) for key, value in h.to_arrays().items()}
-    np.savez(blob, done=np.array(done), names=np.array(list(histograms)), **arrays)
+    packed: dict[str, Any] = {"done": np.array(done), "names": np.array(list(histograms)), **arrays}
+    np.savez(blob, **packed)
     write_atomic(path, blob.getvalue())
 
 
@@ -125,8 +126,8 @@ def choose(
         if merged.low == merged.high and needed & set(group):
             raise HwqError(
                 "constant-activation",
-                f"activation {tensor!r} has the one value {merged.low:g} on every calibration sample, so it has no range; "
-                "accepted: samples on which it varies, or schemes=['f32']",
+                f"activation {tensor!r} has the one value {merged.low:g} on every calibration sample, so it has no "
+                "range; accepted: samples on which it varies, or schemes=['f32']",
             )
         low, high = observers.range_of(merged, observer, qtype)
         params = numerics.choose_qparams(low, high, qtype)

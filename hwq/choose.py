@@ -72,11 +72,15 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
 
 
 def uniform(study: Study, scheme: str) -> Solution | None:
-    """The whole network in ``scheme`` wherever it is legal, the rest as fast as may be; None if no layer can take it."""
+    """The whole network in ``scheme`` where that is legal, the rest as fast as may be; None if no layer can."""
     able = [layer.name for layer in study.graph.layers if scheme in study.candidates[layer.name]]
     fixed = dict.fromkeys(able, scheme)
     if scheme != "f32" and SCHEMES[scheme].weight is not None:
-        fixed = {name: scheme for name in able if any(layer.name == name and layer.op in ANCHORS for layer in study.graph.layers)}
+        fixed = {
+            name: scheme
+            for name in able
+            if any(layer.name == name and layer.op in ANCHORS for layer in study.graph.layers)
+        }
     return assign(problem_of(study, fixed)) if fixed else None
 
 
@@ -95,9 +99,14 @@ def run_accuracy(study: Study, work: Work, solution: Solution, evaluation: Evalu
 
 
 def choose(
-    study: Study, work: Work, budget: Budget, evaluation: Evaluation | None, latency_ratio: float = 1.0, progress: Callback | None = None
+    study: Study,
+    work: Work,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    latency_ratio: float = 1.0,
+    progress: Callback | None = None,
 ) -> Choice:
-    """The best assignment within ``budget``. ``latency_ratio`` is measured over predicted time of whole networks so far.
+    """The best assignment within ``budget``. ``latency_ratio`` is measured over predicted time, of whole networks.
 
     Raises HwqError "budget-impossible" with the closest budget that can be met.
     """
@@ -108,7 +117,10 @@ def choose(
     if budget.drop is None:
         return Choice(solution=first)
     if evaluation is None:
-        raise HwqError("evaluate-missing", "a budget of drop needs samples to hold it against; accepted: evaluate, or calibration samples")
+        raise HwqError(
+            "evaluate-missing",
+            "a budget of drop needs samples to hold it against; accepted: evaluate, or calibration samples",
+        )
     tried: dict[tuple[str, ...], Choice] = {}
 
     def run(solution: Solution) -> Choice:
@@ -121,7 +133,10 @@ def choose(
 
     def drop(choice: Choice) -> float:
         if choice.accuracy is None or choice.accuracy.drop is None:
-            raise HwqError("evaluate-missing", "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function")
+            raise HwqError(
+                "evaluate-missing",
+                "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function",
+            )
         return choice.accuracy.drop
 
     if drop(run(first)) <= budget.drop:
@@ -148,7 +163,8 @@ def choose(
         raise HwqError(
             "budget-impossible",
             f"drop {budget.drop:.2%} cannot be met within the rest of the budget: the closest assignment found loses "
-            f"{drop(closest):.2%} (predicted {closest.solution.latency_s * 1e3:.3g} ms, {closest.solution.weight_bytes} bytes)",
+            f"{drop(closest):.2%} (predicted {closest.solution.latency_s * 1e3:.3g} ms, "
+            f"{closest.solution.weight_bytes} bytes)",
         )
     return min(good, key=lambda choice: choice.solution.latency_s)
 

@@ -33,7 +33,7 @@ LATENCY_ROUNDS = 3
 NOISE = 0.02
 
 
-def compile(  # noqa: A001
+def compile(
     model: Model,
     target: Target | str | Path = "host",
     *,
@@ -57,7 +57,9 @@ def compile(  # noqa: A001
     measure: time kernels on this machine; None does where they can run. Raises HwqError for whatever the caller can
     mend, "budget-impossible" among them, with the closest budget that can be met.
     """
-    found, work = _study(model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress)
+    found, work = _study(
+        model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress
+    )
     evaluation = _evaluation(found, evaluate, progress)
     return _dispose(found, work, budget or Budget(), evaluation, progress)
 
@@ -79,7 +81,9 @@ def plan(
     progress: Stages = silent,
 ) -> Plan:
     """The assignment that ``compile`` would start from, without building it. Arguments and errors as ``compile``."""
-    found, work = _study(model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress)
+    found, work = _study(
+        model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress
+    )
     budget = budget or Budget()
     evaluation = _evaluation(found, evaluate, progress) if budget.drop is not None else None
     with progress("assign") as callback:
@@ -109,8 +113,8 @@ def build(
         if plan.schemes[layer.name] not in legal:
             raise HwqError(
                 "plan-illegal",
-                f"plan gives layer {layer.name!r} ({layer.op}) scheme {plan.schemes[layer.name]!r}, which {machine.name} cannot "
-                f"run it in; accepted: {', '.join(legal)}",
+                f"plan gives layer {layer.name!r} ({layer.op}) scheme {plan.schemes[layer.name]!r}, which "
+                f"{machine.name} cannot run it in; accepted: {', '.join(legal)}",
             )
     work = open_work(model.fingerprint, model.name, work_dir)
     with progress("study") as callback:
@@ -128,7 +132,9 @@ def plan_of(found: Study, choice: Choice) -> Plan:
         target=found.target.name,
         threads=found.threads,
         schemes=dict(solution.schemes),
-        layers={name: (found.costs[name, scheme], found.losses[name, scheme]) for name, scheme in solution.schemes.items()},
+        layers={
+            name: (found.costs[name, scheme], found.losses[name, scheme]) for name, scheme in solution.schemes.items()
+        },
         latency_s=solution.latency_s,
         weight_bytes=solution.weight_bytes,
         loss=solution.loss,
@@ -145,8 +151,8 @@ def _machine(target: Target | str | Path) -> Target:
     if missing:
         raise HwqError(
             "target-not-here",
-            f"target {machine.name} needs {', '.join(missing)}, which this CPU lacks, and its kernels are calibrated and measured "
-            "here; accepted: host, or a target that this CPU can run",
+            f"target {machine.name} needs {', '.join(missing)}, which this CPU lacks, and its kernels are calibrated "
+            "and measured here; accepted: host, or a target that this CPU can run",
         )
     return machine
 
@@ -208,7 +214,10 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
         times = interleaved(contenders, network_input(found))
     fitting = {name: one for name, one in contenders.items() if not _misses(one, times[name], budget)}
     if not fitting:
-        raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(_misses(artifact, times['chosen'], budget))}")
+        raise HwqError(
+            "budget-impossible",
+            f"what was built misses the budget: {'; '.join(_misses(artifact, times['chosen'], budget))}",
+        )
     fastest = min(fitting, key=lambda name: times[name])
     picked = "chosen" if "chosen" in fitting and times["chosen"] <= times[fastest] * (1 + NOISE) else fastest
     best = contenders[picked]
@@ -255,7 +264,11 @@ def _misses(artifact: Artifact, latency_s: float, budget: Budget) -> list[str]:
 
 def _verdict(picked: str, times: Mapping[str, float]) -> str:
     others = ", ".join(f"{name} {value * 1e3:.4g} ms" for name, value in times.items() if name != picked)
-    what = "the program's choice" if picked == "chosen" else f"uniform {picked.removeprefix('all ')}, faster than the program's choice"
+    what = (
+        "the program's choice"
+        if picked == "chosen"
+        else f"uniform {picked.removeprefix('all ')}, faster than the program's choice"
+    )
     return f"{what}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact, open_library
-from hwq.library import build_library
 from hwq.evaluate import Evaluation
 from hwq.execute import KernelSet, bind, compile_kernels, packed_constants
 from hwq.graph import ANCHORS, Layer
+from hwq.library import build_library
 from hwq.lower import Program
 from hwq.plan import Plan
 from hwq.samples import made_up
@@ -71,7 +71,10 @@ def _report(
     times = artifact.layer_times(x, runs=LAYER_RUNS)
     sizes = packed_sizes(program, kernels)
     layers = {layer.name for layer in study.graph.layers}
-    rows = [_layer_row(study, plan, layer, times.get(layer.name, 0.0), sizes.get(layer.name, 0)) for layer in study.graph.layers]
+    rows = [
+        _layer_row(study, plan, layer, times.get(layer.name, 0.0), sizes.get(layer.name, 0))
+        for layer in study.graph.layers
+    ]
     conversions = [step.name for step in program.steps if step.name not in layers]
     measured: dict[str, Any] = {
         "latency_s": latency_s,
@@ -131,7 +134,9 @@ def notes(study: Study, accuracy: Accuracy | None) -> list[str]:
         rows = ", ".join(f"{op} ({count})" for op, count in study.model.float_ops.items())
         found.append(f"kept in float, no integer kernel: {rows}")
     if accuracy is not None and accuracy.agreement is not None and accuracy.agreement < 0.9:
-        found.append(f"the class agrees with float on only {accuracy.agreement:.1%} of the samples; a budget of drop would avoid that")
+        found.append(
+            f"the class agrees with float on only {accuracy.agreement:.1%} of the samples; a budget of drop avoids that"
+        )
     return found
 
 
@@ -146,7 +151,11 @@ def _why(study: Study, layer: Layer, scheme: str) -> str:
         return "a view of its input, free in any type"
     if names == ("f32",):
         able = study.target.schemes_for(layer.op)
-        reason = f"{study.target.name} has no integer kernel for {layer.op}" if able == ("f32",) else "no other scheme was allowed"
+        reason = (
+            f"{study.target.name} has no integer kernel for {layer.op}"
+            if able == ("f32",)
+            else "no other scheme was allowed"
+        )
         return f"f32: {reason}"
     parts = []
     for other in names:

@@ -51,7 +51,9 @@ class KernelSet:
         )
 
 
-def compile_kernels(programs: Iterable[Program], target: Target, cache_dir: Path, progress: Progress = quiet) -> KernelSet:
+def compile_kernels(
+    programs: Iterable[Program], target: Target, cache_dir: Path, progress: Progress = quiet
+) -> KernelSet:
     """Schedule, compile and load every distinct kernel of ``programs``; what the cache holds is not compiled again."""
     needed = {step.workload: step.func for program in programs for step in program.steps if step.workload is not None}
     kernels = {workload: kernel_for(workload, target, func) for workload, func in needed.items()}

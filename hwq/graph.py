@@ -66,7 +66,7 @@ class Layer:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     weight: npt.NDArray[np.float32] | None = None
     bias: npt.NDArray[np.float32] | None = None
-    activation: Activation = Activation()
+    activation: Activation = field(default_factory=Activation)
     residual: bool = False
     func: Any = None
     constants: tuple[npt.NDArray[Any], ...] = ()
@@ -74,8 +74,8 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Graph:
-    """A prepared network. inputs and outputs name tensors, in the order in which the network's caller gives and gets them;
-    their shapes are the caller's (NCHW where the model was), since a "transpose" layer stands between."""
+    """A prepared network. inputs and outputs name tensors, in the order in which the network's caller gives and gets
+    them; their shapes are the caller's (NCHW where the model was), since a "transpose" layer stands between."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
-from tvm.script import tirx as T
+from tvm import relax, te, tirx
 
 from hwq.compile_kernel import link
 from hwq.execute import KernelSet, packed_constants
@@ -21,10 +20,11 @@ from hwq.lower import Program
 from hwq.target import Target
 
 
-@T.prim_func
-def _anchor(byte: T.Buffer((1,), "int8")) -> None:  # type: ignore[no-untyped-def]
-    T.func_attr({"global_symbol": "hwq_anchor", "tirx.is_scheduled": True})
-    byte[0] = T.int8(0)
+def _stub() -> tirx.PrimFunc:
+    """A function nobody calls: a module without one of its own would be linked as C source, kernels being outside."""
+    source = te.placeholder((1,), "int8")
+    function = te.create_prim_func([source, te.compute((1,), lambda i: source[i])])
+    return function.with_attr({"global_symbol": "hwq_stub", "tirx.is_scheduled": True})
 
 
 def to_relax(program: Program, kernels: KernelSet) -> tvm.IRModule:
@@ -44,8 +44,7 @@ def to_relax(program: Program, kernels: KernelSet) -> tvm.IRModule:
                 env[step.output] = builder.emit(call)
             results = [builder.emit_output(env[name]) for name in program.outputs]
         builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
-    # A module without one function of its own would be linked as C source; kernels are outside it, so it gets a stub.
-    builder.add_func(_anchor, "hwq_anchor")
+    builder.add_func(_stub(), "hwq_stub")
     return builder.get()
 
 

@@ -57,7 +57,7 @@ class Program:
 def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[Scheme]) -> tuple[str, ...]:
     """The schemes among ``allowed`` that ``target`` has a way to compute ``layer`` in; ("f32",) where there is none.
 
-    A layer without weights knows int8 (named w8a8) and float only; it may be int8 wherever an integer scheme is allowed.
+    A layer without weights knows int8 (named w8a8) and float only; int8 is open to it if any integer scheme is allowed.
     """
     floats = tuple(scheme.name for scheme in allowed if scheme.domain == "f32")
     on_target = target.schemes_for(layer.op)
@@ -112,8 +112,8 @@ def lower(
 ) -> Program:
     """The program that runs ``graph`` with each layer in its scheme (a layer not named runs in f32).
 
-    qparams holds, for each tensor that is int8 anywhere, its parameters, and under "layer:pre" those of the value in front of
-    a table activation. weights holds the integer weights of each layer that has an integer scheme.
+    qparams holds, for each tensor that is int8 anywhere, its parameters, and under "layer:pre" those of the value in
+    front of a table activation. weights holds the integer weights of each layer that has an integer scheme.
     """
     offset = target.activation_offset
     stored = target.activation_storage
@@ -207,7 +207,9 @@ def _constants(
     ins = [qparams[tensor] for tensor in layer.inputs]
     out = qparams[layer.output]
     if layer.op in ANCHORS:
-        return _anchor_constants(layer, ins, out, qparams.get(f"{layer.name}:pre"), weights[layer.name, scheme], offset, direct), 0
+        return _anchor_constants(
+            layer, ins, out, qparams.get(f"{layer.name}:pre"), weights[layer.name, scheme], offset, direct
+        ), 0
     if layer.op == "pad":
         fill = numerics.quantize(np.array([layer.attrs["value"]], np.float32), out).astype(np.int32)
         return (fill + np.int32(offset),), None
@@ -226,7 +228,13 @@ def _constants(
 
 
 def _anchor_constants(
-    layer: Layer, ins: list[QParams], out: QParams, pre: QParams | None, weights: IntegerWeights, offset: int, direct: bool
+    layer: Layer,
+    ins: list[QParams],
+    out: QParams,
+    pre: QParams | None,
+    weights: IntegerWeights,
+    offset: int,
+    direct: bool,
 ) -> tuple[Array, ...]:
     x, residual = ins[0], ins[-1] if layer.residual else None
     assert layer.weight is not None
@@ -245,7 +253,9 @@ def _anchor_constants(
         weights.values,
         numerics.fold_zero_point(integer_bias, weights.values, x.zero_point + offset),
         (acc_scale / out_scale).astype(np.float32),
-        _ints(x.zero_point, 0 if residual is None else residual.zero_point, target.zero_point, low, high, offset=offset),
+        _ints(
+            x.zero_point, 0 if residual is None else residual.zero_point, target.zero_point, low, high, offset=offset
+        ),
         np.array([residual_scale, lo_f, hi_f], np.float32),
     )
     return (*arrays, _table(layer, target, out, offset)) if table else arrays
@@ -257,7 +267,9 @@ def _ints(*values: int, offset: int) -> Array:
 
 def _table(layer: Layer, source: QParams, out: QParams, offset: int) -> Array:
     """The layer's activation as 256 stored bytes, indexed by the stored byte."""
-    return numerics.store_table(numerics.make_table(lambda x: numerics.activate(layer.activation, x), source, out), offset)
+    return numerics.store_table(
+        numerics.make_table(lambda x: numerics.activate(layer.activation, x), source, out), offset
+    )
 
 
 def pool_counts(layer: Layer) -> npt.NDArray[np.float64]:

@@ -34,7 +34,9 @@ def time_step(step: Step, program: Program, kernels: KernelSet) -> list[float]:
     values = [fill(*program.values[name]) for name in step.inputs]
     values += [tvm.runtime.tensor(constant) for constant in packed_constants(step, kernels)]
     values.append(tvm.runtime.empty(*program.values[step.output]))
-    timer = kernels.libraries[step.workload].time_evaluator(kernels.of(step).symbol, tvm.cpu(), repeat=REPEATS, min_repeat_ms=MIN_REPEAT_MS)
+    timer = kernels.libraries[step.workload].time_evaluator(
+        kernels.of(step).symbol, tvm.cpu(), repeat=REPEATS, min_repeat_ms=MIN_REPEAT_MS
+    )
     return list(timer(*values).results)
 
 
@@ -52,7 +54,9 @@ def measure_kernels(
     """
     use_threads(threads)
     tools = tool_versions()
-    steps = {step.workload: (step, program) for program in programs for step in program.steps if step.workload is not None}
+    steps = {
+        step.workload: (step, program) for program in programs for step in program.steps if step.workload is not None
+    }
     keys = {workload: key_of(workload, kernels.kernels[workload].schedule, target, tools) for workload in steps}
     known = get_many(store_path, keys.values())
     times: dict[Workload, list[float]] = {workload: [] for workload, key in keys.items() if key not in known}

@@ -34,7 +34,8 @@ def quantize_layer(layer: Layer, scheme: str, source: QParams) -> IntegerWeights
     ``source`` are the parameters of the layer's input: no scale is so small that the bias would leave int32.
     """
     spec = SCHEMES[scheme].weight
-    assert spec is not None and layer.weight is not None
+    assert spec is not None
+    assert layer.weight is not None
     least = None if layer.bias is None else numerics.least_weight_scale(layer.bias, source.scale)
     values, scale = numerics.quantize_weight(layer.weight, spec.qtype.bits, least_scale=least)
     return IntegerWeights(values=values, scale=scale)

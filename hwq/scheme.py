@@ -32,7 +32,7 @@ class QType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorScheme:
-    """How one tensor is quantized: per tensor (``axis=None``) or per index of ``axis``, symmetric (zero point 0) or not.
+    """How one tensor is quantized: per tensor (``axis=None``) or per index of ``axis``, symmetric or not.
 
     ``group_size`` splits the reduction axis, each group with its own scale; None is one scale for all of it.
     """
@@ -88,7 +88,7 @@ def parse_schemes(names: Iterable[str] | None) -> tuple[Scheme, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a layer costs in one scheme. ``source`` is "roofline", "learned" or "measured"; ``interval_s`` is a 90% interval."""
+    """What a layer costs in one scheme. source: "roofline", "learned" or "measured"; interval_s: a 90% interval."""
 
     latency_s: float
     weight_bytes: int
@@ -110,8 +110,9 @@ class Candidate:
 class Budget:
     """Upper bounds; what is left out is minimized, latency first.
 
-    ``drop`` is lost accuracy as a fraction (0.005 is half a point), ``latency_s`` seconds for one call, ``weight_bytes``
-    the packed weights with their scales. Raises HwqError "budget-invalid" for a bound that is not a positive number.
+    ``drop`` is lost accuracy as a fraction (0.005 is half a point), ``latency_s`` seconds for one call,
+    ``weight_bytes`` the packed weights with their scales. Raises HwqError "budget-invalid" for a bound that is not a
+    positive number.
     """
 
     drop: float | None = None
@@ -123,7 +124,11 @@ class Budget:
             value = getattr(self, field)
             if value is None:
                 continue
-            good = isinstance(value, int | float) and value == value and (value >= 0 if least is not None else value > 0)
+            good = (
+                isinstance(value, int | float) and value == value and (value >= 0 if least is not None else value > 0)
+            )
             if not good:
                 accepted = "a number of at least 0" if least is not None else "a positive number"
-                raise HwqError("budget-invalid", f"budget {field} is {value!r}; accepted: {accepted}, or None for no bound")
+                raise HwqError(
+                    "budget-invalid", f"budget {field} is {value!r}; accepted: {accepted}, or None for no bound"
+                )

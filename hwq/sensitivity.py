@@ -1,8 +1,8 @@
 """Sensitivity: how much each layer, alone in an integer scheme, moves the network's outputs.
 
-Each candidate kernel runs on the real activations of each sample between float neighbours, and the float network goes on
-from there. The loss is the noise-to-signal ratio of the outputs, sum |y - y0|^2 / sum |y0|^2: it needs no labels, adds up
-over independent errors, and -10 log10 of it is the SQNR in dB.
+Each candidate kernel runs on the real activations of each sample between float neighbours, and the float network goes
+on from there. The loss is the noise-to-signal ratio of the outputs, sum |y - y0|^2 / sum |y0|^2: it needs no labels,
+adds up over independent errors, and -10 log10 of it is the SQNR in dB.
 """
 
 from __future__ import annotations
@@ -27,10 +27,18 @@ Unit = tuple[str, str]
 
 
 def unit_program(
-    graph: Graph, layer: Layer, scheme: str, qparams: Mapping[str, QParams], weights: Weights, target: Target, parallel: int
+    graph: Graph,
+    layer: Layer,
+    scheme: str,
+    qparams: Mapping[str, QParams],
+    weights: Weights,
+    target: Target,
+    parallel: int,
 ) -> Program:
     """``layer`` alone in ``scheme`` between float tensors: conversions, its kernel, float out."""
-    alone = dataclasses.replace(graph, inputs=tuple(dict.fromkeys(layer.inputs)), outputs=(layer.output,), layers=(layer,))
+    alone = dataclasses.replace(
+        graph, inputs=tuple(dict.fromkeys(layer.inputs)), outputs=(layer.output,), layers=(layer,)
+    )
     return lower(alone, {layer.name: scheme}, qparams, weights, target, parallel, direct=False)
 
 

@@ -1,7 +1,7 @@
 """Study: everything a choice needs to know of one network on one machine, each stage kept in the work directory.
 
-find candidates -> calibrate -> quantize -> sensitivity -> price. The result is plain values; ``hwq.choose`` picks from it
-and ``hwq.deliver`` builds the pick. Interrupted anywhere, the same call goes on from the last whole result.
+find candidates -> calibrate -> quantize -> sensitivity -> price. The result is plain values; ``hwq.choose`` picks from
+it and ``hwq.deliver`` builds the pick. Interrupted anywhere, the same call goes on from the last whole result.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def study(
     losses = dict.fromkeys(units, 0.0)
     wanted = {(layer.name, scheme) for layer, scheme in sensitivity.needed_units(graph, candidates)}
     if wanted:
-        journal = work.file("sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, sorted(wanted))
+        journal = work.file(
+            "sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, sorted(wanted)
+        )
         with stages("sensitivity") as progress:
             chosen = {unit: program for unit, program in units.items() if unit in wanted}
             losses.update(sensitivity.measure(runner, chosen, kernels, kept, journal, progress))
@@ -167,8 +169,8 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
             if tensor not in plan.qparams:
                 raise HwqError(
                     "plan-ranges",
-                    f"plan runs layer {layer.name!r} in {plan.schemes[layer.name]} but holds no range of tensor {tensor!r}; "
-                    "accepted: a plan made by hwq.plan with calibration samples",
+                    f"plan runs layer {layer.name!r} in {plan.schemes[layer.name]} but holds no range of tensor "
+                    f"{tensor!r}; accepted: a plan made by hwq.plan with calibration samples",
                 )
     use_threads(threads)
     float_program = lower(split_activations(graph), {}, {}, {}, target, threads)
@@ -297,4 +299,6 @@ def _conversions(
         workload = convert_workload(op, shape, threads)
         return price(workload, target, threads, records.get(workload)).latency_s
 
-    return {tensor: (latency_s("quantize", shape), latency_s("dequantize", shape)) for tensor, shape in graph.shapes.items()}
+    return {
+        tensor: (latency_s("quantize", shape), latency_s("dequantize", shape)) for tensor, shape in graph.shapes.items()
+    }

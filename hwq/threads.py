@@ -16,7 +16,7 @@ def available_cpus() -> list[int]:
 
 
 def use_threads(threads: int) -> None:
-    """Let TVM use ``threads`` worker threads, at most one for each CPU of this process; no effect when it is so already.
+    """Let TVM use ``threads`` worker threads, at most one a CPU of this process; nothing happens if it is so already.
 
     Every CPU is named to TVM: given fewer, it would pin the calling thread to those.
     """

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from hwq.graph import Activation, Shape
@@ -28,7 +27,7 @@ class Workload:
     input_shapes: tuple[Shape, ...]
     output_shape: Shape
     attrs: tuple[tuple[str, Any], ...] = ()
-    activation: Activation = Activation()
+    activation: Activation = field(default_factory=Activation)
     has_bias: bool = False
     residual: bool = False
     out_dtype: str = "float32"
