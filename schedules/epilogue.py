@@ -1,11 +1,14 @@
 """What follows an anchor's sum: bias, requantize, residual, activation, for one element, as expressions of TE.
 
 The one place for it, so that every kernel family computes the same bits: ``hwq.numerics`` is the reference for the
-integer side. ``Epilogue`` holds a kernel's arguments in their order (see ``arguments``).
+integer side. ``Epilogue`` holds a kernel's arguments in their order. The run-time numbers in ``ints`` and ``floats`` enter
+the computation as scalar variables, and ``close`` defines them at the function's head: read once, before every loop and
+branch, so that no vector code has to load them under a mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +24,34 @@ Tensor = Any
 # Positions in the run-time numbers `ints` and `floats` of an integer anchor.
 ZP_X, ZP_R, ZP_Y, LO, HI = range(5)
 M_R, LO_F, HI_F = range(3)
+# 1.5 * 2^23 as a float32, and its bits.
+ROUNDER = 12582912.0
+ROUNDER_BITS = 0x4B400000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Numbers:
+    """An integer anchor's run-time numbers, ready for use: zero points of x and the residual, the residual's multiplier;
+    the clamp in float before the output's zero point is added (or the float output's clamp); and origin, the output's zero
+    point less ROUNDER_BITS."""
+
+    zp_x: Expr
+    zp_r: Expr
+    m_r: Expr
+    least: Expr
+    most: Expr
+    origin: Expr
+
+    def all(self) -> tuple[Expr, ...]:
+        return (self.zp_x, self.zp_r, self.m_r, self.least, self.most, self.origin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Epilogue:
     """The arguments of an anchor kernel besides x and the output; None where the workload has no use for one.
 
-    Integer kernels take [residual], weight, bias, multiplier, ints, floats, [table]; f32 ones [residual], weight, [bias].
+    Integer kernels take [residual], weight, bias, multiplier, ints, floats, [table]; f32 ones [residual], weight,
+    [bias]. dtype: the output's element type.
     """
 
     workload: Workload
@@ -38,43 +62,87 @@ class Epilogue:
     ints: Tensor | None
     floats: Tensor | None
     table: Tensor | None
+    numbers: Numbers | None
 
     def arguments(self, x: Tensor, weight: Tensor, out: Tensor) -> list[Tensor]:
-        """All of the kernel's arguments, in order."""
+        """All of the kernel's arguments, in order; then the scalar variables, until ``close``."""
         others = (self.bias, self.multiplier, self.ints, self.floats, self.table)
-        return [tensor for tensor in (x, self.residual, weight, *others, out) if tensor is not None]
+        tensors = [tensor for tensor in (x, self.residual, weight, *others, out) if tensor is not None]
+        return tensors if self.numbers is None else [*tensors, *self.numbers.all()]
 
 
-def make_epilogue(workload: Workload, out_c: int, dtype: str, residual: Tensor | None) -> Epilogue:
-    """The placeholders of ``workload``'s epilogue; ``dtype`` is the output's element type."""
+def make_epilogue(workload: Workload, dtype: str, residual: Tensor | None) -> Epilogue:
+    """The placeholders of ``workload``'s epilogue."""
     integer = workload.scheme != "f32"
     tabled = integer and not workload.activation.clamps
     assert not (tabled and dtype == "float32"), workload
+    channels = (workload.output_shape[-1],)
+    biased = integer or workload.has_bias
+    numbers = Numbers(
+        zp_x=tirx.Var("zp_x", "int32"),
+        zp_r=tirx.Var("zp_r", "int32"),
+        m_r=tirx.Var("m_r", "float32"),
+        least=tirx.Var("least", "float32"),
+        most=tirx.Var("most", "float32"),
+        origin=tirx.Var("origin", "int32"),
+    )
     return Epilogue(
         workload=workload,
         dtype=dtype,
         residual=residual,
-        bias=te.placeholder((out_c,), "int32" if integer else "float32", "bias") if integer or workload.has_bias else None,
-        multiplier=te.placeholder((out_c,), "float32", "multiplier") if integer else None,
+        bias=te.placeholder(channels, "int32" if integer else "float32", "bias") if biased else None,
+        multiplier=te.placeholder(channels, "float32", "multiplier") if integer else None,
         ints=common.scalars("ints", 5, "int32") if integer else None,
         floats=common.scalars("floats", 3, "float32") if integer else None,
         table=te.placeholder((256,), "uint8", "table") if tabled else None,
+        numbers=numbers if integer else None,
     )
 
 
-def finish(epilogue: Epilogue, acc: Expr, bias: Expr | None, multiplier: Expr | None, residual: Expr | None) -> Expr:
-    """The value that follows ``acc``, in the epilogue's dtype; before the table, where there is one."""
-    total = acc if bias is None else acc + bias
-    ints, floats = epilogue.ints, epilogue.floats
-    if ints is None or floats is None:
+def close(func: Any, tail: Epilogue) -> Any:
+    """``func`` without the scalar parameters: they are read from ``ints`` and ``floats`` at its head."""
+    if tail.numbers is None:
+        return func
+    count = len(tail.numbers.all())
+    params = func.params[:-count]
+    ints, floats = (next(param for param in params if param.name == name) for name in ("ints", "floats"))
+    zp_y = ints[ZP_Y]
+    if tail.dtype == "float32":
+        least, most = floats[LO_F], floats[HI_F]
+    else:
+        least, most = (ints[LO] - zp_y).astype("float32"), (ints[HI] - zp_y).astype("float32")
+    values = (ints[ZP_X], ints[ZP_R], floats[M_R], least, most, zp_y - tirx.const(ROUNDER_BITS, "int32"))
+    head = [tirx.Bind(var, value) for var, value in zip(func.params[-count:], values, strict=True)]
+    return tirx.PrimFunc(params, tirx.SeqStmt([*head, func.body]), func.ret_type, func.attrs)
+
+
+def finish(tail: Epilogue, acc: Expr, at: Sequence[Expr]) -> Expr:
+    """The value that follows ``acc`` at the output's element ``at``, in its dtype; before the table, where there is one."""
+    channel = at[-1]
+    total = acc if tail.bias is None else acc + tail.bias[channel]
+    residual = None if tail.residual is None else tail.residual(*at)
+    numbers = tail.numbers
+    if numbers is None or tail.multiplier is None:
         total = total if residual is None else total + residual
-        return activate(epilogue.workload.activation, total)
-    value = total.astype("float32") * multiplier
+        return activate(tail.workload.activation, total)
+    value = total.astype("float32") * tail.multiplier[channel]
     if residual is not None:
-        value = common.fma(common.centred(residual, ints[ZP_R]), floats[M_R], value)
-    if epilogue.dtype == "float32":
-        return tirx.max(tirx.min(value, floats[HI_F]), floats[LO_F])
-    return common.round_clamp(value, ints[LO], ints[HI], ints[ZP_Y], epilogue.dtype)
+        value = common.fma(common.centred(residual, numbers.zp_r), numbers.m_r, value)
+    clamped = tirx.min(tirx.max(value, numbers.least), numbers.most)
+    if tail.dtype == "float32":
+        return clamped
+    return rounded(clamped, numbers.origin, tail.dtype)
+
+
+def rounded(value: Expr, origin: Expr, dtype: str) -> Expr:
+    """nearbyint(value) + origin + ROUNDER_BITS in ``dtype``, for a clamped value, within 2^22 of zero.
+
+    Rounding keeps order and whole numbers, so the clamp may come before it. Then one addition of 1.5 * 2^23, where
+    neighbouring floats are 1 apart, rounds to nearest even and leaves the integer in the low bits: one instruction on any
+    processor, where rounding and conversion take two, or on those before SSE4.1 a call.
+    """
+    bits = tirx.reinterpret("int32", value + tirx.const(ROUNDER, "float32"))
+    return (bits + origin).astype(dtype)
 
 
 def lookup(table: Tensor, q: Expr, dtype: str) -> Expr:

@@ -23,10 +23,9 @@ from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
 from hwq.schedules.x86.intrinsics import dot
-from hwq.schedules.x86.ends import finished, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
 from hwq.schedules.x86.tiling import Tile, best_tile, divisors
-from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -98,13 +97,10 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     if found is None:
         return common.decline(workload, f"no x86 form for it on {target.name}")
     plan = make_plan(workload, found)
-    arguments = computation(plan)
+    arguments, tail = computation(plan)
     sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
     schedule(sch, plan, target, sample=seed is not None)
-    shapes = {0: workload.input_shapes[0], len(arguments) - 1: workload.output_shape}
-    if workload.residual:
-        shapes[1] = workload.output_shape
-    func = with_shapes(sch.mod["main"], shapes)
+    func = kernel_function(sch.mod["main"], workload, tail)
     kernel = common.finish(workload, func, VERSION, found.mnemonic)
     return replace(kernel, pack=functools.partial(pack, plan))
 
@@ -122,16 +118,16 @@ def pack(plan: Plan, weight: Any) -> Any:
     return pack_nibbles(packed) if plan.form.weight == "int4" else packed
 
 
-def computation(plan: Plan) -> list[Any]:
-    """The arguments of the kernel, the output last; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
+def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
+    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
     shape, found, tile = plan.geometry, plan.form, plan.tile
     lanes, r = tile.lanes, found.r
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
     out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
     dtype = "float32" if plan.workload.out_dtype == "float32" else found.stored
     residual = te.placeholder(out_shape, found.stored, "residual") if plan.workload.residual else None
-    tail = ep.make_epilogue(plan.workload, shape.out_c, dtype, residual)
-    rows = padded_rows(shape, found, x, tail.ints, plan.out_h, shape.row_elements(plan.out_w, r)) if plan.copied else x
+    tail = ep.make_epilogue(plan.workload, dtype, residual)
+    rows = padded_rows(shape, found, x, tail, plan.out_h, shape.row_elements(plan.out_w, r)) if plan.copied else x
 
     vectors = shape.groups * plan.blocks
     if found.weight == "int4":
@@ -168,7 +164,7 @@ def computation(plan: Plan) -> list[Any]:
             return acc[n, h, w, c // shape.group_out * plan.blocks + within // lanes, within % lanes]
         return acc[n, h, w, c // lanes, c % lanes]
 
-    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged))
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
@@ -199,7 +195,8 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     if found.weight == "int4":
         _schedule_unpack(sch, outer)
     sch.set_scope(acc, 0, "local")
-    schedule_tail(sch, inner[-1] if inner else spot, lanes=tile.lanes, ragged=plan.ragged, staged=plan.staged, groups=shape.groups)
+    tail_at = inner[-1] if inner else spot
+    schedule_tail(sch, tail_at, shape, lanes=tile.lanes, whole=not plan.ragged, staged=plan.staged)
     for loop in (h_in, w_in, b_in):
         sch.unroll(loop)
     if not found.intrinsic:

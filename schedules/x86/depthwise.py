@@ -21,10 +21,10 @@ from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
-from hwq.schedules.x86.ends import finished, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
 from hwq.schedules.x86.packing import pack_nibbles, pack_taps
-from hwq.schedules.x86.views import with_shapes
+from hwq.schedules.x86.tiling import divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -73,6 +73,12 @@ class Plan:
         return shape.padded or shape.rows(shape.out_h) > shape.in_h or self.row > shape.in_w * shape.in_c
 
 
+def elementwise(found: Form) -> Form:
+    """The form in which single products are added: a dot product instruction has no neighbours to add up here."""
+    mnemonic = found.mnemonic if found.acc == "float32" else None
+    return replace(found, act=found.stored, r=1, intrinsic=False, mnemonic=mnemonic)
+
+
 def make_plan(workload: Workload, found: Form) -> Plan:
     """The default plan: the widest vectors that the channels fill to three quarters, and four to seven pixels at a time, so
     that the sums' chains overlap."""
@@ -83,7 +89,7 @@ def make_plan(workload: Workload, found: Form) -> Plan:
     return Plan(
         workload=workload,
         geometry=shape,
-        form=replace(found, act=found.stored, r=1, intrinsic=False),
+        form=elementwise(found),
         pixels=pixels,
         lanes=lanes,
         blocks=math.ceil(shape.in_c / lanes),
@@ -98,38 +104,38 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     if found is None:
         return common.decline(workload, f"no x86 form for it on {target.name}")
     plan = make_plan(workload, found)
-    sch = Schedule(te.create_prim_func(computation(plan)), seed=seed, debug_mask="none")
+    arguments, tail = computation(plan)
+    sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
     schedule(sch, plan, target, sample=seed is not None)
-    mnemonic = found.mnemonic if found.acc == "float32" else None
-    func = with_shapes(sch.mod["main"], {0: workload.input_shapes[0]})
-    return replace(common.finish(workload, func, VERSION, mnemonic), pack=functools.partial(pack, plan))
+    func = kernel_function(sch.mod["main"], workload, tail)
+    return replace(common.finish(workload, func, VERSION, plan.form.mnemonic), pack=functools.partial(pack, plan))
 
 
 def pack(plan: Plan, weight: Any) -> Any:
-    """(C, KH, KW, 1) as the kernel of ``plan`` reads it: (1, taps, channels padded, 1), int4 two taps to a byte."""
+    """(C, KH, KW, 1) as the kernel of ``plan`` reads it: (taps, channels padded), int4 (ceil(taps / 2), channels padded)."""
     packed = pack_taps(weight, plan.blocks * plan.lanes)
-    return pack_nibbles(packed) if plan.form.weight == "int4" else packed
+    return pack_nibbles(packed, axis=0) if plan.form.weight == "int4" else packed
 
 
-def computation(plan: Plan) -> list[Any]:
-    """The arguments of the kernel, the output last; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
+def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
+    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
     shape, found, lanes = plan.geometry, plan.form, plan.lanes
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
     out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
     dtype = "float32" if plan.workload.out_dtype == "float32" else found.stored
     residual = te.placeholder(out_shape, found.stored, "residual") if plan.workload.residual else None
-    tail = ep.make_epilogue(plan.workload, shape.out_c, dtype, residual)
-    rows = padded_rows(shape, found, x, tail.ints, shape.out_h, plan.row) if plan.copied else x
+    tail = ep.make_epilogue(plan.workload, dtype, residual)
+    rows = padded_rows(shape, found, x, tail, shape.out_h, plan.row) if plan.copied else x
 
     channels = plan.blocks * lanes
     if found.weight == "int4":
-        weight = te.placeholder((1, math.ceil(plan.taps / 2), channels, 1), "uint8", "weight")
+        weight = te.placeholder((math.ceil(plan.taps / 2), channels), "uint8", "weight")
         taps = te.compute(
-            (plan.taps, channels), lambda tap, c: ep.nibble(weight[0, tap // 2, c, 0], tap % 2), name="weights"
+            (plan.taps, channels), lambda tap, c: ep.nibble(weight[tap // 2, c], tap % 2), name="weights"
         )
     else:
-        weight = te.placeholder((1, plan.taps, channels, 1), found.weight, "weight")
-        taps = None
+        weight = te.placeholder((plan.taps, channels), found.weight, "weight")
+        taps = weight
     kh = te.reduce_axis((0, shape.kernel_h), "kh")
     kw = te.reduce_axis((0, shape.kernel_w), "kw")
 
@@ -137,15 +143,14 @@ def computation(plan: Plan) -> list[Any]:
         at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + b * lanes + lane
         value = rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
         tap, c = kh * shape.kernel_w + kw, b * lanes + lane
-        factor = weight[0, tap, c, 0] if taps is None else taps[tap, c]
-        return te.sum(value.astype(found.acc) * factor.astype(found.acc), axis=[kh, kw])
+        return te.sum(value.astype(found.acc) * taps[tap, c].astype(found.acc), axis=[kh, kw])
 
     acc = te.compute((shape.batch, shape.out_h, plan.out_w, plan.blocks, lanes), product, name="acc")
 
     def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
         return acc[n, h, w, c // lanes, c % lanes]
 
-    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged))
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
@@ -155,24 +160,40 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     n, h, w, b, lane, kh, kw = sch.get_loops(acc)
     decision = None if sample else [plan.out_w // plan.pixels, plan.pixels]
     w_out, w_in = sch.split(w, sch.sample_perfect_tile(w, 2, max_innermost_factor=plan.pixels, decision=decision))
-    sch.reorder(n, h, b, w_out, kh, kw, w_in, lane)
-    outer = sch.fuse(n, h)
+    height = default_height(plan, target)
+    decision = None if sample else [shape.out_h // height, height]
+    h_out, h_in = sch.split(h, sch.sample_perfect_tile(h, 2, max_innermost_factor=shape.out_h, decision=decision))
+    sch.reorder(n, h_out, h_in, b, w_out, kh, kw, w_in, lane)
+    outer = sch.fuse(n, h_out)
     parallel = worth_parallel(plan, target)
     if parallel:
         sch.parallel(outer)
     sch.set_scope(acc, 0, "local")
-    schedule_tail(sch, w_out, lanes=plan.lanes, ragged=plan.ragged, staged=plan.staged, groups=1)
+    schedule_tail(sch, w_out, shape, lanes=plan.lanes, whole=not plan.ragged, staged=plan.staged)
+    if found.weight == "int4":
+        tap, _ = sch.get_loops(sch.get_sblock("weights"))
+        sch.unroll(tap)
+    if plan.copied:
+        sch.compute_at(sch.get_sblock("rows"), outer, preserve_unit_loops=True)
+        schedule_rows(sch)
     for loop in (kh, kw, w_in) if plan.taps <= UNROLLED_TAPS else (kw, w_in):
         sch.unroll(loop)
     sch.vectorize(lane)
     init = sch.decompose_reduction(acc, kh)
     *init_outer, _ = sch.get_loops(init)
     sch.unroll(init_outer[-1])
-    if found.weight == "int4":
-        tap, c = sch.get_loops(sch.get_sblock("weights"))
-        sch.unroll(tap)
-    if plan.copied:
-        schedule_rows(sch, parallel)
+
+
+def default_height(plan: Plan, target: Target) -> int:
+    """Output rows for which the input is copied at a time: as many as a quarter of the L2 holds, shared out to the threads."""
+    shape, item_bytes = plan.geometry, common.ITEM_BYTES[plan.form.act]
+    most = shape.out_h
+    if worth_parallel(plan, target):
+        most = math.ceil(shape.batch * shape.out_h / plan.workload.parallel / shape.batch)
+    good = [
+        rows for rows in divisors(shape.out_h, most) if shape.rows(rows) * plan.row * item_bytes <= target.l2_bytes // 4
+    ]
+    return good[-1] if good else 1
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:

@@ -14,15 +14,17 @@ from tvm.s_tir import Schedule
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
 from hwq.schedules.x86.geometry import Form, Geometry
+from hwq.schedules.x86.views import with_shapes
+from hwq.workload import Workload
 
 
-def padded_rows(shape: Geometry, found: Form, x: Any, ints: Any, out_h: int, row: int) -> Any:
+def padded_rows(shape: Geometry, found: Form, x: Any, tail: ep.Epilogue, out_h: int, row: int) -> Any:
     """Block "rows": x with its padding (the zero point, or 0.0), in the type that is multiplied, (batch, rows, ``row``).
 
     As high as ``out_h`` rows of output read; what lies beyond the input holds the fill too.
     """
     first, last = shape.pad_left * shape.in_c, (shape.pad_left + shape.in_w) * shape.in_c
-    fill = tirx.const(0.0, "float32") if ints is None else ints[ep.ZP_X].astype(found.act)
+    fill = tirx.const(0.0, "float32") if tail.numbers is None else tail.numbers.zp_x.astype(found.act)
 
     def copy(n: Any, h: Any, j: Any) -> Any:
         inside = tirx.all(h >= shape.pad_top, h < shape.pad_top + shape.in_h, j >= first, j < last)
@@ -31,8 +33,9 @@ def padded_rows(shape: Geometry, found: Form, x: Any, ints: Any, out_h: int, row
     return te.compute((shape.batch, shape.rows(out_h), row), copy, name="rows")
 
 
-def schedule_rows(sch: Schedule, parallel: bool) -> None:
-    n, h, j = sch.get_loops(sch.get_sblock("rows"))
+def schedule_rows(sch: Schedule, parallel: bool = False) -> None:
+    """The copy of a row in three loops, fill, move, fill, that LLVM turns into vector moves."""
+    *_, n, h, j = sch.get_loops(sch.get_sblock("rows"))
     sch.annotate(j, "pragma_loop_partition_hint", 1)
     if parallel:
         sch.parallel(sch.fuse(n, h))
@@ -45,31 +48,39 @@ def finished(tail: ep.Epilogue, sums: Callable[..., Any], out_shape: Shape, *, s
     vector form, one by one.
     """
 
-    def value(n: Any, h: Any, w: Any, c: Any) -> Any:
-        bias = None if tail.bias is None else tail.bias[c]
-        multiplier = None if tail.multiplier is None else tail.multiplier[c]
-        residual = None if tail.residual is None else tail.residual[n, h, w, c]
-        return ep.finish(tail, sums(n, h, w, c), bias, multiplier, residual)
+    def value(*at: Any) -> Any:
+        return ep.finish(tail, sums(*at), at)
 
     if tail.table is None:
         return te.compute(out_shape, value, name="out")
-    if staged:
-        first = te.compute(out_shape, value, name="staged")
-        return te.compute(out_shape, lambda *at: ep.lookup(tail.table, first(*at), tail.dtype), name="out")
-    return te.compute(out_shape, lambda *at: ep.lookup(tail.table, value(*at), tail.dtype), name="out")
+    before = te.compute(out_shape, value, name="staged") if staged else value
+    return te.compute(out_shape, lambda *at: ep.lookup(tail.table, before(*at), tail.dtype), name="out")
 
 
-def schedule_tail(sch: Schedule, at: Any, *, lanes: int, ragged: bool, staged: bool, groups: int) -> None:
-    """The epilogue of a tile, after its sums: by vectors of channels, or, at ragged edges, in a loop left to LLVM."""
+def schedule_tail(sch: Schedule, at: Any, shape: Geometry, *, lanes: int, whole: bool, staged: bool) -> None:
+    """The epilogue of a tile, after its sums, by vectors of channels. whole: tiles hold only channels of the output.
+
+    Where they do not, by the widest vectors that the channels of a group divide into, else in a loop left to LLVM.
+    """
     out = sch.get_sblock("out")
-    if ragged:
-        if groups == 1:
-            sch.reverse_compute_at(out, at, preserve_unit_loops=True)
-        return
-    vectorized = sch.get_sblock("staged") if staged else out
-    sch.reverse_compute_at(vectorized, at, preserve_unit_loops=True)
-    vectors, lane = sch.split(sch.get_loops(vectorized)[-1], [None, lanes])
-    sch.unroll(vectors)
-    sch.vectorize(lane)
+    channels = shape.out_c if shape.group_out == 1 else shape.group_out
+    width = lanes if whole else next((n for n in (16, 8, 4) if n <= lanes and channels % n == 0), 1)
+    first = sch.get_sblock("staged") if staged else out
+    if whole or shape.groups == 1 or shape.group_out == 1:
+        sch.reverse_compute_at(first, at, preserve_unit_loops=True)
+    if width > 1:
+        vectors, lane = sch.split(sch.get_loops(first)[-1], [None, width])
+        if whole:
+            sch.unroll(vectors)
+        sch.vectorize(lane)
     if staged:
         sch.reverse_compute_at(out, at, preserve_unit_loops=True)
+
+
+def kernel_function(func: Any, workload: Workload, tail: ep.Epilogue) -> Any:
+    """The scheduled function as callers know it: the layer's own shapes, and no parameters but its arguments."""
+    closed = ep.close(func, tail)
+    shapes = {0: workload.input_shapes[0], len(closed.params) - 1: workload.output_shape}
+    if workload.residual:
+        shapes[1] = workload.output_shape
+    return with_shapes(closed, shapes)

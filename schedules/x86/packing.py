@@ -31,18 +31,20 @@ def pack_blocks(weight: Array, *, groups: int, columns: int, blocks: int, lanes:
     return np.ascontiguousarray(padded.reshape(groups * blocks, kernel_h * columns * steps, lanes, r))
 
 
-def pack_nibbles(packed: Array) -> npt.NDArray[np.uint8]:
-    """(blocks, steps, lanes, r) in [-8, 7] as bytes (blocks, ceil(steps / 2), lanes, r): w + 8 of an even step low, of the
-    odd one after it high, so that unpacking a vector of bytes gives two vectors of weights."""
-    if packed.shape[1] % 2:
-        packed = np.concatenate([packed, np.zeros_like(packed[:, :1])], axis=1)
+def pack_nibbles(packed: Array, *, axis: int = 1) -> npt.NDArray[np.uint8]:
+    """Values in [-8, 7], as bytes of two neighbours along ``axis``: w + 8 of an even one low, of the odd one after it high,
+    so that unpacking a vector of bytes gives two vectors of weights. (blocks, steps, lanes, r) halves its steps, rounded up.
+    """
     unsigned = (packed.astype(np.int16) + 8).astype(np.uint8)
-    return np.ascontiguousarray(unsigned[:, 0::2] | unsigned[:, 1::2] << 4)
+    if unsigned.shape[axis] % 2:
+        edge = [(0, 1 if i == axis else 0) for i in range(unsigned.ndim)]
+        unsigned = np.pad(unsigned, edge, constant_values=8)
+    even = unsigned.take(range(0, unsigned.shape[axis], 2), axis)
+    odd = unsigned.take(range(1, unsigned.shape[axis], 2), axis)
+    return np.ascontiguousarray(even | odd << 4)
 
 
 def pack_taps(weight: Array, channels: int) -> Array:
-    """Depthwise (C, KH, KW, 1) as (1, KH * KW, ``channels``, 1), zero beyond C."""
+    """Depthwise (C, KH, KW, 1) as (KH * KW, ``channels``), zero beyond C."""
     taps = weight.reshape(weight.shape[0], -1).T
-    padded = np.zeros((1, taps.shape[0], channels, 1), weight.dtype)
-    padded[0, :, : taps.shape[1], 0] = taps
-    return padded
+    return np.ascontiguousarray(np.pad(taps, ((0, 0), (0, channels - taps.shape[1]))))
