@@ -1,8 +1,8 @@
 """Compile kernels to object files, kept by content, and link them into libraries.
 
-An object is named by the hash of everything that makes it: the scheduled function's text, TVM's target, TVM's version and the
-instruction it must hold. So a kernel is compiled once a machine, whichever network or process asks, and a folder of
-objects may be shared or thrown away at any time. Many missing kernels are compiled in worker processes
+An object is named by the hash of everything that makes it: the scheduled function's text, TVM's target, TVM's version
+and the instruction it must hold. So a kernel is compiled once a machine, whichever network or process asks, and a
+folder of objects may be shared or thrown away at any time. Many missing kernels are compiled in helper processes too
 (``hwq.compile_worker``): plain subprocesses, so that a caller's script without a ``__main__`` guard is not run again.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import queue
 import re
@@ -20,6 +21,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,21 @@ from hwq.errors import HwqError
 from hwq.target import Target
 from hwq.workload import Kernel
 
+log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-# A helper process takes one to two seconds to import TVM, a kernel a tenth of one: a helper for fewer kernels does not pay.
+# A helper process takes one to two seconds to import TVM, a kernel a tenth of one: it must have this many to pay.
 KERNELS_PER_HELPER = 24
-# Instructions whose name in a target file is not their mnemonic.
-_MNEMONIC = {"fma": r"vfmadd\w*|fmla", "mul": None}
+# Starts a helper with this package's modules but without its face, which imports everything and takes seconds.
+_BOOTSTRAP = """
+import sys, types
+hwq = types.ModuleType("hwq")
+hwq.__path__ = [sys.argv[1]]
+sys.modules["hwq"] = hwq
+from hwq.compile_worker import main
+main()
+"""
+# Patterns for instructions whose name in a target file does not begin their mnemonic.
+MNEMONICS = {"fma": r"vfmadd|fmla", "mul": None}
 
 
 def compile_object(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
@@ -67,7 +79,7 @@ def compile_to(path: Path, func: Any, symbol: str, instruction: str | None, targ
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise HwqError("compile-failed", f"kernel {symbol} does not compile for {target}: {last[0]}") from error
     pattern = mnemonic(instruction)
-    if pattern is not None and not re.search(rf"^\s*(?:{pattern})\b", module.inspect_source("asm"), re.MULTILINE):
+    if pattern is not None and not re.search(rf"^\s*(?:{pattern})", module.inspect_source("asm"), re.MULTILINE):
         raise HwqError("instruction-missing", f"kernel {symbol} was to use {instruction}, but its assembly does not")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:16], suffix=".o")
@@ -81,11 +93,11 @@ def compile_to(path: Path, func: Any, symbol: str, instruction: str | None, targ
 
 
 def mnemonic(instruction: str | None) -> str | None:
-    """The pattern of the assembly mnemonic of an instruction named as in target files; None if there is none to look for."""
+    """The pattern that begins the mnemonic of an instruction named as in target files; None if none is certain."""
     if instruction is None:
         return None
     name = instruction.rsplit(".", 1)[-1]
-    return _MNEMONIC.get(name, re.escape(name))
+    return MNEMONICS.get(name, re.escape(name))
 
 
 def compile_many(
@@ -101,7 +113,8 @@ def compile_many(
     called with (done, total) in the calling process. Raises as ``compile_object``; objects that were finished stay.
     """
     paths = {kernel.symbol: object_path(kernel, target, cache_dir) for kernel in kernels}
-    missing = [kernel for kernel in {kernel.symbol: kernel for kernel in kernels}.values() if not paths[kernel.symbol].exists()]
+    distinct = {kernel.symbol: kernel for kernel in kernels}.values()
+    missing = [kernel for kernel in distinct if not paths[kernel.symbol].exists()]
     ready = len(paths) - len(missing)
 
     def report(done: int) -> None:
@@ -126,37 +139,30 @@ def _cores() -> int:
 def _compile_with_workers(
     kernels: Sequence[Kernel], paths: Mapping[str, Path], target: Target, helpers: int, report: Callable[[int], None]
 ) -> None:
-    """Compiles here and in ``helpers`` processes, which take kernels from the other end; an interrupt leaves no half file."""
+    """Compiles here and in ``helpers`` processes, which take kernels from the other end of the list.
+
+    However this ends, the helpers finish the file they are writing, and end. What a helper that dies had is done here.
+    """
     todo = deque(kernels)
-    outcomes: queue.SimpleQueue[HwqError | None] = queue.SimpleQueue()
-    config = str(target.tvm())
+    outcomes: queue.SimpleQueue[HwqError | Kernel | None] = queue.SimpleQueue()
     processes = [_start_worker() for _ in range(helpers)]
-    threads = [
-        threading.Thread(target=_feed, args=(process, todo, paths, config, outcomes), daemon=True) for process in processes
-    ]
+    feed = partial(_feed, todo=todo, paths=paths, config=str(target.tvm()), outcomes=outcomes)
     done = 0
-
-    def note(outcome: HwqError | None) -> None:
-        nonlocal done
-        if outcome is not None:
-            raise outcome
-        done += 1
-        report(done)
-
     try:
-        for thread in threads:
-            thread.start()
-        while todo:
-            try:
-                kernel = todo.popleft()
-            except IndexError:  # a worker took it
-                break
-            compile_to(paths[kernel.symbol], kernel.func, kernel.symbol, kernel.instruction, target.tvm())
-            note(None)
-            while not outcomes.empty():
-                note(outcomes.get())
+        for process in processes:
+            threading.Thread(target=feed, args=(process,), daemon=True).start()
         while done < len(kernels):
-            note(outcomes.get())
+            outcome: HwqError | Kernel | None = None
+            try:
+                outcome = todo.popleft() if outcomes.empty() else outcomes.get()
+            except IndexError:  # all are taken
+                outcome = outcomes.get()
+            if isinstance(outcome, HwqError):
+                raise outcome
+            if isinstance(outcome, Kernel):
+                compile_to(paths[outcome.symbol], outcome.func, outcome.symbol, outcome.instruction, target.tvm())
+            done += 1
+            report(done)
     finally:
         todo.clear()
         for process in processes:
@@ -165,13 +171,15 @@ def _compile_with_workers(
 
 def _feed(
     process: subprocess.Popen[str],
+    *,
     todo: deque[Kernel],
     paths: Mapping[str, Path],
     config: str,
-    outcomes: queue.SimpleQueue[HwqError | None],
+    outcomes: queue.SimpleQueue[HwqError | Kernel | None],
 ) -> None:
-    """Gives one worker its jobs, one at a time, and puts how each ended into ``outcomes``."""
-    assert process.stdin is not None and process.stdout is not None
+    """Gives one helper its jobs, one at a time. Outcomes: None, an error, or the kernel if the helper is gone."""
+    assert process.stdin is not None
+    assert process.stdout is not None
     while True:
         try:
             kernel = todo.pop()
@@ -188,23 +196,22 @@ def _feed(
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())
-        except (OSError, ValueError):  # the worker is gone, or was ended by _end_worker
-            outcomes.put(HwqError("compile-failed", f"the process that compiled kernel {kernel.symbol} ended without an answer"))
+        except (OSError, ValueError) as error:
+            log.debug("helper process %d is gone (%s)", process.pid, error)
+            outcomes.put(kernel)
             return
         outcomes.put(HwqError(answer["code"], answer["message"]) if "code" in answer else None)
 
 
 def _start_worker() -> subprocess.Popen[str]:
-    package_root = str(Path(__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, inherited] if inherited else [package_root])}
-    command = [sys.executable, "-m", "hwq.compile_worker"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-c", _BOOTSTRAP, str(Path(__file__).parent)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _end_worker(process: subprocess.Popen[str]) -> None:
     """Lets the worker finish the kernel it has, so that no half file stays, and ends it if that takes long."""
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         with contextlib.suppress(OSError):
             process.stdin.close()
@@ -216,7 +223,7 @@ def _end_worker(process: subprocess.Popen[str]) -> None:
 
 
 def link(output: Path, objects: Iterable[Path]) -> None:
-    """Link object files to the shared library ``output``. Raises HwqError "link-failed" with the linker's first complaint."""
+    """Link object files to the shared library ``output``. Raises HwqError "link-failed" with what the linker said."""
     files = list(dict.fromkeys(str(path) for path in objects))
     with tempfile.TemporaryDirectory(prefix="hwq-link-") as folder:
         listing = Path(folder) / "objects.txt"  # hundreds of paths are too long for a command line
@@ -231,7 +238,7 @@ def link(output: Path, objects: Iterable[Path]) -> None:
 def load_kernels(objects: Iterable[Path], workdir: Path | None = None) -> Any:
     """Link objects into one library and load it: result[symbol] is the kernel's function. No objects: an empty dict.
 
-    workdir: where the library is made (a temporary folder if None); it is removed again, since a loaded library needs no file.
+    workdir: where the library is made (a temporary folder if None); it is removed again: once loaded it needs no file.
     """
     files = list(objects)
     if not files:

@@ -1,7 +1,8 @@
-"""``python -m hwq.compile_worker``: a helper process of ``hwq.compile_kernel.compile_many``.
+"""A helper process of ``hwq.compile_kernel.compile_many``.
 
-Reads one job a line (JSON: module, symbol, instruction, target, path), compiles it to an object file, and answers with one
-line: {} or {"code", "message"} of the HwqError. It ends when its input does, so it cannot outlive its parent by more than a kernel.
+Reads one job a line (JSON: module, symbol, instruction, target, path), compiles it to an object file, and answers with
+one line: {} or {"code", "message"} of the HwqError. It ends when its input does, so it outlives its parent by a kernel
+at most.
 """
 
 from __future__ import annotations
@@ -33,10 +34,7 @@ def main() -> None:
             except HwqError as error:
                 answer = {"code": error.code, "message": error.message}
             except Exception as error:  # the parent must hear of every job
-                answer = {"code": "compile-failed", "message": f"kernel {job['symbol']}: {type(error).__name__}: {error}"}
+                answer = {"code": "compile-failed", "message": f"kernel {job['symbol']} does not compile: {error!r}"}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 
-
-if __name__ == "__main__":
-    main()

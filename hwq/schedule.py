@@ -6,17 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from hwq.errors import HwqError
-from hwq.schedules.generic import binary, boxes, gather, pool, quantize, transpose
+from hwq.schedules.generic import binary, boxes, float_func, gather, pool, quantize, softmax, transpose, unary
+from hwq.schedules.x86 import conv2d, depthwise
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
+    conv2d.apply,
+    depthwise.apply,
     quantize.apply,
     binary.apply,
+    unary.apply,
     pool.apply,
     boxes.apply,
     gather.apply,
     transpose.apply,
+    softmax.apply,
 )
 
 
@@ -25,9 +30,12 @@ def kernel_for(workload: Workload, target: Target, func: Any = None) -> Kernel:
 
     Raises HwqError "kernel-missing" if no family takes it: legal schemes come from the target, so this is a gap in hwq.
     """
-    del func
+    if workload.op == "float":
+        assert func is not None, workload
+        return float_func.apply(workload, target, func)
     for family in FAMILIES:
         kernel = family(workload, target)
         if kernel is not None:
             return kernel
-    raise HwqError("kernel-missing", f"no kernel for {workload.op} in {workload.scheme} of {workload.input_shapes} on {target.name}")
+    shapes = ", ".join(map(str, workload.input_shapes))
+    raise HwqError("kernel-missing", f"no kernel on {target.name} for {workload.op} in {workload.scheme} of {shapes}")

@@ -20,7 +20,7 @@ NAME = "generic/binary:1"
 
 
 def apply(workload: Workload, target: Target) -> Kernel | None:
-    """int8 add: a, b, ints (zp_a, zp_b, zp_y, lo, hi), floats (m_a, m_b), out; multiply: floats (m,). f32: a, b, out."""
+    """int8: a, b, ints (zp_a, zp_b, zp_y, lo, hi), floats (m_a, m_b) to add, (m,) to multiply, out. f32: a, b, out."""
     if workload.op not in ("add", "multiply"):
         return None
     shape = workload.output_shape

@@ -1,4 +1,4 @@
-"""concat and pad: the output as boxes, each a copy of an input or a constant, so that no element asks where it comes from."""
+"""concat and pad: the output as boxes, each a copy of an input or a constant: no element asks where it comes from."""
 
 from __future__ import annotations
 

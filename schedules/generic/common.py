@@ -1,4 +1,4 @@
-"""What the generic kernels share: element types, the requantizing end, loop splitting over threads, and the finished Kernel.
+"""What the generic kernels share: element types, the requantizing end, splitting over threads, and the finished Kernel.
 
 The innermost loops here are plain unit-stride loops, and LLVM turns them into vectors: measured against explicit
 vectorization of 16 and 64 lanes its code was as fast or faster, ragged tails included. The tests check the assembly.
@@ -15,6 +15,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq.graph import Shape
+from hwq.schedules.generic.float_math import ROUNDER, ROUNDER_BITS
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -61,12 +62,14 @@ def centred(value: Any, zero_point: Any) -> Any:
 def round_clamp(value: Any, lo: Any, hi: Any, zero_point: Any, storage: str) -> Any:
     """clamp(nearbyint(value), lo - zp, hi - zp) + zp in ``storage``: the end of every requantizing kernel.
 
-    The clamp is in float, before the cast, so that no value is out of int32's range; all else is exact.
+    The clamp comes first, which changes nothing, since rounding keeps order and whole numbers. Then one addition of
+    ``ROUNDER`` rounds to nearest even and leaves the integer in the low bits: right for bounds within 2^22 of zero, and
+    no processor is too old for it.
     """
     least = (lo - zero_point).astype("float32")
     most = (hi - zero_point).astype("float32")
-    clamped = tirx.min(tirx.max(tirx.nearbyint(value), least), most)
-    return (clamped.astype("int32") + zero_point).astype(storage)
+    bits = tirx.reinterpret("int32", tirx.min(tirx.max(value, least), most) + tirx.const(ROUNDER, "float32"))
+    return (bits + (zero_point - tirx.const(ROUNDER_BITS, "int32"))).astype(storage)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -91,7 +94,7 @@ def worth_parallel(parallel: int, work_bytes: int, target: Target) -> bool:
 
 
 def even_split(extent: int, parallel: int) -> int:
-    """The smallest divisor of ``extent`` that gives ``parallel`` threads near-equal shares; 1 if there is none up to 1024."""
+    """The least divisor of ``extent`` that gives ``parallel`` threads near-equal shares; 1 if none up to 1024 does."""
     for parts in range(parallel, min(extent, 1024) + 1):
         if extent % parts == 0 and (parts % parallel == 0 or parts >= 4 * parallel):
             return parts
@@ -107,17 +110,17 @@ def split_outer(sch: Schedule, loops: Sequence[Any], extents: Sequence[int], par
         sch.parallel(outer)
 
 
-def schedule_flat(sch: Schedule, workload: Workload, target: Target, *, block: str = "out", item_bytes: int = 1) -> None:
+def schedule_flat(sch: Schedule, workload: Workload, target: Target, *, item_bytes: int = 1) -> None:
     """For kernels whose tensors all have the output's shape: one flat loop, its chunks parallel where that pays."""
-    loops = sch.get_loops(sch.get_sblock(block))
+    loops = sch.get_loops(sch.get_sblock("out"))
     flat = sch.fuse(*loops) if len(loops) > 1 else loops[0]
     if worth_parallel(workload.parallel, moved_bytes(workload, item_bytes), target):
         split_outer(sch, [flat], [math.prod(workload.output_shape)], workload.parallel)
 
 
-def schedule_rows(sch: Schedule, workload: Workload, target: Target, work_bytes: int, *, block: str = "out", keep: int = 1) -> None:
-    """Leaves the ``keep`` innermost loops as they are, and makes the others parallel where that pays."""
-    outer = sch.get_loops(sch.get_sblock(block))[: len(workload.output_shape) - keep]
+def schedule_rows(sch: Schedule, workload: Workload, target: Target, work_bytes: int) -> None:
+    """Leaves the innermost loop as it is, and makes the others parallel where that pays."""
+    outer = sch.get_loops(sch.get_sblock("out"))[:-1]
     if outer and worth_parallel(workload.parallel, work_bytes, target):
         split_outer(sch, outer, workload.output_shape[: len(outer)], workload.parallel)
 
@@ -132,8 +135,15 @@ def named(symbol: str, func: Any, schedule: str, instruction: str | None = None)
     return Kernel(symbol=symbol, func=func.with_attrs(attrs), schedule=schedule, instruction=instruction)
 
 
-def schedule_of(args: Sequence[te.Tensor]) -> Schedule:
-    return Schedule(te.create_prim_func(list(args)))
+def schedule_of(args: Sequence[te.Tensor], seed: int | None = None) -> Schedule:
+    return Schedule(te.create_prim_func(list(args)), seed=seed, debug_mask="none")
+
+
+def choose(sch: Schedule, options: Sequence[int], default: int, seed: int | None) -> Any:
+    """One of ``options`` as a decision of the schedule: ``default``, or a sample where a seed was given."""
+    chances = [1.0 / len(options)] * len(options)
+    decision = None if seed is not None else list(options).index(default)
+    return sch.sample_categorical(list(options), chances, decision=decision)
 
 
 def compute(shape: Shape, rule: Callable[..., Any], name: str = "out") -> te.Tensor:

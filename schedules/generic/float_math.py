@@ -1,12 +1,15 @@
 """Float functions that LLVM can vectorize: TVM's own exp, tanh and erf become one library call a lane.
 
-Built of +, *, min, max, floor and bit moves only. ``activate`` is every kind of ``hwq.graph.Activation`` on a float32
-expression; kernels fuse it. Relative error of exp: below 2e-7; of tanh and sigmoid: below 5e-7; of erf: below 5e-7 absolute.
+Built of arithmetic, rounding, selects and bit moves only. ``activate`` is every kind of ``hwq.graph.Activation`` on a
+float32 expression; kernels fuse it. Relative error of exp: below 2e-7; of tanh and sigmoid: below 5e-7; of erf: below
+5e-7 absolute.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -15,9 +18,14 @@ from hwq.graph import Activation
 
 # Below this exp underflows to the smallest normal float32, above it overflows: inputs are clamped.
 EXP_LEAST, EXP_MOST = -87.33654, 88.37626
+# 1.5 * 2^23 as a float32, around which neighbouring floats are 1 apart, and its bits.
+ROUNDER, ROUNDER_BITS = 12582912.0, 0x4B400000
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 # Cephes' expf: exp(r) = 1 + r + r^2 * p(r) for |r| <= ln(2) / 2.
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+# Cephes' tanhf: tanh(x) = x + x^3 * p(x^2) for |x| < 0.625.
+_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 
 def _f32(value: float) -> Any:
@@ -31,17 +39,41 @@ def clamp(x: Any, lo: float, hi: float) -> Any:
     return tirx.min(x, _f32(hi)) if hi < math.inf else x
 
 
+def let(value: Any, body: Callable[[Any], Any], dtype: str = "float32") -> Any:
+    """body(v) with v bound once to ``value``, so that functions of functions do not grow exponentially."""
+    name = tirx.Var("v", dtype)
+    return tirx.Let(name, value, body(name))
+
+
 def exp(x: Any) -> Any:
     """e^x in float32; 1.2e-38 below -87.3, 2.4e38 above 88.4: never an infinity."""
-    x = clamp(x, EXP_LEAST, EXP_MOST)
-    power = tirx.nearbyint(x * _f32(1.0 / math.log(2.0)))
-    rest = x - power * _f32(_LN2_HIGH) - power * _f32(_LN2_LOW)
-    value = _f32(_EXP[0])
-    for coefficient in _EXP[1:]:
-        value = value * rest + _f32(coefficient)
-    value = value * rest * rest + rest + _f32(1.0)
-    exponent = (power.astype("int32") + tirx.const(127, "int32")) << tirx.const(23, "int32")
-    return value * tirx.reinterpret("float32", exponent)
+
+
+    def powered(x: Any) -> Any:
+        # The addition rounds, also where no instruction does.
+        bits = tirx.reinterpret("int32", x * _f32(1.0 / math.log(2.0)) + _f32(ROUNDER))
+        return let(bits - tirx.const(ROUNDER_BITS, "int32"), partial(_exp, x), "int32")
+
+    return let(clamp(x, EXP_LEAST, EXP_MOST), powered)
+
+
+def _exp(x: Any, power: Any) -> Any:
+    """e^x, where power = rint(x / ln(2)), int32."""
+
+    def scaled(rest: Any) -> Any:
+        value = polynomial(rest, _EXP) * rest * rest + rest + _f32(1.0)
+        return value * tirx.reinterpret("float32", (power + tirx.const(127, "int32")) << tirx.const(23, "int32"))
+
+    whole = power.astype("float32")
+    return let(x - whole * _f32(_LN2_HIGH) - whole * _f32(_LN2_LOW), scaled)
+
+
+def polynomial(x: Any, coefficients: Sequence[float]) -> Any:
+    """Horner's scheme, the highest power's coefficient first."""
+    value = _f32(coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + _f32(coefficient)
+    return value
 
 
 def sigmoid(x: Any) -> Any:
@@ -50,30 +82,39 @@ def sigmoid(x: Any) -> Any:
 
 def tanh(x: Any) -> Any:
     """Near 0, where 1 - 2 / (e^2x + 1) loses digits, an odd polynomial (Cephes' tanhf)."""
-    square = x * x
-    near = _f32(-5.70498872745e-3)
-    for coefficient in (2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1):
-        near = near * square + _f32(coefficient)
-    far = _f32(1.0) - _f32(2.0) / (exp(x + x) + _f32(1.0))
-    return tirx.Select(tirx.abs(x) < _f32(0.625), near * square * x + x, far)
+
+    def either(x: Any, square: Any) -> Any:
+        far = _f32(1.0) - _f32(2.0) / (exp(x + x) + _f32(1.0))
+        return tirx.Select(tirx.abs(x) < _f32(0.625), polynomial(square, _TANH) * square * x + x, far)
+
+    return let(x, lambda x: let(x * x, partial(either, x)))
 
 
 def erf(x: Any) -> Any:
     """Abramowitz and Stegun 7.1.26, absolute error below 5e-7 in float32."""
-    size = tirx.abs(x)
-    t = _f32(1.0) / (_f32(1.0) + _f32(0.3275911) * size)
-    value = _f32(1.061405429)
-    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        value = value * t + _f32(coefficient)
-    value = _f32(1.0) - value * t * exp(_f32(0.0) - size * size)
-    return tirx.Select(x < _f32(0.0), _f32(0.0) - value, value)
+
+    def positive(size: Any, t: Any) -> Any:
+        return _f32(1.0) - polynomial(t, _ERF) * t * exp(_f32(0.0) - size * size)
+
+    def sized(size: Any) -> Any:
+        return let(_f32(1.0) / (_f32(1.0) + _f32(0.3275911) * size), partial(positive, size))
+
+    def signed(x: Any, value: Any) -> Any:
+        return tirx.Select(x < _f32(0.0), _f32(0.0) - value, value)
+
+    def whole(x: Any) -> Any:
+        return let(let(tirx.abs(x), sized), partial(signed, x))
+
+    return let(x, whole)
 
 
 def activate(activation: Activation, x: Any) -> Any:
     """activation(x) for a float32 expression; see ``Activation`` for the kinds."""
+    return x if activation.kind == "none" else let(x, partial(_activate, activation))
+
+
+def _activate(activation: Activation, x: Any) -> Any:
     kind = activation.kind
-    if kind == "none":
-        return x
     if kind == "relu":
         return clamp(x, 0.0, math.inf)
     if kind == "clip":

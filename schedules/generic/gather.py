@@ -97,7 +97,7 @@ def _resize(workload: Workload, x: te.Tensor) -> te.Tensor:
 
 
 def index_rule(indices: Sequence[int], size: int) -> Any:
-    """A function of the output index that gives ``indices``: one ``Line`` where there is one, else a choice between several."""
+    """A function of the output index that gives ``indices``: one ``Line`` if there is one, else a choice of several."""
     wanted = [int(index) for index in indices]
     assert all(0 <= index < size for index in wanted), wanted
     line = find_line(wanted, size)

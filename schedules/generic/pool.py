@@ -1,14 +1,13 @@
 """max_pool2d and avg_pool2d over NHWC, integer and float, vectorized over channels.
 
-Padding is not stored: the taps of a window are clamped to the nearest tap inside the picture, which leaves a maximum as
-it is; sums drop the outer taps by a select. A window of few taps is one unrolled expression, so that its partial results
-stay in registers; a large maximum is taken along rows and then columns; a large sum loops over its taps for a block of
-channels held in registers.
+Padding is not stored: the taps of a window are clamped to the nearest tap inside the picture, which leaves a maximum
+as it is; sums drop the outer taps by a select. A window of few taps is one unrolled expression, so that its partial
+results stay in registers; a large maximum is taken along rows and then columns; a large sum loops over its taps for a
+block of channels held in registers.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +59,7 @@ class Axis:
         return all(self.taps(at) > 0 for at in range(self.out))
 
     def index(self, at: Any, tap: Any) -> Any:
-        """The source index of a tap, moved to the window's nearest tap in the picture if it has one, else into the picture."""
+        """The source index of a tap, moved to the window's nearest tap in the picture, or into it if there is none."""
         place = self.start(at) + tap * self.dilation
         if self.inside:
             return place
@@ -109,7 +108,7 @@ def axes(workload: Workload) -> tuple[Axis, Axis]:
     return rows, columns
 
 
-def apply(workload: Workload, target: Target) -> Kernel | None:
+def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
     """max_pool2d: x, out. avg_pool2d: int8: x, multiplier (OH, OW), ints (zp_x, -, zp_y, lo, hi), out; f32: x, out."""
     if workload.op not in ("max_pool2d", "avg_pool2d"):
         return None
@@ -117,7 +116,7 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
         return common.decline(workload, f"{len(workload.output_shape)} axes, not 4")
     if not workload.activation.clamps or (workload.op == "max_pool2d" and workload.activation.kind != "none"):
         return common.decline(workload, f"activation {workload.activation.kind}")
-    sch = _maximum(workload, target) if workload.op == "max_pool2d" else _average(workload, target)
+    sch = _maximum(workload, target) if workload.op == "max_pool2d" else _average(workload, target, seed)
     return common.finish(workload, sch.mod["main"], NAME)
 
 
@@ -133,7 +132,7 @@ def _maximum(workload: Workload, target: Target) -> Schedule:
             taps = [(r, k) for r in range(rows.kernel) for k in range(columns.kernel)]
             values = [x[n, rows.index(h, r), columns.index(w, k), c] for r, k in taps]
             inside = [[*rows.valid_if_needed(h, r), *columns.valid_if_needed(w, k)] for r, k in taps]
-            return _tree([_or_least(value, test, dtype) for value, test in zip(values, inside, strict=True)], tirx.max)
+            return tree([_or_least(value, test, dtype) for value, test in zip(values, inside, strict=True)], tirx.max)
 
         sch = common.schedule_of([x, common.compute(shape, rule)])
         common.schedule_rows(sch, workload, target, work * rows.kernel * columns.kernel // 4)
@@ -160,12 +159,12 @@ def _maximum_along(x: te.Tensor, axis: Axis, place: int, shape: Shape, dtype: st
         return _or_least(x[tuple(source)], axis.valid_if_needed(at[place], tap), dtype)
 
     if axis.kernel <= UNROLLED_TAPS:
-        return common.compute(shape, lambda *at: _tree([value(at, tap) for tap in range(axis.kernel)], tirx.max), name)
+        return common.compute(shape, lambda *at: tree([value(at, tap) for tap in range(axis.kernel)], tirx.max), name)
     tap = te.reduce_axis((0, axis.kernel), "tap")
     return common.compute(shape, lambda *at: te.max(value(at, tap), axis=tap), name)
 
 
-def _average(workload: Workload, target: Target) -> Schedule:
+def _average(workload: Workload, target: Target, seed: int | None) -> Schedule:
     rows, columns = axes(workload)
     dtype = common.element_type(workload, target)
     integer = common.is_integer(workload)
@@ -182,12 +181,11 @@ def _average(workload: Workload, target: Target) -> Schedule:
 
         def total(n: Any, h: Any, w: Any, c: Any) -> Any:
             places = [(r, k) for r in range(rows.kernel) for k in range(columns.kernel)]
-            return _tree([value(n, h, w, c, r, k) for r, k in places], lambda a, b: a + b)
+            return tree([value(n, h, w, c, r, k) for r, k in places], lambda a, b: a + b)
     else:
         row, column = te.reduce_axis((0, rows.kernel), "row"), te.reduce_axis((0, columns.kernel), "column")
-        total = common.compute(
-            workload.output_shape, lambda n, h, w, c: te.sum(value(n, h, w, c, row, column), axis=[row, column]), "total"
-        )
+        reduced = lambda n, h, w, c: te.sum(value(n, h, w, c, row, column), axis=[row, column])  # noqa: E731
+        total = common.compute(workload.output_shape, reduced, "total")
 
     if integer:
         multiplier = te.placeholder(workload.output_shape[1:3], "float32", "multiplier")
@@ -207,23 +205,22 @@ def _average(workload: Workload, target: Target) -> Schedule:
             return activate(workload.activation, total(n, h, w, c) / count.astype("float32"))
 
         args = [x, common.compute(workload.output_shape, rule)]
-    sch = common.schedule_of(args)
+    sch = common.schedule_of(args, seed)
     work = common.moved_bytes(workload, common.ITEM_BYTES[dtype])
     if taps <= UNROLLED_TAPS:
         common.schedule_rows(sch, workload, target, work * taps // 4)
     else:
-        _schedule_sum(sch, workload, target, work)
+        _schedule_sum(sch, workload, target, work, seed)
     return sch
 
 
-def _schedule_sum(sch: Schedule, workload: Workload, target: Target, work: int) -> None:
+def _schedule_sum(sch: Schedule, workload: Workload, target: Target, work: int, seed: int | None) -> None:
     """A loop over taps for a block of channels whose sums stay in registers: four registers of them by default."""
     channels = workload.output_shape[3]
     blocks = channel_blocks(channels, target)
-    out = sch.get_sblock("out")
-    chances = [1.0 / len(blocks)] * len(blocks)
-    width = sch.sample_categorical(list(blocks), chances, decision=len(blocks) - 1)
-    *outer, block, lane = *sch.get_loops(out)[:3], *sch.split(sch.get_loops(out)[3], [None, width])
+    *outer, channel = sch.get_loops(sch.get_sblock("out"))
+    width = common.choose(sch, blocks, blocks[-1], seed)
+    block, lane = sch.split(channel, [None, width])
     total = sch.get_sblock("total")
     sch.compute_at(total, block)
     sch.set_scope(total, 0, "local")
@@ -247,10 +244,11 @@ def channel_blocks(channels: int, target: Target) -> tuple[int, ...]:
     return fits or (channels,)
 
 
-def _tree(values: list[Any], combine: Any) -> Any:
+def tree(values: list[Any], combine: Any) -> Any:
     """The values combined pairwise, so that no chain is longer than need be."""
     while len(values) > 1:
-        values = [combine(*values[at : at + 2]) if at + 1 < len(values) else values[at] for at in range(0, len(values), 2)]
+        pairs = [values[at : at + 2] for at in range(0, len(values), 2)]
+        values = [combine(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
     return values[0]
 
 

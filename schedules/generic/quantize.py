@@ -15,7 +15,7 @@ NAME = "generic/quantize:1"
 
 
 def apply(workload: Workload, target: Target) -> Kernel | None:
-    """quantize: x float32, ints (zp_y,), floats (1 / s,), out. dequantize: x, ints (zp_x,), floats (s,), out float32."""
+    """quantize: x float32, ints (zp_y,), floats (1 / s,), out. dequantize: x, ints (zp_x,), floats (s,), out."""
     if workload.op not in ("quantize", "dequantize"):
         return None
     storage = target.activation_storage

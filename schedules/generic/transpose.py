@@ -14,6 +14,7 @@ from typing import Any
 from tvm import te
 from tvm.s_tir import Schedule
 
+from hwq.graph import Shape
 from hwq.schedules.generic import common
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -21,10 +22,10 @@ from hwq.workload import Kernel, Workload
 NAME = "generic/transpose:1"
 # An innermost axis of at most this many elements needs no tile.
 SMALL = 4
-TILES = (2, 4, 8, 16)
+TILES = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
-def apply(workload: Workload, target: Target) -> Kernel | None:
+def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
     """x, out; out's axis i is x's axis axes[i]."""
     if workload.op != "transpose":
         return None
@@ -34,8 +35,10 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
     dtype = common.element_type(workload, target)
     x = te.placeholder(workload.input_shapes[0], dtype, "x")
     out = common.compute(workload.output_shape, lambda *at: x[tuple(at[axes.index(axis)] for axis in range(len(axes)))])
-    sch = common.schedule_of([x, out])
-    _schedule(sch, workload, axes, target, 2 * math.prod(workload.output_shape) * common.ITEM_BYTES[dtype])
+    sch = common.schedule_of([x, out], seed)
+    work = 2 * math.prod(workload.output_shape) * common.ITEM_BYTES[dtype]
+    threads = workload.parallel if common.worth_parallel(workload.parallel, work, target) else 1
+    _schedule(sch, workload.output_shape, axes, threads, seed)
     return common.finish(workload, sch.mod["main"], NAME)
 
 
@@ -50,34 +53,32 @@ def runs(axes: tuple[int, ...]) -> list[list[int]]:
     return groups
 
 
-def _schedule(sch: Schedule, workload: Workload, axes: tuple[int, ...], target: Target, work: int) -> None:
+def _schedule(sch: Schedule, shape: Shape, axes: tuple[int, ...], threads: int, seed: int | None) -> None:
     groups = runs(axes)
     loops = sch.get_loops(sch.get_sblock("out"))
     merged = [sch.fuse(*(loops[at] for at in group)) if len(group) > 1 else loops[group[0]] for group in groups]
-    extents = [math.prod(workload.output_shape[at] for at in group) for group in groups]
-    across = next(i for i, group in enumerate(groups) if axes[group[-1]] == len(axes) - 1)
+    extents = [math.prod(shape[at] for at in group) for group in groups]
+    across = next(at for at, group in enumerate(groups) if axes[group[-1]] == len(axes) - 1)
     last = len(groups) - 1
-    parallel = workload.parallel if common.worth_parallel(workload.parallel, work, target) else 1
     if across == last or min(extents[across], extents[last]) <= SMALL:
-        if last > 0 and parallel > 1:
-            keep = min(across, last) if across != last and min(extents[across], extents[last]) <= SMALL else last
-            common.split_outer(sch, merged[: max(keep, 1)], extents[: max(keep, 1)], parallel)
+        keep = max(across if across != last else last, 1)  # the loops that LLVM interleaves stay whole
+        if threads > 1 and last > 0:
+            common.split_outer(sch, merged[:keep], extents[:keep], threads)
         return
-    read, written = (_tile(sch, extents[at]) for at in (across, last))
+    read, written = (_tile(sch, extents[at], seed) for at in (across, last))
     across_outer, across_inner = sch.split(merged[across], [None, read])
     last_outer, last_inner = sch.split(merged[last], [None, written])
-    others = [(loop, size) for at, (loop, size) in enumerate(zip(merged, extents, strict=True)) if at not in (across, last)]
-    outer: list[Any] = [*(loop for loop, _ in others), across_outer, last_outer]
+    others = [at for at in range(len(groups)) if at not in (across, last)]
+    outer: list[Any] = [*(merged[at] for at in others), across_outer, last_outer]
     sch.reorder(*outer, last_inner, across_inner)
     sch.unroll(last_inner)
     sch.vectorize(across_inner)
-    if parallel > 1:
-        sizes = [*(size for _, size in others), extents[across] // int(sch.get(read)), extents[last] // int(sch.get(written))]
-        common.split_outer(sch, outer, sizes, parallel)
+    if threads > 1:
+        tiles = [extents[across] // int(sch.get(read)), extents[last] // int(sch.get(written))]
+        common.split_outer(sch, outer, [*(extents[at] for at in others), *tiles], threads)
 
 
-def _tile(sch: Schedule, extent: int) -> Any:
-    """A divisor of ``extent`` to unroll or to read as a vector: sampled, 8 or the largest below it by default."""
-    divisors = [size for size in (*TILES, 3, 5, 6, 7) if extent % size == 0] or [1]
-    best = max((size for size in divisors if size <= 8), default=divisors[0])
-    return sch.sample_categorical(divisors, [1.0 / len(divisors)] * len(divisors), decision=divisors.index(best))
+def _tile(sch: Schedule, extent: int, seed: int | None) -> Any:
+    """What is unrolled or read as a vector of an axis: a divisor of ``extent``, by default the largest up to 8."""
+    divisors = [size for size in TILES if extent % size == 0]
+    return common.choose(sch, divisors, max(size for size in divisors if size <= 8), seed)
