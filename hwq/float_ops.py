@@ -28,7 +28,9 @@ class FloatLayers:
     results: list[str] = field(default_factory=list)
 
 
-def float_layers(mod: IRModule, value: rt.Expr, name: str, tensors: Mapping[rt.Expr, str], unique: Callable[[str], str]) -> FloatLayers:
+def float_layers(
+    mod: IRModule, value: rt.Expr, name: str, tensors: Mapping[rt.Expr, str], unique: Callable[[str], str]
+) -> FloatLayers:
     """Lower one call. ``tensors`` names the tensor of each variable, ``unique`` makes a name that nothing has yet.
 
     Raises HwqError "model-unsupported" where TVM has no PrimFunc for the operator.
@@ -37,9 +39,10 @@ def float_layers(mod: IRModule, value: rt.Expr, name: str, tensors: Mapping[rt.E
     params = [relax.Var(f"p{index}", leaf.ty) for index, leaf in enumerate(leaves)]
     lowered = _lower(mod, _replaced(value, iter(params)), params, name)
     found = FloatLayers()
+    label = rt.op_name(value).removeprefix("nn.") or str(value.args[0].name_hint).rstrip("_0123456789")
     env: dict[rt.Expr, Any] = dict(zip(params, leaves, strict=True))
     for var, item in rt.bindings_of(lowered):
-        env[var] = _step(lowered, item, env, tensors, found, name, unique)
+        env[var] = _step(lowered, item, env, tensors, found, name, unique, label)
     result = _resolve(lowered["main"].body.body, env)
     for item in result if isinstance(result, tuple) else (result,):
         if not isinstance(item, str):
@@ -86,7 +89,10 @@ def _lower(mod: IRModule, call: rt.Expr, params: list[rt.Expr], name: str) -> IR
 
 
 def _unsupported(call: rt.Expr, name: str) -> HwqError:
-    return HwqError("model-unsupported", f"operator {rt.op_name(call) or 'call'} of {name!r} has no kernel in TVM; replace it in the model")
+    return HwqError(
+        "model-unsupported",
+        f"operator {rt.op_name(call) or 'call'} of {name!r} has no kernel in TVM; replace it in the model",
+    )
 
 
 def _resolve(value: rt.Expr, env: Mapping[rt.Expr, Any]) -> Any:
@@ -100,7 +106,7 @@ def _resolve(value: rt.Expr, env: Mapping[rt.Expr, Any]) -> Any:
 
 def _step(
     lowered: IRModule, item: rt.Expr, env: Mapping[rt.Expr, Any], tensors: Mapping[rt.Expr, str], found: FloatLayers, name: str,
-    unique: Callable[[str], str],
+    unique: Callable[[str], str], label: str,
 ) -> Any:  # fmt: skip
     """One binding of the lowered function; adds its layers to ``found`` and returns what its variable is."""
     if rt.op_name(item) != "call_tir":
@@ -118,7 +124,7 @@ def _step(
         output = unique(name)
         layer = Layer(
             name=output, op="float", inputs=tuple(inputs), output=output, input_shapes=tuple(shapes),
-            output_shape=rt.ints(out.shape), func=_single_output(func, order, len(args), index, len(types)),
+            output_shape=rt.ints(out.shape), func=_single_output(func, order, len(args), index, len(types)), attrs={"operator": label},
             constants=tuple(rt.value_of(args[i]).copy() for i in order if not is_tensor[i]),
         )  # fmt: skip
         found.layers.append(layer)

@@ -59,7 +59,9 @@ def _all_float32(value: rt.Expr) -> bool:
     return all(isinstance(item.ty, relax.TensorType) and rt.dtype_of(item) == "float32" for item in [value, *tensors])
 
 
-def _layer(value: rt.Expr, name: str, tensors: Tensors, op: str, args: list[rt.Expr] | None = None, **rest: Any) -> Layer | None:
+def _layer(
+    value: rt.Expr, name: str, tensors: Tensors, op: str, args: list[rt.Expr] | None = None, **rest: Any
+) -> Layer | None:
     """A layer over the variables ``args`` (default: the call's first argument); None where one of them is a constant."""
     args = [value.args[0]] if args is None else args
     if not all(arg in tensors for arg in args if isinstance(arg, relax.Var)) or any(rt.is_const(arg) for arg in args):
@@ -109,7 +111,13 @@ def _global_pool(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
         return None
     if sorted(axis % 4 for axis in rt.ints(value.attrs.axis)) != [1, 2]:
         return None
-    found = {"strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "kernel": shape[1:3], "count_include_pad": False}
+    found = {
+        "strides": (1, 1),
+        "padding": (0, 0, 0, 0),
+        "dilation": (1, 1),
+        "kernel": shape[1:3],
+        "count_include_pad": False,
+    }
     op = "avg_pool2d" if rt.op_name(value) == "mean" else "max_pool2d"
     return _layer(value, name, tensors, op, attrs=found)
 
@@ -141,7 +149,14 @@ def _per_channel(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     op = "depthwise_conv2d" if out[3] > 1 else "conv2d"
     found = {"strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": out[3], "kernel": (1, 1)}
     return _layer(
-        value, name, tensors, op, [data], attrs=found, weight=weight.reshape(-1, 1, 1, 1), bias=None if scales else channels
+        value,
+        name,
+        tensors,
+        op,
+        [data],
+        attrs=found,
+        weight=weight.reshape(-1, 1, 1, 1),
+        bias=None if scales else channels,
     )
 
 
@@ -157,7 +172,9 @@ def channel_values(other: rt.Expr, shape: tuple[int, ...]) -> np.ndarray[Any, np
 
 def _concat(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     items = list(value.args[0].fields)
-    return _layer(value, name, tensors, "concat", items, attrs={"axis": int(value.attrs.axis) % len(rt.shape_of(value))})
+    return _layer(
+        value, name, tensors, "concat", items, attrs={"axis": int(value.attrs.axis) % len(rt.shape_of(value))}
+    )
 
 
 def _pad(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
@@ -177,7 +194,9 @@ def _slice(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     begin, end, strides = [0] * len(shape), list(shape), [1] * len(shape)
     for axis, first, last, step in zip(*cut[:3], steps, strict=True):
         begin[axis], end[axis], strides[axis] = slice(first, last, step).indices(shape[axis])
-    return _layer(value, name, tensors, "slice", attrs={"begin": tuple(begin), "end": tuple(end), "strides": tuple(strides)})
+    return _layer(
+        value, name, tensors, "slice", attrs={"begin": tuple(begin), "end": tuple(end), "strides": tuple(strides)}
+    )
 
 
 def _take(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
@@ -194,12 +213,18 @@ def _take(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
 
 
 def _plain(op: str, **attrs: Callable[[rt.Expr], Any]) -> Callable[[rt.Expr, str, Tensors], Layer | None]:
-    return lambda value, name, tensors: _layer(value, name, tensors, op, attrs={key: get(value) for key, get in attrs.items()})
+    return lambda value, name, tensors: _layer(
+        value, name, tensors, op, attrs={key: get(value) for key, get in attrs.items()}
+    )
 
 
 def _axes(value: rt.Expr) -> tuple[int, ...]:
     rank = len(rt.shape_of(value))
-    return tuple(reversed(range(rank))) if value.attrs.axes is None else tuple(axis % rank for axis in rt.ints(value.attrs.axes))
+    return (
+        tuple(reversed(range(rank)))
+        if value.attrs.axes is None
+        else tuple(axis % rank for axis in rt.ints(value.attrs.axes))
+    )
 
 
 _MAKERS: Mapping[str, Callable[[rt.Expr, str, Tensors], Layer | None]] = {

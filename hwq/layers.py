@@ -76,7 +76,13 @@ def find_layers(mod: IRModule) -> Graph:
     inputs = tuple(found.tensors[param] for param in main.params)
     shapes = {found.tensors[param]: rt.shape_of(param) for param in main.params}
     shapes.update({layer.output: layer.output_shape for layer in layers})
-    return Graph(inputs=inputs, outputs=outputs, shapes=shapes, dtypes={name: found.dtypes[name] for name in shapes}, layers=layers)
+    return Graph(
+        inputs=inputs,
+        outputs=outputs,
+        shapes=shapes,
+        dtypes={name: found.dtypes[name] for name in shapes},
+        layers=layers,
+    )
 
 
 def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
@@ -144,9 +150,7 @@ def _fuse_add(found: _Found, var: rt.Expr, value: rt.Expr) -> bool:
         if layer is None or not _bare(layer) or data.same_as(other):
             continue
         residual = found.tensors[other]
-        grown = replace(
-            layer, inputs=(*layer.inputs, residual), input_shapes=(*layer.input_shapes, out), residual=True
-        )
+        grown = replace(layer, inputs=(*layer.inputs, residual), input_shapes=(*layer.input_shapes, out), residual=True)
         # The residual may be computed after the anchor; then the anchor waits for it.
         return _update(found, var, grown, last=found.position(other) > found.position(data))
     return False

@@ -78,7 +78,7 @@ def kept_in_float(graph: Graph) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for layer in graph.layers:
         if layer.op == "float":
-            counts[str(layer.attrs.get("relax_op", "float"))] += 1
+            counts[str(layer.attrs["operator"])] += 1
         elif layer.op == "softmax":
             counts["softmax"] += 1
     return dict(sorted(counts.items()))
@@ -87,4 +87,6 @@ def kept_in_float(graph: Graph) -> dict[str, int]:
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value for dim in tensor.shape.dim)
-    return TensorSpec(name=value.name, shape=shape, dtype=str(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))))
+    return TensorSpec(
+        name=value.name, shape=shape, dtype=str(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+    )

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import helper
-from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from hwq import relax_tools as rt
@@ -81,7 +79,12 @@ def _conv(node: Node) -> Any:
         strides, dilation, before, after = (1, *strides), (1, *dilation), (0, *before), (0, *after)
     out = node.emit(
         relax.op.nn.conv2d(
-            data, weight, strides=strides, padding=(*before, *after), dilation=dilation, groups=int(node.attrs.get("group", 1))
+            data,
+            weight,
+            strides=strides,
+            padding=(*before, *after),
+            dilation=dilation,
+            groups=int(node.attrs.get("group", 1)),
         )
     )
     if node.given(2):
@@ -178,7 +181,8 @@ def _reshape(node: Node) -> Any:
 def _new_shape(node: Node, shape: Shape) -> Shape | None:
     rank = len(shape)
     if node.op == "Flatten":
-        axis = int(node.attrs.get("axis", 1)) % (rank + 1) if int(node.attrs.get("axis", 1)) < 0 else int(node.attrs.get("axis", 1))
+        axis = int(node.attrs.get("axis", 1))
+        axis += rank if axis < 0 else 0
         return math.prod(shape[:axis]), math.prod(shape[axis:])
     if node.op == "Reshape":
         wanted = node.constants("shape", 1)
@@ -214,7 +218,10 @@ def _slice(node: Node) -> Any:
     steps = (1,) * len(starts) if steps is None else steps
     if min(steps, default=1) < 1:
         return None
-    cuts = [slice(*item).indices(shape[axis]) for axis, item in zip(axes, zip(starts, ends, steps, strict=True), strict=True)]
+    cuts = [
+        slice(*item).indices(shape[axis])
+        for axis, item in zip(axes, zip(starts, ends, steps, strict=True), strict=True)
+    ]
     begin, end, step = ([cut[i] for cut in cuts] for i in range(3))
     return [relax.op.strided_slice(node.inputs[0], list(axes), begin, end, step)]
 
@@ -261,35 +268,67 @@ def _fold_binary(node: Node) -> Any:
 
 
 def _resize(node: Node) -> Any:
-    """Nearest resizing as one gather an axis, the indices taken from ONNX's own reference on a ramp."""
-    data = node.inputs[0]
+    """Nearest: one gather an axis, channels last; linear in the form of the first opsets as Relax's own resize."""
+    data, mode = node.inputs[0], node.attrs.get("mode", b"nearest").decode()
     shape = rt.shape_of(data)
-    if node.attrs.get("mode", b"nearest") != b"nearest" or node.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
-        return None
-    if node.attrs.get("axes") is not None:
-        return None
-    scales_at, sizes_at = {"Upsample": (1, 9), "Resize": (1, 9) if node.opset < 11 else (2, 3)}[node.op]
+    first_form = node.op == "Upsample" or node.opset < 11
+    scales_at, sizes_at = (1, 9) if first_form else (2, 3)
     scales = np.array(node.attrs["scales"], np.float32) if "scales" in node.attrs else node.array(scales_at)
     sizes = node.array(sizes_at)
-    attrs = {key: value for key, value in node.attrs.items() if key not in ("scales", "mode")}
-    if node.op == "Upsample" or node.opset < 11:
-        attrs = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    use_scales = scales is not None and scales.size == len(shape)
-    if not use_scales and (sizes is None or sizes.size != len(shape)):
+    plain = node.attrs.get("keep_aspect_ratio_policy", b"stretch") == b"stretch" and not node.attrs.get("antialias", 0)
+    if not plain or "axes" in node.attrs or node.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
+        raise NotImplementedError("a form of Resize that neither hwq nor TVM computes as ONNX does")
+    if scales is not None and scales.size == len(shape):
+        factors = [np.float32(scale) for scale in scales]
+        target = tuple(int(np.floor(np.float64(size) * scale)) for size, scale in zip(shape, factors, strict=True))
+    elif sizes is not None and sizes.size == len(shape):
+        target = rt.ints(sizes)
+        factors = [np.float32(new) / np.float32(old) for new, old in zip(target, shape, strict=True)]
+    else:
         return None
-    out = data
-    for axis, size in enumerate(shape):
-        ramp = np.arange(size, dtype=np.float32)
-        feeds = {"x": ramp, "s": scales[axis : axis + 1] if use_scales else sizes[axis : axis + 1]}  # type: ignore[index]
-        inputs = ["x", "", "s"] if use_scales else ["x", "", "", "s"]
-        single = helper.make_node("Resize", inputs, ["y"], mode="nearest", **attrs)
-        infos = [helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for k, v in feeds.items()]
-        graph = helper.make_graph([single], "ramp", infos, [helper.make_empty_tensor_value_info("y")])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", max(node.opset, 13))])
-        index = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0]).astype(np.int64)
-        if not np.array_equal(index, np.arange(size)):
-            out = node.emit(relax.op.take(out, rt.const(index), axis=axis))
-    return [out]
+    if mode != "nearest":
+        if not all(
+            np.isclose(new / old, factor, rtol=1e-6) for new, old, factor in zip(target, shape, factors, strict=True)
+        ):
+            raise NotImplementedError("Resize by scales that do not divide the shape")
+        if first_form and len(shape) == 4:
+            size = relax.ShapeExpr(target[2:])
+            return [relax.op.image.resize2d(data, size, method=mode, coordinate_transformation_mode="asymmetric")]
+        return None
+    if len(shape) != 4 or target[:2] != shape[:2]:
+        return None
+    coordinates = (
+        "asymmetric" if first_form else node.attrs.get("coordinate_transformation_mode", b"half_pixel").decode()
+    )
+    rounding = node.attrs.get("nearest_mode", b"round_prefer_floor").decode()
+    out = node.emit(relax.op.permute_dims(data, (0, 2, 3, 1)))
+    for axis in (2, 3):
+        way = ("floor" if factors[axis] >= 1 else "ceil") if first_form else rounding
+        index = nearest_sources(shape[axis], target[axis], factors[axis], coordinates, way)
+        out = node.emit(relax.op.take(out, rt.const(index), axis - 1, "clip"))
+    return [relax.op.permute_dims(out, (0, 3, 1, 2))]
+
+
+def nearest_sources(old: int, new: int, scale: np.float32, coordinates: str, rounding: str) -> rt.Array:
+    """For each of ``new`` positions the source position among ``old``, by ONNX's formulas, in float32 as ONNX Runtime does."""
+    at, half = np.arange(new, dtype=np.float32), np.float32(0.5)
+    if coordinates == "asymmetric":
+        at = at / scale
+    elif coordinates == "align_corners":
+        at = at * np.float32(old - 1) / np.float32(new - 1) if new > 1 else np.zeros_like(at)
+    elif coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and new > 1):
+        at = (at + half) / scale - half
+    elif coordinates == "pytorch_half_pixel":
+        at = np.zeros_like(at)
+    else:
+        raise NotImplementedError(f"coordinate_transformation_mode {coordinates}")
+    ways: Mapping[str, Callable[[rt.Array], rt.Array]] = {
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda x: np.ceil(x - half),
+        "round_prefer_ceil": lambda x: np.floor(x + half),
+    }
+    return np.clip(ways[rounding](at), 0, old - 1).astype(np.int64)
 
 
 CONVERTERS: Mapping[str, Callable[[Node], Any]] = {

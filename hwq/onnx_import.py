@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
@@ -42,9 +42,7 @@ class _State:
     exprs: dict[str, rt.Expr] = field(default_factory=dict)
     arrays: dict[str, rt.Array] = field(default_factory=dict)
     scope: rt.Scope = field(default_factory=rt.Scope)
-    functions: dict[Any, Any] = field(default_factory=dict)
     unsupported: Counter[str] = field(default_factory=Counter)
-    reasons: dict[str, str] = field(default_factory=dict)
 
     def expr(self, name: str) -> rt.Expr:
         if name not in self.exprs:
@@ -81,7 +79,10 @@ def import_graph(proto: onnx.ModelProto) -> IRModule:
     outputs = []
     for value in proto.graph.output:
         if value.name in state.arrays:
-            raise HwqError("model-kind", f"output {value.name!r} is constant: it does not depend on the inputs; remove it from the model")
+            raise HwqError(
+                "model-kind",
+                f"output {value.name!r} is constant: it does not depend on the inputs; remove it from the model",
+            )
         outputs.append(state.exprs[value.name])
     return _module(state, params, outputs)
 
@@ -106,7 +107,7 @@ def _node_names(graph: onnx.GraphProto) -> list[str]:
 def _import_node(state: _State, node: onnx.NodeProto, name: str) -> bool:
     """Import one node into ``state``; False where that cannot be, which is then noted."""
     if node.op_type in _CONTROL_FLOW:
-        return _refuse(state, node, "control flow")
+        return _refuse(state, node)
     if any(item and item not in state.exprs and item not in state.arrays for item in node.input):
         return _refuse_unknown(state, node)
     if _fold(state, node):
@@ -127,11 +128,14 @@ def _import_node(state: _State, node: onnx.NodeProto, name: str) -> bool:
                 value = value if isinstance(value, relax.Var) or rt.is_const(value) else state.scope.emit(value)
                 rt.shape_of(value)
                 state.set(out, value)
-    except TypeError:
+    except rt.NotStaticError:
         kind = f"the output shape of {node.op_type} {name!r} depends on data"
-        raise HwqError("model-dynamic", f"{kind}; accepted: networks whose shapes follow from the input shapes") from None
-    except (tvm.error.TVMError, ValueError, AssertionError, NotImplementedError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        return _refuse(state, node, str(error).strip().splitlines()[0] if str(error).strip() else "")
+        raise HwqError(
+            "model-dynamic", f"{kind}; accepted: networks whose shapes follow from the input shapes"
+        ) from None
+    except Exception as error:  # whatever the importer raises is a refusal, to be listed with the others
+        logging.getLogger(__name__).debug("%s %r is refused: %s", node.op_type, name, error)
+        return _refuse(state, node)
     return True
 
 
@@ -148,13 +152,18 @@ def _fold(state: _State, node: onnx.NodeProto) -> bool:
     if node.op_type in _NOT_FOLDED or any(item and item not in state.arrays for item in node.input):
         return False
     feeds = {item: state.arrays[item] for item in node.input if item}
-    inputs = [helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape) for key, value in feeds.items()]
+    inputs = [
+        helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for key, value in feeds.items()
+    ]
     outputs = [helper.make_empty_tensor_value_info(out) for out in node.output if out]
     graph = helper.make_graph([node], "fold", inputs, outputs)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            results = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", state.opset)])).run(None, feeds)
+            results = ReferenceEvaluator(
+                helper.make_model(graph, opset_imports=[helper.make_opsetid("", state.opset)])
+            ).run(None, feeds)
     except Exception:  # whatever the reference cannot do is left to the importer
         return False
     if not all(isinstance(value, np.ndarray | np.generic) and value.nbytes <= _FOLD_LIMIT_BYTES for value in results):
@@ -185,7 +194,9 @@ def _through_tvm(state: _State, node: onnx.NodeProto, inputs: tuple[rt.Expr | No
         params.append(value)
     single.output.extend(f"o{index}" for index in range(len(node.output)))
     used = [f"o{index}" for index, out in enumerate(node.output) if out]
-    graph = helper.make_graph([single], "node", infos, [helper.make_empty_tensor_value_info(out) for out in used], known)
+    graph = helper.make_graph(
+        [single], "node", infos, [helper.make_empty_tensor_value_info(out) for out in used], known
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", state.opset)])
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -194,7 +205,7 @@ def _through_tvm(state: _State, node: onnx.NodeProto, inputs: tuple[rt.Expr | No
     new: dict[rt.Expr, rt.Expr] = dict(zip(main.params, params, strict=True))
     for gvar, func in mod.functions.items():
         if gvar.name_hint != "main":
-            new[gvar] = _add_function(state, gvar, func)
+            new[gvar] = state.scope.builder.add_func(func, gvar.name_hint)
     for var, value in rt.bindings_of(mod):
         value = rt.substitute(value, new)
         new[var] = value if isinstance(value, relax.Var | ir.Tuple) or rt.is_const(value) else state.scope.emit(value)
@@ -202,13 +213,6 @@ def _through_tvm(state: _State, node: onnx.NodeProto, inputs: tuple[rt.Expr | No
     fields = list(result.fields) if isinstance(result, ir.Tuple) else [result]
     found = dict(zip(used, fields, strict=True))
     return [found.get(f"o{index}") for index in range(len(node.output))]
-
-
-def _add_function(state: _State, gvar: Any, func: Any) -> Any:
-    name = f"{gvar.name_hint}_{len(state.functions)}"
-    out = ir.GlobalVar(name)
-    state.functions[out] = func.with_attr("global_symbol", name) if func.attrs and "global_symbol" in func.attrs else func
-    return out
 
 
 def _assume_outputs(state: _State, node: onnx.NodeProto, known: dict[str, onnx.ValueInfoProto]) -> None:
@@ -220,10 +224,9 @@ def _assume_outputs(state: _State, node: onnx.NodeProto, known: dict[str, onnx.V
                 state.exprs[out] = _input_var(known[out])
 
 
-def _refuse(state: _State, node: onnx.NodeProto, reason: str) -> bool:
+def _refuse(state: _State, node: onnx.NodeProto) -> bool:
     label = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     state.unsupported[label] += 1
-    state.reasons.setdefault(label, reason)
     return False
 
 
@@ -231,14 +234,15 @@ def _refuse_unknown(state: _State, node: onnx.NodeProto) -> bool:
     """A node behind a refused one, its input types unknown: refused itself only where its operator is unknown to TVM."""
     single = helper.make_node(node.op_type, [], ["o0"])
     model = helper.make_model(
-        helper.make_graph([single], "node", [], [helper.make_empty_tensor_value_info("o0")]), opset_imports=[helper.make_opsetid("", state.opset)]
+        helper.make_graph([single], "node", [], [helper.make_empty_tensor_value_info("o0")]),
+        opset_imports=[helper.make_opsetid("", state.opset)],
     )
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from_onnx(model)
     except tvm.error.OpNotImplemented:
-        return _refuse(state, node, "")
+        return _refuse(state, node)
     except Exception:  # known to the importer, which misses its inputs
         return False
     return False
@@ -251,5 +255,6 @@ def _unsupported_text(state: _State) -> str:
 
 def _module(state: _State, params: list[rt.Expr], outputs: list[rt.Expr]) -> IRModule:
     empty = relax.Function(params, relax.SeqExpr([], params[0]), params[0].ty).with_attr("global_symbol", "main")
-    mod = IRModule({**state.functions, ir.GlobalVar("main"): empty})
+    mod = state.scope.builder.get()
+    mod["main"] = empty
     return rt.build_main(mod, params, list(state.scope.made.items()), relax.Tuple(outputs))

@@ -28,7 +28,9 @@ def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelPro
         proto.CopyFrom(source)
         return proto.graph.name or "model", proto
     if not isinstance(source, str | Path):
-        raise HwqError("model-invalid", f"a model is given as {type(source).__name__}; accepted: a path or an onnx.ModelProto")
+        raise HwqError(
+            "model-invalid", f"a model is given as {type(source).__name__}; accepted: a path or an onnx.ModelProto"
+        )
     path = Path(source)
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
@@ -36,14 +38,20 @@ def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelPro
     try:
         proto = onnx.load_model(str(path))
     except DecodeError:
-        raise HwqError("model-invalid", f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf") from None
+        raise HwqError(
+            "model-invalid", f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf"
+        ) from None
     except OSError as error:
         reason = error.strerror or "not readable"
         raise HwqError("model-missing", f"model file {str(path)!r} cannot be read: {reason}") from None
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise HwqError("model-invalid", f"the external data of {str(path)!r} cannot be read: {_first_line(error)}") from None
+        raise HwqError(
+            "model-invalid", f"the external data of {str(path)!r} cannot be read: {_first_line(error)}"
+        ) from None
     if not proto.graph.node and not proto.graph.output:
-        raise HwqError("model-invalid", f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf")
+        raise HwqError(
+            "model-invalid", f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf"
+        )
     return path.stem, proto
 
 
@@ -69,14 +77,25 @@ def check_kind(proto: onnx.ModelProto) -> None:
     if proto.training_info:
         raise HwqError("model-kind", "the model is a training graph; accepted: an ONNX network exported for inference")
     training = sorted(
-        {node.op_type for node in proto.graph.node for attr in node.attribute if attr.name == "training_mode" and attr.i}
+        {
+            node.op_type
+            for node in proto.graph.node
+            for attr in node.attribute
+            if attr.name == "training_mode" and attr.i
+        }
     )
     if training:
-        raise HwqError("model-kind", f"the model has {', '.join(training)} in training mode; accepted: a network exported for inference")
+        raise HwqError(
+            "model-kind",
+            f"the model has {', '.join(training)} in training mode; accepted: a network exported for inference",
+        )
     opsets = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
     if not opsets:
         domains = ", ".join(sorted({opset.domain for opset in proto.opset_import})) or "none"
-        raise HwqError("model-kind", f"the model uses no standard ONNX operators (domains: {domains}); accepted: an ONNX neural network")
+        raise HwqError(
+            "model-kind",
+            f"the model uses no standard ONNX operators (domains: {domains}); accepted: an ONNX neural network",
+        )
     if opsets[0] not in OPSETS:
         raise HwqError("model-opset", f"the model has opset {opsets[0]}; accepted: {OPSETS[0]} to {OPSETS[-1]}")
     for value in free_inputs(proto):
@@ -85,7 +104,9 @@ def check_kind(proto: onnx.ModelProto) -> None:
             raise HwqError("model-kind", f"model input {value.name!r} is a {kind}; accepted: tensors")
     if not free_inputs(proto) or not proto.graph.output:
         lacks = "input" if proto.graph.output else "output"
-        raise HwqError("model-kind", f"the model has no {lacks}; accepted: a network with at least one input and one output")
+        raise HwqError(
+            "model-kind", f"the model has no {lacks}; accepted: a network with at least one input and one output"
+        )
 
 
 def free_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -95,7 +116,7 @@ def free_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    return next(opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx"))
+    return next(int(opset.version) for opset in proto.opset_import if opset.domain in ("", "ai.onnx"))
 
 
 def fix_inputs(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape]) -> None:
@@ -109,14 +130,19 @@ def fix_inputs(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape
     unknown = sorted(set(shapes) - {value.name for value in inputs})
     if unknown:
         names = ", ".join(repr(value.name) for value in inputs)
-        raise HwqError("shapes-invalid", f"shapes names input {unknown[0]!r}, which the model lacks; its inputs: {names}")
+        raise HwqError(
+            "shapes-invalid", f"shapes names input {unknown[0]!r}, which the model lacks; its inputs: {names}"
+        )
     for value in inputs:
         tensor = value.type.tensor_type
         given = shapes.get(value.name)
         if given is not None:
             given = _checked_shape(value.name, given, _free_shape(tensor))
         elif not tensor.HasField("shape"):
-            raise HwqError("model-dynamic", f"input {value.name!r} has no shape in the model; give it in shapes={{{value.name!r}: (...)}}")
+            raise HwqError(
+                "model-dynamic",
+                f"input {value.name!r} has no shape in the model; give it in shapes={{{value.name!r}: (...)}}",
+            )
         else:
             free = _free_shape(tensor)
             given = tuple(batch if axis == 0 and dim is None else dim for axis, dim in enumerate(free))  # type: ignore[misc]

@@ -17,6 +17,7 @@ from hwq.passes.fold_constants import FoldConstants
 from hwq.passes.fold_padding import FoldPadding
 from hwq.passes.fold_scale import FoldScale
 from hwq.passes.fold_transpose import FoldTranspose
+from hwq.passes.recognize_activations import RecognizeActivations
 from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.to_nhwc import ToNHWC
 
@@ -24,6 +25,8 @@ PASSES: tuple[Any, ...] = (
     # Clean up what the importer wrote.
     RemoveIdentity(),
     FoldConstants(),
+    # Activations, before their arithmetic is pulled apart.
+    RecognizeActivations(),
     # Weights: batch norms, scales and shifts go into convolutions and dense layers.
     FoldBatchNorm(),
     FoldScale(),

@@ -7,7 +7,7 @@ ONNX node that a call came from travels in the call's span (``origin``), which s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,11 +62,15 @@ def const(array: Array) -> Expr:
     return relax.const(np.ascontiguousarray(array).reshape(np.shape(array)), str(array.dtype))
 
 
+class NotStaticError(Exception):
+    """A tensor has a shape that is not known before the network runs, or is not a tensor at all."""
+
+
 def shape_of(expr: Expr) -> Shape:
-    """The static shape of a tensor expression. Raises TypeError where it is not static, or not a tensor."""
+    """The static shape of a tensor expression. Raises NotStaticError where it has none."""
     shape = getattr(expr.ty, "shape", None)
-    if not isinstance(shape, relax.ShapeExpr):
-        raise TypeError("not a tensor of known shape")
+    if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(dim, ir.prim.IntImm) for dim in shape):
+        raise NotStaticError
     return tuple(int(dim) for dim in shape)
 
 
@@ -92,7 +96,11 @@ def substitute(expr: Expr, new: Mapping[Expr, Expr]) -> Expr:
         return ir.Call(expr.op, args, expr.attrs, expr.ty_args, expr.span, expr.ty)
     if isinstance(expr, relax.TupleGetItem):
         tuple_value = substitute(expr.tuple_value, new)
-        return tuple_value.fields[expr.index] if isinstance(tuple_value, ir.Tuple) else relax.TupleGetItem(tuple_value, expr.index)
+        return (
+            tuple_value.fields[expr.index]
+            if isinstance(tuple_value, ir.Tuple)
+            else relax.TupleGetItem(tuple_value, expr.index)
+        )
     return expr
 
 
@@ -142,11 +150,11 @@ class Scope:
         self.readers[var] = 1
         return var
 
-    def definition(self, expr: Expr) -> Expr | None:
+    def definition(self, expr: Expr) -> Expr:
         """The value bound to a variable, None for a parameter or anything else."""
         return self.made.get(expr) if isinstance(expr, relax.Var) else None
 
-    def sole_reader(self, expr: Expr, op: str) -> Expr | None:
+    def sole_reader(self, expr: Expr, op: str) -> Expr:
         """The definition of ``expr`` if it is a call of ``op`` that nothing but this binding reads."""
         value = self.definition(expr)
         return value if value is not None and op_name(value) == op and self.readers.get(expr, 0) == 1 else None
@@ -155,6 +163,15 @@ class Scope:
 # A rule looks at a binding's value, its arguments already rewritten, and returns what stands in its place: a new value,
 # a variable or a constant; None leaves it alone.
 Rule = Callable[[Expr, Scope], "Expr | None"]
+
+
+def first_of(rules: Iterable[Rule], value: Expr, scope: Scope) -> Expr | None:
+    """What the first rule that applies returns."""
+    for rule in rules:
+        out = rule(value, scope)
+        if out is not None:
+            return out
+    return None
 
 
 def rewrite(mod: IRModule, rule: Rule, *, repeat: bool = True) -> IRModule:

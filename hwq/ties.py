@@ -24,4 +24,3 @@ def tied_tensors(graph: Graph) -> tuple[frozenset[str], ...]:
     order = {name: index for index, name in enumerate(graph.shapes)}
     groups = [frozenset(group) for group in nx.connected_components(ties)]
     return tuple(sorted(groups, key=lambda group: min(order[name] for name in group)))
-

@@ -43,7 +43,9 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
         return None
     if not op or not value.args:
         return None
-    tensors = list(value.args[0].fields) if op == "concat" else [a for a in value.args if not isinstance(a, relax.ShapeExpr)]
+    tensors = (
+        list(value.args[0].fields) if op == "concat" else [a for a in value.args if not isinstance(a, relax.ShapeExpr)]
+    )
     if not tensors or not all(rt.is_const(arg) for arg in tensors):
         return None
     result = _evaluate(op, value, [rt.value_of(arg) for arg in tensors])

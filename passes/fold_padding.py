@@ -64,4 +64,6 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
 def _never_negative(data: rt.Expr, scope: rt.Scope) -> bool:
     made = scope.definition(data)
     op = rt.op_name(made)
-    return op in ("nn.relu", "nn.relu6", "sigmoid") or (isinstance(made, ir.Call) and op == "clip" and float(made.args[1].value) >= 0)
+    return op in ("nn.relu", "nn.relu6", "sigmoid") or (
+        isinstance(made, ir.Call) and op == "clip" and float(made.args[1].value) >= 0
+    )

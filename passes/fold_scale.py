@@ -30,9 +30,9 @@ class FoldScale:
 def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
     op = rt.op_name(value)
     if op in ("add", "subtract", "multiply", "divide"):
-        return _canonical(op, value, scope) or _merge_backward(op, value, scope)
+        return rt.first_of((_canonical, _merge_backward), value, scope)
     if op in ("nn.conv2d", "matmul") and rt.is_const(value.args[1]):
-        return _merge_forward(op, value, scope)
+        return _merge_forward(value, scope)
     return None
 
 
@@ -59,9 +59,9 @@ def _constant(data: rt.Expr, channels: rt.Array) -> rt.Expr:
     return rt.const(np.asarray(channels, np.float32).reshape(shape))
 
 
-def _canonical(op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
+def _canonical(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
     """Constants on the right; subtract and divide by constants as add and multiply."""
-    left, right = value.args
+    op, (left, right) = rt.op_name(value), value.args
     if op in ("add", "multiply") and rt.is_const(left) and not rt.is_const(right):
         return ir.Call(value.op, [right, left], value.attrs, value.ty_args, value.span)
     if op == "subtract" and _per_channel(left, right) is not None:
@@ -74,8 +74,8 @@ def _canonical(op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
     return None
 
 
-def _merge_backward(op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
-    data, other = value.args
+def _merge_backward(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
+    op, (data, other) = rt.op_name(value), value.args
     factor = _per_channel(data, other)
     if factor is None:
         return None
@@ -92,7 +92,9 @@ def _merge_backward(op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
     if product is not None:
         before = _per_channel(product.args[0], product.args[1])
         if before is not None:
-            return rt.with_origin(relax.op.multiply(product.args[0], _constant(data, before * factor)), rt.origin(product))
+            return rt.with_origin(
+                relax.op.multiply(product.args[0], _constant(data, before * factor)), rt.origin(product)
+            )
     for anchor, axis in (("nn.conv2d", 0), ("matmul", -1)):
         made = scope.sole_reader(data, anchor)
         if made is not None and _weight_folds(made):
@@ -103,11 +105,11 @@ def _merge_backward(op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
     return None
 
 
-def _merge_forward(op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
+def _merge_forward(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
     """A multiplication or addition in front of a convolution or dense layer."""
     if not _weight_folds(value):
         return None
-    data, weight = value.args[0], rt.value_of(value.args[1]).astype(np.float64)
+    op, data, weight = rt.op_name(value), value.args[0], rt.value_of(value.args[1]).astype(np.float64)
     for before in ("multiply", "add"):
         made = scope.sole_reader(data, before)
         channels = _per_channel(made.args[0], made.args[1]) if made is not None else None
@@ -133,7 +135,7 @@ def _weight_folds(anchor: ir.Call) -> bool:
         return False
     if rt.op_name(anchor) == "matmul":
         return len(rt.shape_of(anchor.args[1])) == 2
-    return anchor.attrs.data_layout == "NCHW" and anchor.attrs.kernel_layout == "OIHW"
+    return bool(anchor.attrs.data_layout == "NCHW" and anchor.attrs.kernel_layout == "OIHW")
 
 
 def _with_weight(anchor: ir.Call, data: rt.Expr, weight: rt.Array) -> ir.Call:

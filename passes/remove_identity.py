@@ -3,8 +3,8 @@
 Before:  lv = R.nn.dropout(x); lv1 = lv[0]; gv = R.nn.relu(lv1)
 After:   gv = R.nn.relu(x)
 
-Stands first, and again after every pass that moves shapes. Squeezes and the like become reshapes, a reshape of a reshape
-becomes one.
+Stands first, and again after every pass that moves shapes. Squeezes and the like become reshapes, a reshape of a reshape becomes
+one, as does a transpose that moves only axes of size 1.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
         inner = scope.definition(value.args[0])
         if rt.op_name(inner) == "reshape":
             return relax.op.reshape(inner.args[0], rt.shape_of(value))
+    if op == "permute_dims" and value.attrs.axes is not None:
+        shape, axes = rt.shape_of(value.args[0]), rt.ints(value.attrs.axes)
+        moved = [axis for axis in axes if shape[axis] != 1]
+        if moved == sorted(moved):
+            return relax.op.reshape(value.args[0], [shape[axis] for axis in axes])
     kept = _kept_argument(op, value)
     if kept is None or rt.shape_of(kept) != rt.shape_of(value) or rt.dtype_of(kept) != rt.dtype_of(value):
         return None
@@ -46,10 +51,9 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
 
 def _kept_argument(op: str, value: rt.Expr) -> rt.Expr | None:
     """The argument that the call returns unchanged wherever its shape and type agree with the result's."""
-    args, attrs = value.args if op else (), getattr(value, "attrs", None)
+    args: rt.Expr = value.args if op else ()
+    attrs: rt.Expr = value.attrs if op else None
     if op in ("reshape", "broadcast_to", "astype"):
-        return args[0]
-    if op == "permute_dims" and attrs.axes is not None and list(rt.ints(attrs.axes)) == sorted(rt.ints(attrs.axes)):
         return args[0]
     if op == "nn.pad" and not any(rt.ints(attrs.pad_width)):
         return args[0]

@@ -50,6 +50,9 @@ class _Layouts:
 
     def rule(self, value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
         op = rt.op_name(value)
+        if isinstance(value, ir.Call) and isinstance(value.op, ir.GlobalVar):  # an activation, of any shape
+            known = _known_nhwc(value.args[0], scope)
+            return None if known is None else relax.op.permute_dims(scope.emit(ir.Call(value.op, [known])), TO_NCHW)
         if op == "permute_dims":
             return self._permute(value, scope)
         if op == "reshape":
@@ -78,13 +81,20 @@ class _Layouts:
                 return None
             weight = rt.const(rt.value_of(value.args[1]).transpose(0, 2, 3, 1))
             return relax.op.nn.conv2d(
-                self.form(data, scope), weight, attrs.strides, attrs.padding, attrs.dilation, int(attrs.groups), "NHWC", "OHWI"
+                self.form(data, scope),
+                weight,
+                attrs.strides,
+                attrs.padding,
+                attrs.dilation,
+                int(attrs.groups),
+                "NHWC",
+                "OHWI",
             )
         if attrs.layout != "NCHW":
             return None
         if op == "image.resize2d":
             return relax.op.image.resize2d(
-                self.form(data, scope), value.args[1], attrs.roi, "NHWC", attrs.method, attrs.coordinate_transformation_mode,
+                self.form(data, scope), value.args[1], [float(item) for item in attrs.roi], "NHWC", attrs.method, attrs.coordinate_transformation_mode,
                 attrs.rounding_method, attrs.cubic_alpha, attrs.cubic_exclude, attrs.extrapolation_value,
             )  # fmt: skip
         make = relax.op.nn.max_pool2d if op == "nn.max_pool2d" else relax.op.nn.avg_pool2d
@@ -122,8 +132,8 @@ class _Layouts:
         kept = [axis for axis in TO_NHWC if axis not in axes]
         if not attrs.keepdims and kept != sorted(kept):
             return None
-        out = make(self.form(data, scope), sorted(_AXIS[axis] for axis in axes), bool(attrs.keepdims))
-        return relax.op.permute_dims(scope.emit(out), TO_NCHW) if attrs.keepdims else out
+        out = scope.emit(make(self.form(data, scope), sorted(_AXIS[axis] for axis in axes), True))
+        return relax.op.permute_dims(out, TO_NCHW) if attrs.keepdims else relax.op.reshape(out, rt.shape_of(value))
 
     def _moved_axes(self, op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
         """Operators that name axes: concat, strided_slice, pad, softmax, take by a constant."""
@@ -131,7 +141,9 @@ class _Layouts:
             items = list(value.args[0].fields)
             if len(rt.shape_of(value)) != 4 or not any(_known_nhwc(item, scope) is not None for item in items):
                 return None
-            items = [rt.const(rt.value_of(x).transpose(TO_NHWC)) if rt.is_const(x) else self.form(x, scope) for x in items]
+            items = [
+                rt.const(rt.value_of(x).transpose(TO_NHWC)) if rt.is_const(x) else self.form(x, scope) for x in items
+            ]
             return relax.op.concat(items, _AXIS[int(value.attrs.axis) % 4])
         if op not in ("strided_slice", "nn.pad", "nn.softmax", "nn.log_softmax", "take"):
             return None
@@ -144,7 +156,9 @@ class _Layouts:
             return relax.op.strided_slice(self.form(data, scope), moved, *rest)
         if op == "nn.pad":
             pairs = np.array(rt.ints(attrs.pad_width)).reshape(4, 2)[list(TO_NHWC)]
-            return relax.op.nn.pad(self.form(data, scope), pairs.reshape(-1).tolist(), attrs.pad_mode, float(attrs.pad_value))
+            return relax.op.nn.pad(
+                self.form(data, scope), pairs.reshape(-1).tolist(), attrs.pad_mode, float(attrs.pad_value)
+            )
         if op == "take":
             if not rt.is_const(value.args[1]) or len(rt.shape_of(value.args[1])) != 1 or attrs.axis is None:
                 return None
@@ -169,14 +183,8 @@ def _known_nhwc(data: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
 
 
 def _transpose(data: rt.Expr, axes: tuple[int, ...]) -> rt.Expr:
-    """A transpose; nothing where it is the identity, a reshape where it moves only axes of size 1."""
-    if axes == tuple(range(len(axes))):
-        return data
-    shape = rt.shape_of(data)
-    moved = [axis for axis in axes if shape[axis] != 1]
-    if moved == sorted(moved):
-        return relax.op.reshape(data, [shape[axis] for axis in axes])
-    return relax.op.permute_dims(data, axes)
+    """A transpose; nothing where it is the identity."""
+    return data if axes == tuple(range(len(axes))) else relax.op.permute_dims(data, axes)
 
 
 def _reshape(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:

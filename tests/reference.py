@@ -94,7 +94,11 @@ def _avg_pool(layer: Layer, x: Array) -> Array:
     kernel = layer.attrs["kernel"]
     total = _windows(layer, x, kernel, 0.0).sum(axis=(4, 5))
     ones = np.ones_like(x[:1, :, :, :1])
-    count = kernel[0] * kernel[1] if layer.attrs["count_include_pad"] else _windows(layer, ones, kernel, 0.0).sum(axis=(4, 5))
+    count = (
+        kernel[0] * kernel[1]
+        if layer.attrs["count_include_pad"]
+        else _windows(layer, ones, kernel, 0.0).sum(axis=(4, 5))
+    )
     return np.asarray(total / count, np.float32)
 
 
@@ -104,7 +108,9 @@ def _softmax(layer: Layer, x: Array) -> Array:
 
 
 def _slice(layer: Layer, x: Array) -> Array:
-    return x[tuple(slice(*cut) for cut in zip(layer.attrs["begin"], layer.attrs["end"], layer.attrs["strides"], strict=True))]
+    return x[
+        tuple(slice(*cut) for cut in zip(layer.attrs["begin"], layer.attrs["end"], layer.attrs["strides"], strict=True))
+    ]
 
 
 def _run_func(layer: Layer, args: list[Array], dtype: str) -> Array:
