@@ -125,6 +125,10 @@ class Plan:
         except json.JSONDecodeError as error:
             where = f"line {error.lineno}, column {error.colno}"
             raise HwqError("plan-invalid", f"{os.fspath(path)} is not JSON at {where}: {error.msg}") from error
+        except RecursionError as error:
+            raise HwqError(
+                "plan-invalid", f"{os.fspath(path)} is nested too deeply; accepted: a plan's JSON"
+            ) from error
         except _RepeatError as error:
             raise HwqError("plan-invalid", f"{os.fspath(path)} has the key {error} twice; accepted: once") from error
         return cls.from_dict(data, os.fspath(path))
