@@ -65,6 +65,12 @@ class Plan:
         return self.geometry.kernel_h * self.geometry.columns * self.run_steps
 
     @property
+    def unpacked_in_registers(self) -> bool:
+        """Whether int4 weights are unpacked where they are used, because few tiles use them: no buffer between."""
+        across = self.geometry.batch * self.out_h * self.out_w // (self.tile.rows * self.tile.pixels)
+        return self.form.weight == "int4" and across <= 2 and self.run_steps % 2 == 0
+
+    @property
     def run_steps(self) -> int:
         return math.ceil(self.geometry.run / self.form.r)
 
@@ -193,7 +199,11 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     if parallel:
         sch.parallel(outer)
     if found.weight == "int4":
-        _schedule_unpack(sch, outer)
+        if plan.unpacked_in_registers:
+            k, k_in = sch.split(k, [None, 2])
+            sch.unroll(k_in)
+            sch.reorder(k_in, h_in)
+        _schedule_unpack(sch, k if plan.unpacked_in_registers else outer, plan.unpacked_in_registers)
     sch.set_scope(acc, 0, "local")
     tail_at = inner[-1] if inner else spot
     schedule_tail(sch, tail_at, shape, lanes=tile.lanes, whole=not plan.ragged, staged=plan.staged)
@@ -207,7 +217,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     for loop in init_outer[-3:]:
         sch.unroll(loop)
     if found.intrinsic:
-        sch.tensorize(lane, dot(found.instruction, tile.lanes))
+        sch.tensorize(lane, dot(found.instruction, tile.lanes, in_registers=plan.unpacked_in_registers))
     if plan.copied:
         schedule_rows(sch, parallel)
 
@@ -216,7 +226,7 @@ def default_chunks(plan: Plan, target: Target, extent: int) -> int:
     """How many chunks ``extent`` positions make: one where the input fits half of the L2, else as many as make it fit; with
     threads, more if the blocks of channels alone do not share out evenly."""
     shape = plan.geometry
-    item_bytes = common.ITEM_BYTES.get(plan.form.act, 2)
+    item_bytes = plan.form.item_bytes
     input_bytes = shape.batch * shape.in_h * shape.in_w * shape.in_c * item_bytes
     weight_bytes = shape.groups * plan.blocks * plan.tile.lanes * plan.steps * plan.form.r * item_bytes
     least = 1
@@ -234,10 +244,12 @@ def worth_parallel(plan: Plan, target: Target) -> bool:
     return plan.workload.parallel > 1 and plan.geometry.macs > PARALLEL_LEAST_S * row.macs_per_cycle * target.clock_hz
 
 
-def _schedule_unpack(sch: Schedule, at: Any) -> None:
+def _schedule_unpack(sch: Schedule, at: Any, in_registers: bool) -> None:
     weights = sch.get_sblock("weights")
     sch.compute_at(weights, at, preserve_unit_loops=True)
-    *_, half, lane, i = sch.get_loops(weights)
-    sch.unroll(half)
+    *_, b, _k, odd, lane, i = sch.get_loops(weights)
+    sch.unroll(odd)
     sch.vectorize(sch.fuse(lane, i))
-
+    if in_registers:
+        sch.set_scope(weights, 0, "local")
+        sch.unroll(b)

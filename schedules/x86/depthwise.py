@@ -186,7 +186,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
 
 def default_height(plan: Plan, target: Target) -> int:
     """Output rows for which the input is copied at a time: as many as a quarter of the L2 holds, shared out to the threads."""
-    shape, item_bytes = plan.geometry, common.ITEM_BYTES[plan.form.act]
+    shape, item_bytes = plan.geometry, plan.form.item_bytes
     most = shape.out_h
     if worth_parallel(plan, target):
         most = math.ceil(shape.batch * shape.out_h / plan.workload.parallel / shape.batch)

@@ -143,6 +143,11 @@ class Form:
     registers: int
     intrinsic: bool
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one element of the input as it is multiplied."""
+        return {"float32": 4, "int16": 2}.get(self.act, 1)
+
 
 def form(workload: Workload, target: Target) -> Form | None:
     """The form of ``workload`` on ``target``; None if no compute row of the target names one that this family has."""

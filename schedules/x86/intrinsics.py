@@ -16,11 +16,11 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 
-def _description(lanes: int, r: int, act: str) -> Any:
+def _description(lanes: int, r: int, act: str, scope: str) -> Any:
     @T.prim_func(s_tir=True)
     def description(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (r,), act, offset_factor=1)
-        B = T.match_buffer(b, (lanes, r), "int8", offset_factor=1)
+        B = T.match_buffer(b, (lanes, r), "int8", offset_factor=1, scope=scope)
         C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:r], B[0:lanes, 0:r])
@@ -34,14 +34,14 @@ def _description(lanes: int, r: int, act: str) -> Any:
     return description
 
 
-def _vpdpbusd(lanes: int) -> Any:
+def _vpdpbusd(lanes: int, scope: str) -> Any:
     name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
     sums, bytes_ = f"int32x{lanes}", f"int8x{4 * lanes}"
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (4,), "uint8", offset_factor=1)
-        B = T.match_buffer(b, (lanes, 4), "int8", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 4), "int8", offset_factor=1, scope=scope)
         C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
@@ -57,14 +57,14 @@ def _vpdpbusd(lanes: int) -> Any:
     return implementation
 
 
-def _vpmaddwd(lanes: int) -> Any:
+def _vpmaddwd(lanes: int, scope: str) -> Any:
     name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.sse2.pmadd.wd"
     sums, words, bytes_ = f"int32x{lanes}", f"int16x{2 * lanes}", f"int8x{2 * lanes}"
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (2,), "int16", offset_factor=1)
-        B = T.match_buffer(b, (lanes, 2), "int8", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 2), "int8", offset_factor=1, scope=scope)
         C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
@@ -79,14 +79,22 @@ def _vpmaddwd(lanes: int) -> Any:
     return implementation
 
 
-def dot(instruction: str, lanes: int) -> str:
-    """The name under which the dot product of ``instruction`` with ``lanes`` sums is registered."""
-    return f"hwq.{instruction}.{lanes}"
+def dot(instruction: str, lanes: int, *, in_registers: bool = False) -> str:
+    """The name of the dot product of ``instruction`` with ``lanes`` sums; in_registers: its weights were just unpacked."""
+    return f"hwq.{instruction}.{lanes}" + (".local" if in_registers else "")
 
 
-for _lanes in (16, 8, 4):
-    TensorIntrin.register(
-        dot("avx512.vpdpbusd", _lanes), _description(_lanes, 4, "uint8"), _vpdpbusd(_lanes), override=True
-    )
-for _lanes in (8, 4):
-    TensorIntrin.register(dot("avx2.vpmaddwd", _lanes), _description(_lanes, 2, "int16"), _vpmaddwd(_lanes), override=True)
+def _register() -> None:
+    for near in (False, True):
+        scope = "local" if near else "global"
+        for lanes in (16, 8, 4):
+            name = dot("avx512.vpdpbusd", lanes, in_registers=near)
+            described = _description(lanes, 4, "uint8", scope)
+            TensorIntrin.register(name, described, _vpdpbusd(lanes, scope), override=True)
+        for lanes in (8, 4):
+            name = dot("avx2.vpmaddwd", lanes, in_registers=near)
+            described = _description(lanes, 2, "int16", scope)
+            TensorIntrin.register(name, described, _vpmaddwd(lanes, scope), override=True)
+
+
+_register()

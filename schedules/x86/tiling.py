@@ -18,6 +18,8 @@ from hwq.schedules.x86.geometry import Form, Geometry
 CHAIN_CYCLES = 4.0
 # Per tile: its loop's branches and addresses, and the pipeline's drain.
 TILE_CYCLES = 16.0
+# The L1 of every x86 so far indexes its sets by 12 bits of the address, and has 8 ways or more.
+SET_BYTES, WAYS, CROWDED = 4096, 8, 8.0
 # Epilogue, per full vector of outputs.
 VECTOR_CYCLES = 6.0
 
@@ -44,7 +46,7 @@ def cycles(geometry: Geometry, form: Form, tile: Tile) -> float:
     spots = tile.rows * tile.pixels
     steps = geometry.kernel_h * geometry.columns * math.ceil(geometry.run / form.r)
     multiplies = spots * tile.vectors * share
-    loads = (spots + tile.vectors) * max(share, 0.5)
+    loads = (spots * crowding(geometry, form, tile.pixels) + tile.vectors) * max(share, 0.5)
     step = max(multiplies, loads, CHAIN_CYCLES)
     per_tile = steps * step + multiplies * VECTOR_CYCLES + TILE_CYCLES
     blocks = geometry.groups * math.ceil(math.ceil(geometry.group_out / tile.lanes) / tile.vectors)
@@ -56,6 +58,14 @@ def cycles(geometry: Geometry, form: Form, tile: Tile) -> float:
     if not geometry.padded and (geometry.out_w % tile.pixels or geometry.out_h % tile.rows):  # needs a wider copy
         total += geometry.batch * geometry.in_h * geometry.in_w * geometry.in_c / 32.0
     return total
+
+
+def crowding(geometry: Geometry, form: Form, pixels: int) -> float:
+    """How much dearer a tile's loads are because its pixels lie a multiple of some power of two apart and share few sets of
+    the L1, which holds WAYS lines for each address modulo SET_BYTES: 1 where they fit, else CROWDED."""
+    apart = geometry.stride_w * geometry.in_c * form.item_bytes
+    places = SET_BYTES // math.gcd(apart, SET_BYTES)
+    return CROWDED if math.ceil(pixels / places) > WAYS else 1.0
 
 
 def best_tile(geometry: Geometry, form: Form) -> Tile:
