@@ -198,6 +198,7 @@ def _corrupt(path: Path, reason: str) -> HwqError:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     """Make an empty file a store; refuse what is not one, or comes from a newer hwq."""
+    db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last records, but never the store
     if _identity(db) == (0, 0, 0):
         db.execute("PRAGMA journal_mode = WAL")
         with _transaction(db):

@@ -1,0 +1,185 @@
+"""Probe: measure on this machine the rates that a target file states, and write the file anew with what was measured.
+
+Read rates come from summing a buffer of a size that the level holds; the start of a parallel loop from an empty one; a
+compute row's rate from the kernel that would run, on a layer of ordinary size, epilogue included: what that row
+is worth, not what the instruction could do. A row that has no kernel yet keeps its number and its source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import te
+from tvm.s_tir import Schedule
+
+from hwq.cost import op_macs
+from hwq.errors import HwqError
+from hwq.graph import ANCHORS
+from hwq.schedule import kernel_for
+from hwq.target import Compute, Target
+from hwq.threads import use_threads
+from hwq.workload import Workload
+
+Progress = Callable[[int, int], None]
+_REPEATS = 7
+_COMMAND = "hwq targets probe"
+_LARGEST_BUFFER_BYTES = 256 << 20
+
+
+def probe(target: Target, name: str, progress: Progress | None = None) -> str:
+    """The text of a .toml for this machine, called ``name``, with every rate of ``target`` measured here on one core.
+
+    Raises HwqError "target-no-build" or "cpu-lacks" for a target that this machine cannot run.
+    """
+    target.require_builds()
+    missing = target.missing_flags()
+    if missing:
+        message = f"target {target.name} cannot be probed here: this CPU lacks {', '.join(missing)}; probe host"
+        raise HwqError("cpu-lacks", message)
+    total, done = len(target.compute) + 4, 0
+    use_threads(target.cores)
+    measured: dict[str, float] = {"parallel_overhead_s": parallel_overhead_s(target)}
+    use_threads(1)
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    step()
+    for field, size in buffer_bytes(target).items():
+        measured[field] = read_bytes_per_s(size, target)
+        step()
+    rows = []
+    for row in target.compute:
+        rate = macs_per_cycle(row, target)
+        rows.append(
+            row if rate is None else replace(row, macs_per_cycle=_three_figures(rate), source=f"measured: {_COMMAND}")
+        )
+        step()
+    sources = dict(target.sources) | {field: f"measured: {_COMMAND}" for field in measured}
+    changed: dict[str, Any] = {key: _three_figures(value) for key, value in measured.items()}
+    changed |= {"compute": tuple(rows), "sources": tuple(sources.items())}
+    return to_toml(replace(target, name=name, **changed))
+
+
+def buffer_bytes(target: Target) -> dict[str, int]:
+    """For each read rate of ``target`` the size of a buffer that its level holds and the one above does not."""
+    sizes = {"l2_bytes_per_s": max(target.l2_bytes // 2, 2 * target.l1_bytes)}
+    if target.l3_bytes:
+        sizes["l3_bytes_per_s"] = max(target.l3_bytes // 4, 2 * target.l2_bytes)
+    last = max(target.l2_bytes, target.l3_bytes)
+    return sizes | {"memory_bytes_per_s": min(4 * last, max(_LARGEST_BUFFER_BYTES, 2 * last))}
+
+
+def read_bytes_per_s(size: int, target: Target) -> float:
+    """How fast one core reads a buffer of ``size`` bytes over and over."""
+    rows = size // 256
+    a, k = te.placeholder((rows, 64), "int32", "a"), te.reduce_axis((0, rows), "k")
+    func = te.create_prim_func([a, te.compute((64,), lambda i: te.sum(a[k, i], axis=k), "out")])
+    schedule = Schedule(tvm.IRModule({"main": func}))
+    block = schedule.get_sblock("out")
+    column, row = schedule.get_loops(block)
+    schedule.reorder(row, column)
+    copy = schedule.cache_write(block, 0, "local")  # the sums stay in registers
+    for loop in (column, schedule.get_loops(copy)[0]):
+        vectors, lane = schedule.split(loop, [None, target.lanes("int32")])
+        schedule.vectorize(lane)
+        schedule.unroll(vectors)
+    schedule.decompose_reduction(block, row)
+    return rows * 256 / _fastest_s(schedule.mod["main"], target)
+
+
+def parallel_overhead_s(target: Target) -> float:
+    """What a parallel loop over ``target.cores`` costs beside the same loop in one thread; at least 0.1 us."""
+    a = te.placeholder((target.cores, 16), "float32", "a")
+
+    def seconds(parallel: bool) -> float:
+        func = te.create_prim_func([a, te.compute(a.shape, lambda i, j: a[i, j] + np.float32(1), "out")])
+        schedule = Schedule(tvm.IRModule({"main": func}))
+        if parallel:
+            schedule.parallel(schedule.get_loops(schedule.get_sblock("out"))[0])
+        return _fastest_s(schedule.mod["main"], target)
+
+    return max(1e-7, seconds(True) - seconds(False))
+
+
+def macs_per_cycle(row: Compute, target: Target) -> float | None:
+    """What the kernel for the first operator of ``row`` does in a cycle of one core; None if there is no kernel."""
+    workload = typical_workload(row)
+    try:
+        kernel = kernel_for(workload, target)
+    except HwqError:
+        return None
+    return op_macs(workload) / (_fastest_s(kernel.func, target) * target.clock_hz)
+
+
+def typical_workload(row: Compute) -> Workload:
+    """A layer for the first operator of ``row`` ("*": conv2d) of ordinary size: 28 x 28 pixels and 128 channels.
+
+    Operators without weights get 14 x 14, so that what is measured is their arithmetic and not the L3.
+    """
+    op = "conv2d" if row.ops[0] == "*" else row.ops[0]
+    size = 28 if op in ANCHORS else 14
+    shape, pooled = (1, size, size, 128), (1, size // 2, size // 2, 128)
+    window = {"kernel": (3, 3), "strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+    inputs: tuple[tuple[int, ...], ...] = (shape,)
+    output: tuple[int, ...] = shape
+    attrs: dict[str, Any] = {}
+    if op in ("conv2d", "depthwise_conv2d"):
+        attrs = window | ({"groups": 128} if op == "depthwise_conv2d" else {})
+    elif op in ("max_pool2d", "avg_pool2d"):
+        attrs = {"kernel": (2, 2), "strides": (2, 2), "padding": (0, 0, 0, 0), "dilation": (1, 1)}
+        attrs, output = attrs | {"count_include_pad": False}, pooled
+    elif op in ("add", "multiply"):
+        inputs = (shape, shape)
+    elif op == "dense":
+        inputs, output = ((128, 256),), (128, 256)
+    scheme = {"float32": "f32", "int4": "w4a8"}.get(row.weight, "w8a8")
+    return Workload(
+        op=op,
+        scheme=scheme,
+        input_shapes=inputs,
+        output_shape=output,
+        attrs=tuple(sorted(attrs.items())),
+        has_bias=op in ANCHORS,
+        out_dtype="float32" if scheme == "f32" else "int8",
+    )
+
+
+def to_toml(target: Target) -> str:
+    """The target file that reads back as ``target``; JSON's texts, lists and numbers are TOML's too."""
+    texts = ("name", "description", "kind", "mtriple", "mcpu", "device", "activation_storage", "requantize")
+    lines = ["[target]"]
+    for key in (*texts, "builds", "mattr", "cpu_flags"):
+        value = getattr(target, key)
+        if value is not None:
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+    for key, source in target.sources:
+        if getattr(target, key):
+            lines.append(f"{key} = {{ value = {getattr(target, key)!r}, source = {json.dumps(source)} }}")
+    for row in target.compute:
+        lines += ["", "[[compute]]", f"macs_per_cycle = {row.macs_per_cycle!r}"]
+        keys = ("ops", "weight", "act", "instruction", "native", "schedules", "source")
+        lines += [f"{key} = {json.dumps(getattr(row, key), ensure_ascii=False)}" for key in keys]
+    return "\n".join(lines) + "\n"
+
+
+def _three_figures(value: float) -> float:
+    """A measured rate without the digits that are noise."""
+    return float(f"{value:.3g}")
+
+
+def _fastest_s(func: Any, target: Target) -> float:
+    """Seconds one call takes on made-up arguments, the least of several repeats: what else runs here only adds."""
+    module = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target.tvm())
+    types = [param.ty for param in func.params]
+    arguments = [np.ones([int(extent) for extent in it.shape], str(it.dtype)) for it in types]
+    timer = module.mod.time_evaluator("main", tvm.cpu(), repeat=_REPEATS, min_repeat_ms=5)
+    return float(min(timer(*map(tvm.runtime.tensor, arguments)).results))
