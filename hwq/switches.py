@@ -1,8 +1,8 @@
-"""The environment variables that hwq reads, all of them.
+"""The environment variables that hwq reads, all of them. A flag is on unless it is empty or 0.
 
 | variable          | meaning                                                                                  |
 |-------------------|------------------------------------------------------------------------------------------|
-| `HWQ_DEBUG=1`     | debug lines on stderr: why a rule declined, what a stage skipped                          |
+| `HWQ_DEBUG=1`     | debug lines on stderr (why a schedule declined), and whole tracebacks                     |
 | `HWQ_DUMP=dir`    | the IR after every pass, in numbered files                                                |
 | `HWQ_VERIFY=1`    | every compile checks its integer kernels against the NumPy reference on a real sample     |
 | `HWQ_CACHE=dir`   | where compiled kernels and measured records are kept (``hwq.cache``)                      |
@@ -15,8 +15,14 @@ import os
 
 
 def debug_wanted() -> bool:
-    return bool(os.environ.get("HWQ_DEBUG"))
+    """Whether HWQ_DEBUG is on."""
+    return _on("HWQ_DEBUG")
 
 
 def verify_wanted() -> bool:
-    return bool(os.environ.get("HWQ_VERIFY"))
+    """Whether HWQ_VERIFY is on."""
+    return _on("HWQ_VERIFY")
+
+
+def _on(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")

@@ -8,16 +8,24 @@ from hwq.errors import HwqError
 
 _UNITS: dict[str, dict[str, float]] = {
     "fraction": {"%": 0.01, "": 1.0},
-    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
-    "size": {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2},
+    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
+    "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1024.0, "mib": 1024.0**2, "gib": 1024.0**3},
 }
-_EXAMPLES = {"fraction": "0.5% or 0.005", "time": "3ms, 250us or 0.01s", "size": "4MB, 300kB, 2MiB or 1000B"}
+_EXAMPLES = {
+    "fraction": "a percentage or a fraction below 1, as 0.5% or 0.005",
+    "time": "a number with its unit, as 3ms, 250us or 0.01s",
+    "size": "a number with its unit, as 4MB, 300kB, 2MiB or 1000B",
+}
 
 
 def parse(text: str, kind: str, option: str) -> float:
-    """``text`` in SI units; kind: "fraction", "time" (seconds) or "size" (bytes). Raises HwqError "quantity-invalid"."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z%]*)\s*", text)
-    factor = _UNITS[kind].get(match[2]) if match else None
-    if match is None or factor is None:
+    """``text`` in SI units; kind: "fraction", "time" (seconds) or "size" (bytes, in which case does not matter).
+
+    A bare number of 1 or more is no fraction: whoever types 1 may mean 1%. Raises HwqError "quantity-invalid".
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)\s*([a-zµ%]*)\s*", text, re.IGNORECASE)
+    unit = "" if match is None else match[2].lower() if kind == "size" else match[2]
+    factor = _UNITS[kind].get(unit)
+    if match is None or factor is None or (kind == "fraction" and float(match[1]) >= (100 if unit == "%" else 1)):
         raise HwqError("quantity-invalid", f"{option} is {text!r}; accepted: {_EXAMPLES[kind]}")
     return float(match[1]) * factor
