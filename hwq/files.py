@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from hwq.errors import HwqError
 
@@ -31,3 +38,13 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         raise HwqError(
             "save-failed", f"cannot write {os.fspath(path)!r}: {reason}; nothing was changed there"
         ) from error
+
+
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write ``arrays`` as an uncompressed .npz at ``path`` as it stands, by ``write_atomic`` and with its errors."""
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w") as pack:  # np.savez would take a name like "file" for its own argument
+        for name, array in arrays.items():
+            with pack.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    write_atomic(path, blob.getbuffer())

@@ -6,10 +6,11 @@ import os
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwq.errors import HwqError
-from hwq.files import write_atomic
+from hwq.files import write_atomic, write_npz
 
 
 def test_content_is_replaced(tmp_path: Path) -> None:
@@ -65,3 +66,13 @@ def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "a", b"x")
     assert os.listdir(tmp_path) == []
+
+
+def test_arrays_come_back(tmp_path: Path) -> None:
+    arrays = {"file": np.arange(6, dtype=np.int8).reshape(2, 3), "a/b:0": np.array([], np.float32), "s": np.float64(2)}
+    write_npz(tmp_path / "out", arrays)
+    with np.load(tmp_path / "out") as pack:
+        assert sorted(pack.files) == sorted(arrays)
+        for name, array in arrays.items():
+            assert pack[name].dtype == array.dtype
+            assert np.array_equal(pack[name], array)
