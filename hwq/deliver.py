@@ -26,7 +26,14 @@ LAYER_RUNS = 10
 
 
 def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None) -> Artifact:
-    """The artifact of ``plan``, its report complete but for the comparison with other assignments.
+    """The artifact of ``plan`` with its report. Raises as ``assemble``."""
+    artifact = assemble(study, work, plan)
+    describe(study, artifact, None if evaluation is None else evaluation_of.judge(evaluation, artifact), evaluation)
+    return artifact
+
+
+def assemble(study: Study, work: Work, plan: Plan) -> Artifact:
+    """The artifact of ``plan``, built and loaded; its report holds nothing but what the library weighs.
 
     Raises HwqError "kernel-differs" if HWQ_VERIFY is set and an integer kernel does not equal the NumPy reference.
     """
@@ -36,20 +43,22 @@ def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None)
         require_equal(bind(program, kernels), study.kept[0], study.target)
     library = build_library(program, kernels, study.target)
     calls = tuple((kernels.of(step).symbol, step.name) for step in program.steps if step.workload is not None)
-    report: dict[str, Any] = {}
-    artifact = open_library(
+    sizes = packed_sizes(program, kernels)
+    return open_library(
         library,
         plan=plan,
-        report=report,
+        report={"sizes": sizes},
         target=study.target,
         threads=study.threads,
         inputs=inputs_of(study.graph),
         outputs={name: (study.graph.shapes[name], study.graph.dtypes[name]) for name in study.graph.outputs},
         calls=calls,
     )
-    accuracy = None if evaluation is None else evaluation_of.judge(evaluation, artifact)
-    report.update(_report(study, plan, program, kernels, artifact, accuracy, evaluation))
-    return artifact
+
+
+def weight_bytes(artifact: Artifact) -> int:
+    """Bytes of all constants of an artifact that was assembled and not yet described."""
+    return sum(artifact.report["sizes"].values())
 
 
 def network_input(study: Study) -> dict[str, Any]:
@@ -57,25 +66,19 @@ def network_input(study: Study) -> dict[str, Any]:
     return study.kept[0] if study.kept else made_up(inputs_of(study.graph))
 
 
-def _report(
-    study: Study,
-    plan: Plan,
-    program: Program,
-    kernels: KernelSet,
-    artifact: Artifact,
-    accuracy: Accuracy | None,
-    evaluation: Evaluation | None,
-) -> dict[str, Any]:
+def describe(study: Study, artifact: Artifact, accuracy: Accuracy | None, evaluation: Evaluation | None) -> None:
+    """Fill in the artifact's report: each layer and the whole, predicted against measured."""
+    plan = artifact.plan
     x = network_input(study)
     latency_s = artifact.benchmark(x, runs=BENCH_RUNS).median_s
     times = artifact.layer_times(x, runs=LAYER_RUNS)
-    sizes = packed_sizes(program, kernels)
+    sizes: dict[str, int] = artifact.report.pop("sizes")
     layers = {layer.name for layer in study.graph.layers}
     rows = [
         _layer_row(study, plan, layer, times.get(layer.name, 0.0), sizes.get(layer.name, 0))
         for layer in study.graph.layers
     ]
-    conversions = [step.name for step in program.steps if step.name not in layers]
+    conversions = [name for _, name in artifact.calls if name not in layers]
     measured: dict[str, Any] = {
         "latency_s": latency_s,
         "weight_bytes": sum(sizes.values()),
@@ -88,18 +91,20 @@ def _report(
     if accuracy is not None and evaluation is not None:
         measured["accuracy"] = evaluation_of.summary(accuracy, evaluation.source)
     predicted = {"latency_s": plan.latency_s, "weight_bytes": plan.weight_bytes, "loss": plan.loss}
-    return {
-        "model": study.model.name,
-        "target": study.target.name,
-        "cpu": study.target.cpu_model,
-        "threads": study.threads,
-        "calibration_samples": study.samples,
-        "tools": tool_versions(),
-        "layers": rows,
-        "predicted": predicted,
-        "measured": measured,
-        "notes": notes(study, accuracy),
-    }
+    artifact.report.update(
+        {
+            "model": study.model.name,
+            "target": study.target.name,
+            "cpu": study.target.cpu_model,
+            "threads": study.threads,
+            "calibration_samples": study.samples,
+            "tools": tool_versions(),
+            "layers": rows,
+            "predicted": predicted,
+            "measured": measured,
+            "notes": notes(study, accuracy),
+        }
+    )
 
 
 def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight_bytes: int) -> dict[str, Any]:
