@@ -19,6 +19,7 @@ from hwq.passes.fold_scale import FoldScale
 from hwq.passes.fold_transpose import FoldTranspose
 from hwq.passes.recognize_activations import RecognizeActivations
 from hwq.passes.remove_identity import RemoveIdentity
+from hwq.passes.simplify_layout import SimplifyLayout
 from hwq.passes.to_nhwc import ToNHWC
 
 PASSES: tuple[Any, ...] = (
@@ -35,6 +36,7 @@ PASSES: tuple[Any, ...] = (
     FoldPadding(),
     ToNHWC(),
     FoldTranspose(),
+    SimplifyLayout(),
     RemoveIdentity(),
     FoldConstants(),
 )
