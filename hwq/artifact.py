@@ -1,7 +1,7 @@
 """The artifact: one file that holds the compiled library, the plan it follows and the report of what it measured.
 
-The file is a zip of ``manifest.json`` and ``library.so``, both named with their hashes, so that a truncated or altered
-file is refused. The CPU is checked before the library is loaded: an instruction it lacks would end the process.
+The file is a zip of ``manifest.json`` and ``library.so``; checksums in both zip and manifest let a truncated or altered
+file be refused. The CPU is checked before the library is loaded: an instruction it lacks would end the process.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import relax
@@ -27,7 +27,7 @@ from hwq.errors import HwqError
 from hwq.files import write_atomic
 from hwq.graph import Shape
 from hwq.plan import Plan
-from hwq.samples import as_batch, made_up, split
+from hwq.samples import as_batch, in_batches, made_up, split
 from hwq.target import Target
 from hwq.threads import use_threads
 
@@ -69,12 +69,9 @@ class Artifact:
         """Run on one array (or one for each input, or one dict): samples first, any number of them.
 
         Returns one array, or a tuple where the network has several outputs, with as many samples. Raises HwqError
-        "input-shape", "input-type", "input-nan", "input-name".
+        "input-shape", "input-type", "input-nan", "input-name", "samples-empty".
         """
-        batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
-        rows = [tuple(value[:real] for value in self._run(part)) for part, real in split(batch, self.inputs)]
-        joined = tuple(np.concatenate(column) if len(rows) > 1 else column[0] for column in zip(*rows, strict=True))
-        return joined[0] if len(joined) == 1 else joined
+        return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs)
 
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
         use_threads(self.threads)
@@ -87,7 +84,9 @@ class Artifact:
         return Benchmark(median_s=statistics.median(times), min_s=min(times), runs=runs)
 
     def times(self, *values: Any, runs: int = 50, warm_up: int = 10) -> list[float]:
-        """The seconds of each of ``runs`` calls, in order."""
+        """The seconds of each of ``runs`` calls, in order. Raises HwqError "runs-invalid" for less than one."""
+        if runs < 1:
+            raise HwqError("runs-invalid", f"runs is {runs!r}; accepted: a whole number of at least 1")
         args = self._device_args(*values)
         main = self.machine["main"]
         found = []
@@ -105,7 +104,7 @@ class Artifact:
         return [tvm.runtime.tensor(part[name]) for name in self.inputs]
 
     def layer_times(self, *values: Any, runs: int = 20) -> dict[str, float]:
-        """Median seconds of each layer (and of each conversion, named "tensor:quantize" or "tensor:dequantize") inside whole runs of the library.
+        """Median seconds of each layer, and of each conversion ("tensor:quantize", ...), inside runs of the library.
 
         The clock's own cost, read off the VM's calls that do next to nothing, is taken off.
         """
@@ -170,32 +169,56 @@ class Artifact:
     def load(path: str | Path, threads: int | None = None) -> Artifact:
         """Read an artifact; ``threads`` overrides the number of worker threads it was compiled for.
 
-        Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered, or another kind of file), "cpu-lacks".
+        Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered, of another kind), "cpu-lacks",
+        "threads-invalid".
         """
-        path = Path(path)
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            message = f"threads is {threads!r}; accepted: a whole number of at least 1, or None for the artifact's own"
+            raise HwqError("threads-invalid", message)
+        manifest, library = _read(path)
         try:
-            blob = path.read_bytes()
-        except OSError as error:
-            raise HwqError("artifact-missing", f"artifact {path} cannot be read: {error.strerror}; accepted: a file made by Artifact.save") from error
+            target = Target.from_dict(manifest["target"])
+            fields = {
+                "plan": Plan.from_dict(manifest["plan"]),
+                "report": dict(manifest["report"]),
+                "threads": threads or int(manifest["threads"]),
+                "inputs": _specs(manifest["inputs"]),
+                "outputs": _specs(manifest["outputs"]),
+                "calls": tuple((str(symbol), str(step)) for symbol, step in manifest["calls"]),
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, HwqError) as error:
+            reason = error.message if isinstance(error, HwqError) else repr(error)
+            raise _broken(path, f"its manifest is incomplete ({reason})") from error
         try:
-            with zipfile.ZipFile(io.BytesIO(blob)) as pack:
-                manifest, library = json.loads(pack.read(_MANIFEST)), pack.read(_LIBRARY)
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise HwqError("artifact-broken", f"artifact {path} is truncated or not an hwq artifact ({len(blob)} bytes); accepted: a whole file made by Artifact.save") from error
-        if manifest["format"] != FORMAT:
-            raise HwqError("artifact-broken", f"artifact {path} has format {manifest['format']}; accepted: {FORMAT}")
-        if hashlib.sha256(library).hexdigest() != manifest["library_sha256"]:
-            raise HwqError("artifact-broken", f"artifact {path} has an altered library; accepted: a whole file made by Artifact.save")
-        return open_library(
-            library,
-            plan=Plan.from_dict(manifest["plan"]),
-            report=manifest["report"],
-            target=Target.from_dict(manifest["target"]),
-            threads=threads or manifest["threads"],
-            inputs=_specs(manifest["inputs"]),
-            outputs=_specs(manifest["outputs"]),
-            calls=tuple((symbol, step) for symbol, step in manifest["calls"]),
-        )
+            return open_library(library, target=target, **fields)
+        except (OSError, RuntimeError) as error:  # what the dynamic linker, and TVM, say
+            raise _broken(path, f"its library does not load ({error})") from error
+
+
+def _broken(path: str | os.PathLike[str], reason: str) -> HwqError:
+    message = f"artifact {os.fspath(path)!r} cannot be used: {reason}; accepted: a whole file made by hwq"
+    return HwqError("artifact-broken", message)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
+    """(manifest, library) of an artifact's file, of this format and with the right checksum."""
+    try:
+        blob = Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"cannot read the artifact {os.fspath(path)!r}: {reason}; accepted: a file made by hwq"
+        raise HwqError("artifact-missing", message) from error
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as pack:
+            manifest, library = json.loads(pack.read(_MANIFEST)), pack.read(_LIBRARY)
+    except Exception as error:  # zipfile raises many kinds for damaged files
+        raise _broken(path, f"it is truncated or of another kind ({len(blob)} bytes)") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise _broken(path, f"it has format {found!r}, and this hwq reads format {FORMAT}")
+    if hashlib.sha256(library).hexdigest() != manifest.get("library_sha256"):
+        raise _broken(path, "its library was altered")
+    return manifest, library
 
 
 def _spans(marks: list[float]) -> list[float]:
@@ -216,8 +239,14 @@ def open_library(library: bytes, *, target: Target, **fields: Any) -> Artifact:
             f"the artifact was built for {target.name} and needs {', '.join(missing)}, which this CPU lacks; "
             "accepted: a CPU that has them, or an artifact compiled for this one (target='host')",
         )
-    with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
-        path = Path(folder) / _LIBRARY
-        path.write_bytes(library)
-        machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
-    return Artifact(library=library, target=target, machine=machine, **fields)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
+            path = Path(folder) / _LIBRARY
+            path.write_bytes(library)
+            module = tvm.runtime.load_module(str(path))
+    except OSError as error:
+        if error.errno is None:  # the dynamic linker's
+            raise
+        message = f"cannot unpack the library: {error.strerror}; accepted: TMPDIR set to a folder with space"
+        raise HwqError("save-failed", message) from error
+    return Artifact(library=library, target=target, machine=relax.VirtualMachine(module, tvm.cpu()), **fields)

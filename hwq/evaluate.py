@@ -36,13 +36,12 @@ class Evaluation:
 def float_call(runner: Runner, inputs: Inputs) -> Run:
     """The float network as a call like an artifact's: samples in, one array or a tuple out."""
 
+    def once(part: Batch) -> tuple[Array, ...]:
+        env = run(runner, to_device(part))
+        return tuple(env[name].numpy() for name in runner.program.outputs)
+
     def call(value: Any) -> Any:
-        rows = []
-        for part, real in samples.split(samples.as_batch(value, inputs, "the argument"), inputs):
-            env = run(runner, to_device(part))
-            rows.append(tuple(env[name].numpy()[:real] for name in runner.program.outputs))
-        joined = tuple(np.concatenate(column) for column in zip(*rows, strict=True))
-        return joined[0] if len(joined) == 1 else joined
+        return samples.in_batches(once, value, inputs)
 
     return call
 
@@ -54,7 +53,8 @@ def prepare(evaluate: Any, kept: tuple[Batch, ...], runner: Runner, inputs: Inpu
     "evaluate-invalid", "labels-invalid" and those of ``hwq.samples``.
     """
     reference = float_call(runner, inputs)
-    batch = {name: np.concatenate([part[name] for part in kept]) for name in inputs} if kept else None
+    usable = kept if samples.batch_size(inputs) is not None else kept[:1]
+    batch = {name: np.concatenate([part[name] for part in usable]) for name in inputs} if kept else None
     if evaluate is None or callable(evaluate):
         score = None if evaluate is None else _score(evaluate, reference)
         if batch is None:
@@ -65,25 +65,28 @@ def prepare(evaluate: Any, kept: tuple[Batch, ...], runner: Runner, inputs: Inpu
         source = "calibration" if evaluate is None else "evaluate"
         return Evaluation(inputs=batch, float_outputs=outputs, function=evaluate, float_score=score, source=source)
     if not (isinstance(evaluate, tuple | list) and len(evaluate) == 2):
-        raise HwqError(
-            "evaluate-invalid", f"evaluate is {type(evaluate).__name__}; accepted: (inputs, labels), or a function of a run callable"
-        )
+        found = type(evaluate).__name__
+        message = f"evaluate is {found}; accepted: (inputs, labels), or a function of a run callable"
+        raise HwqError("evaluate-invalid", message)
     checked = samples.as_batch(evaluate[0], inputs, "evaluate")
-    labels = verify.check_labels(checked, evaluate[1])
-    return Evaluation(inputs=checked, float_outputs=verify.outputs_of(reference, checked), labels=labels)
+    outputs = verify.outputs_of(reference, checked)
+    labels = verify.check_labels(checked, evaluate[1], outputs[0])
+    return Evaluation(inputs=checked, float_outputs=outputs, labels=labels)
 
 
 def _score(function: Callable[[Run], float], call: Run) -> float:
     value = function(call)
     if not isinstance(value, int | float | np.floating) or not np.isfinite(value):
-        raise HwqError("evaluate-invalid", f"the evaluate function returned {value!r}; accepted: a finite number, higher is better")
+        message = f"the evaluate function returned {value!r}; accepted: a finite number, higher is better"
+        raise HwqError("evaluate-invalid", message)
     return float(value)
 
 
 def judge(evaluation: Evaluation, call: Run) -> Accuracy:
     """``call`` against float on the evaluation's samples."""
     score = None if evaluation.function is None else _score(evaluation.function, call)
-    return verify.compare(call, evaluation.float_outputs, evaluation.inputs, evaluation.labels, score, evaluation.float_score)
+    inputs, labels = evaluation.inputs, evaluation.labels
+    return verify.compare(call, evaluation.float_outputs, inputs, labels, score, evaluation.float_score)
 
 
 def summary(accuracy: Accuracy, source: str) -> dict[str, Any]:

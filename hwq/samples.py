@@ -1,4 +1,4 @@
-"""Samples as users give them, checked and cut into the batches a network was prepared for.
+"""Samples as users give them, checked and cut into the batches a network was prepared for; and .npz files of them.
 
 A set of samples is one array, or an iterable of arrays or of dicts (input name -> array), batch axis first. What comes
 out is a stream of {input name: array of exactly the network's shape}.
@@ -7,7 +7,8 @@ out is a stream of {input name: array of exactly the network's shape}.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,26 +22,49 @@ Batch = dict[str, Array]
 # name -> (shape, dtype), in the network's order of inputs
 Inputs = Mapping[str, tuple[Shape, str]]
 
+LABELS = "labels"
 
-def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str) -> Array:
-    """``value`` as a contiguous array of ``dtype`` whose trailing axes are shape[1:]; float widths are converted.
 
-    Raises HwqError "input-type", "input-shape" or "input-nan".
+def batch_size(inputs: Inputs) -> int | None:
+    """The length of the batch axis that all inputs share; None where they share none, and only whole inputs can be."""
+    firsts = {shape[:1] for shape, _ in inputs.values()}
+    first = firsts.pop()
+    return first[0] if not firsts and first else None
+
+
+def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, batched: bool = True) -> Array:
+    """``value`` as a contiguous array of ``dtype`` and ``shape``; float widths are converted.
+
+    batched: the first axis may have any length but 0. Raises HwqError "input-type", "input-shape", "input-nan", and
+    "samples-empty" for a length of 0.
     """
-    array = np.asarray(value)
-    floats = np.dtype(dtype).kind == "f"
+    axes = ["N", *map(str, shape[1:])] if batched else [str(length) for length in shape]
+    wanted = f"({axes[0]},)" if len(axes) == 1 else f"({', '.join(axes)})"
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:  # rows of different lengths, or something that refuses to be an array
+        raise HwqError("input-type", f"{what} for input {name!r} is no array ({error}); accepted: {dtype}") from error
     if array.dtype.kind != np.dtype(dtype).kind:
         raise HwqError("input-type", f"{what} for input {name!r} has type {array.dtype}; accepted: {dtype}")
-    if array.ndim != len(shape) or tuple(array.shape[1:]) != shape[1:] or array.shape[0] == 0:
-        wanted = "(N, " + ", ".join(map(str, shape[1:])) + ")" if len(shape) > 1 else "(N,)"
+    fits = array.shape[1:] == shape[1:] and array.ndim == len(shape) if batched else array.shape == shape
+    if not fits:
         raise HwqError("input-shape", f"{what} for input {name!r} has shape {tuple(array.shape)}; accepted: {wanted}")
-    if floats and not np.isfinite(array).all():
-        raise HwqError("input-nan", f"{what} for input {name!r} holds NaN or infinity; accepted: finite numbers")
-    return np.ascontiguousarray(array, dtype)
+    if batched and not len(array):
+        raise HwqError("samples-empty", f"{what} for input {name!r} holds no samples; accepted: {wanted}, N at least 1")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype).reshape(array.shape)  # the former makes (1,) of ()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():  # after the conversion, since 1e300 is no float32
+        bad = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1))) if batched else 0
+        message = f"{what} for input {name!r} holds NaN or infinity in sample {bad}; accepted: finite {dtype} numbers"
+        raise HwqError("input-nan", message)
+    return array
 
 
 def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
-    """One user value (an array for the only input, a sequence in input order, or a dict) as checked arrays by input name."""
+    """One user value (an array for the only input, a sequence in input order, or a dict) as checked arrays by name.
+
+    Raises HwqError "input-name", "input-shape", and those of ``check_array``.
+    """
     names = list(inputs)
     if isinstance(value, Mapping):
         given = dict(value)
@@ -49,39 +73,72 @@ def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
     elif isinstance(value, tuple | list) and len(value) == len(names):
         given = dict(zip(names, value, strict=True))
     else:
-        raise HwqError("input-name", f"{what} gives one array, but the network has inputs {', '.join(names)}; accepted: a dict")
+        count = len(value) if isinstance(value, tuple | list) else 1
+        message = f"{what} gives {count} for the inputs {', '.join(names)}; accepted: one array for each, or a dict"
+        raise HwqError("input-name", message)
     if set(given) != set(names):
-        raise HwqError("input-name", f"{what} names inputs {sorted(given)}; accepted: {sorted(names)}")
-    batch = {name: check_array(name, given[name], *inputs[name], what) for name in names}
-    counts = {len(array) for array in batch.values()}
+        raise HwqError("input-name", f"{what} names inputs {_listed(given)}; accepted: {_listed(names)}")
+    batched = batch_size(inputs) is not None
+    batch = {name: check_array(name, given[name], *inputs[name], what, batched=batched) for name in names}
+    counts = {len(array) for array in batch.values()} if batched else ()
     if len(counts) > 1:
-        raise HwqError("input-shape", f"{what} has inputs of different lengths {sorted(counts)}; accepted: one length for all")
+        message = f"{what} has inputs of different lengths {sorted(counts)}; accepted: one length for all"
+        raise HwqError("input-shape", message)
     return batch
 
 
 def split(batch: Batch, inputs: Inputs) -> Iterator[tuple[Batch, int]]:
     """Cut a checked batch into network-sized ones, each with the number of its samples that are real.
 
-    The last one is filled up by repeating its final sample.
+    The last one is filled up by repeating its final sample. Without a batch axis the whole is one sample.
     """
-    size = next(iter(inputs.values()))[0][0]
+    size = batch_size(inputs)
+    if size is None:
+        yield batch, 1
+        return
     total = len(next(iter(batch.values())))
     for start in range(0, total, size):
         real = min(size, total - start)
         part = {name: array[start : start + real] for name, array in batch.items()}
         if real < size:
-            part = {name: np.concatenate([array, np.repeat(array[-1:], size - real, axis=0)]) for name, array in part.items()}
+            fill = size - real
+            part = {name: np.concatenate([array, np.repeat(array[-1:], fill, axis=0)]) for name, array in part.items()}
         yield part, real
 
 
+def in_batches(
+    run: Callable[[Batch], Sequence[Array]], value: Any, inputs: Inputs, what: str = "the argument"
+) -> Array | tuple[Array, ...]:
+    """Call ``run`` on network-sized batches of ``value`` and join what it gives: one array, or a tuple of several.
+
+    Outputs with the inputs' batch axis hold as many samples as ``value``; others follow one another, batch by batch.
+    Raises the errors of ``as_batch``.
+    """
+    size = batch_size(inputs)
+    rows = []
+    for part, real in split(as_batch(value, inputs, what), inputs):
+        rows.append([out[:real] if out.shape[:1] == (size,) else out for out in run(part)])
+    if len(rows) == 1:
+        joined = tuple(rows[0])
+    else:
+        joined = tuple(np.concatenate([np.atleast_1d(out) for out in column]) for column in zip(*rows, strict=True))
+    return joined[0] if len(joined) == 1 else joined
+
+
 def stream(samples: Any, inputs: Inputs, what: str = "calibration") -> Iterator[Batch]:
-    """Network-sized batches of ``samples``; HwqError "samples-empty" if there is not one."""
+    """Network-sized batches of ``samples``; HwqError "samples-empty" if there is not one.
+
+    Empty arrays among others are passed over.
+    """
     sets = [samples] if isinstance(samples, np.ndarray | Mapping) else samples
     if not isinstance(sets, Iterable):
-        raise HwqError("input-type", f"{what} is {type(samples).__name__}; accepted: an array, or an iterable of arrays or dicts")
+        found = type(samples).__name__
+        message = f"{what} is {found}; accepted: an array, or an iterable of arrays or of dicts (input name -> array)"
+        raise HwqError("input-type", message)
     empty = True
     for item in sets:
-        if isinstance(item, np.ndarray) and item.shape[:1] == (0,):
+        arrays = item.values() if isinstance(item, Mapping) else [item]
+        if all(isinstance(array, np.ndarray) and array.shape[:1] == (0,) for array in arrays):
             continue
         for part, _ in split(as_batch(item, inputs, what), inputs):
             empty = False
@@ -112,3 +169,35 @@ class Digest:
 
     def hex(self) -> str:
         return self._hash.hexdigest()
+
+
+def read_file(path: str | os.PathLike[str], inputs: Sequence[str]) -> tuple[Batch, Array | None]:
+    """(arrays by input name, labels or None) of an .npz: one array for each of ``inputs``, and optionally "labels".
+
+    "x" is taken for the only input, and so is the array of an .npy. Shapes and types are not checked here. Raises
+    HwqError "samples-missing" or "samples-invalid".
+    """
+    shown = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"cannot read the samples file {shown!r}: {reason}; accepted: an .npz of arrays"
+        raise HwqError("samples-missing", message) from error
+    except Exception as error:  # NumPy, zipfile and zlib each raise their own, without a common base
+        message = f"samples file {shown!r} is damaged or of another kind ({error}); accepted: an .npz of plain arrays"
+        raise HwqError("samples-invalid", message) from error
+    labels = arrays.pop(LABELS, None) if LABELS not in inputs else None
+    if len(inputs) == 1 and "x" in arrays and inputs[0] not in arrays:
+        arrays[inputs[0]] = arrays.pop("x")
+    if set(arrays) != set(inputs):
+        accepted = _listed(inputs) + (" (or x)" if len(inputs) == 1 else "")
+        message = f"samples file {shown!r} holds {_listed(arrays)}; accepted: {accepted}, and optionally {LABELS}"
+        raise HwqError("samples-invalid", message)
+    return arrays, labels
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(str(name)) for name in sorted(map(str, names))) or "nothing"

@@ -1,4 +1,4 @@
-"""Verify: what was delivered. Integer kernels against the NumPy reference, outputs against float, accuracy on labels."""
+"""Verify what was delivered: integer kernels against the NumPy reference, outputs against float, accuracy on labels."""
 
 from __future__ import annotations
 
@@ -73,11 +73,17 @@ def top1(logits: Array, labels: Array) -> float:
 
 
 def compare(
-    call: Run, float_outputs: tuple[Array, ...], inputs: Any, labels: Array | None, score: float | None, float_score: float | None
+    call: Run,
+    float_outputs: tuple[Array, ...],
+    inputs: Mapping[str, Array],
+    labels: Array | None,
+    score: float | None,
+    float_score: float | None,
 ) -> Accuracy:
-    """``call`` on ``inputs`` against ``float_outputs``; ``score`` and ``float_score`` where a user's function gave them."""
+    """``call`` on ``inputs`` against ``float_outputs``; the scores are those that a user's function gave, if any."""
     mine = outputs_of(call, inputs)
-    classes = mine[0].ndim == 2 and mine[0].shape[1] > 1
+    count = _count(inputs)
+    classes = mine[0].ndim == 2 and mine[0].shape[0] == count and mine[0].shape[1] > 1
     agreement = float((mine[0].argmax(axis=1) == float_outputs[0].argmax(axis=1)).mean()) if classes else None
     if labels is not None:
         score, float_score = top1(mine[0], labels), top1(float_outputs[0], labels)
@@ -90,17 +96,36 @@ def compare(
         drop=drop,
         agreement=agreement,
         sqnr_db=tuple(numerics.sqnr_db(good, got) for good, got in zip(float_outputs, mine, strict=True)),
-        samples=len(mine[0]),
+        samples=count,
     )
 
 
-def check_labels(inputs: Any, labels: Any) -> npt.NDArray[np.int64]:
-    """Labels as int64 (N,), as many as inputs. Raises HwqError "labels-invalid"."""
-    array = np.asarray(labels)
-    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-    count = len(first)
+def check_labels(inputs: Mapping[str, Array], labels: Any, output: Array) -> npt.NDArray[np.int64]:
+    """Labels as int64 (N,), as many as inputs, each a column of the first output (N, classes).
+
+    Raises HwqError "labels-invalid".
+    """
+    try:
+        array = np.asarray(labels)
+    except (ValueError, TypeError) as error:  # rows of different lengths
+        raise HwqError("labels-invalid", f"evaluate labels are no array ({error}); accepted: integers (N,)") from error
+    count = _count(inputs)
     if array.dtype.kind not in "iu" or array.shape != (count,):
-        raise HwqError(
-            "labels-invalid", f"evaluate labels are {array.dtype} of shape {array.shape}; accepted: integers of shape ({count},)"
+        found = f"{array.dtype} of shape {array.shape}"
+        raise HwqError("labels-invalid", f"evaluate labels are {found}; accepted: integers of shape ({count},)")
+    if output.ndim != 2 or output.shape[0] != count or output.shape[1] < 2:
+        message = (
+            f"evaluate gives labels, but the network's first output has shape {output.shape}; accepted: labels for an "
+            "output of (N, classes), or a function of a run callable for any other"
         )
+        raise HwqError("labels-invalid", message)
+    least, most, classes = int(array.min()), int(array.max()), output.shape[1]
+    if least < 0 or most >= classes:
+        message = f"evaluate labels go from {least} to {most}; accepted: 0 to {classes - 1}, the network's classes"
+        raise HwqError("labels-invalid", message)
     return array.astype(np.int64)
+
+
+def _count(inputs: Mapping[str, Array]) -> int:
+    first = next(iter(inputs.values()))
+    return len(first) if first.ndim else 1
