@@ -1,6 +1,7 @@
-"""Calibrate: the range of every activation over the samples, in bounded memory, as the parameters of its int8 form.
+"""Calibrate: what range every activation takes on the user's samples, and from it the parameters of its int8 form.
 
-The float network runs sample by sample with this project's own float kernels; each tensor feeds a streaming histogram.
+The float network runs sample by sample with this project's own float kernels; each tensor feeds a streaming histogram,
+and each one that weights read the sums of its channels (``hwq.quantize`` corrects biases with their means).
 Tensors that must share a scale (``hwq.ties``) are judged on their merged histogram. Long runs leave a checkpoint.
 """
 
@@ -8,12 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import logging
 import time
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hwq import numerics, observers
 from hwq.errors import HwqError
@@ -24,6 +30,7 @@ from hwq.numerics import QParams
 from hwq.samples import Batch
 from hwq.scheme import QType
 
+log = logging.getLogger(__name__)
 CHECKPOINT_S = 10.0
 
 
@@ -55,6 +62,22 @@ def split_activations(graph: Graph) -> Graph:
     return dataclasses.replace(graph, shapes=shapes, dtypes=dtypes, layers=tuple(layers))
 
 
+@dataclass(slots=True, kw_only=True)
+class Statistics:
+    """What calibration has seen. sums: of each channel, float64 (C,); rows: how many values each of them sums."""
+
+    histograms: dict[str, observers.Histogram]
+    sums: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def means(self) -> dict[str, tuple[float, ...]]:
+        """The mean of each channel, in the five digits that a plan's file keeps, so that it gives the same biases."""
+        return {
+            tensor: tuple(float(f"{value:.5g}") for value in sums / self.rows[tensor])
+            for tensor, sums in self.sums.items()
+        }
+
+
 def collect(
     runner: Runner,
     tensors: Sequence[str],
@@ -62,48 +85,84 @@ def collect(
     total: int | None = None,
     checkpoint: Path | None = None,
     progress: Progress = quiet,
-) -> dict[str, observers.Histogram]:
-    """Stream ``batches`` through the float ``runner`` and return the histogram of each of ``tensors``.
+) -> Statistics:
+    """Stream ``batches`` through the float ``runner``: histograms of ``tensors``, channel sums of what weights read.
 
     The checkpoint of an interrupted call on the same samples is taken up where it stopped; it is removed at the end.
     """
-    histograms = {tensor: observers.Histogram() for tensor in tensors}
+    found = Statistics(histograms={tensor: observers.Histogram() for tensor in tensors})
+    weighed = list(dict.fromkeys(one.step.inputs[0] for one in runner.steps if one.step.weight is not None))
     skip = 0
     if checkpoint is not None and checkpoint.exists():
-        histograms, skip = _load_checkpoint(checkpoint, tensors)
+        kept = _load_checkpoint(checkpoint, tensors)
+        found, skip = kept or (found, 0)
     saved = time.monotonic()
     for done, batch in enumerate(batches):
         if done < skip:
             continue
         env = run(runner, to_device(batch))
         for tensor in tensors:
-            histograms[tensor].update(env[tensor].numpy())
+            found.histograms[tensor].update(env[tensor].numpy())
+        for tensor in weighed:
+            value = env[tensor].numpy().reshape(-1, env[tensor].shape[-1])
+            found.sums[tensor] = found.sums.get(tensor, 0.0) + value.sum(axis=0, dtype=np.float64)
+            found.rows[tensor] = found.rows.get(tensor, 0) + len(value)
         progress(done + 1, total or done + 1)
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_S:
-            _save_checkpoint(checkpoint, histograms, done + 1)
+            _save_checkpoint(checkpoint, found, done + 1)
             saved = time.monotonic()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return histograms
+    return found
 
 
-def _save_checkpoint(path: Path, histograms: Mapping[str, observers.Histogram], done: int) -> None:
+def _save_checkpoint(path: Path, found: Statistics, done: int) -> None:
     blob = io.BytesIO()
-    arrays = {f"{i}/{key}": value for i, h in enumerate(histograms.values()) for key, value in h.to_arrays().items()}
-    packed: dict[str, Any] = {"done": np.array(done), "names": np.array(list(histograms)), **arrays}
+    packed: dict[str, Any] = {"done": np.array(done), "names": np.array(list(found.histograms))}
+    for i, histogram in enumerate(found.histograms.values()):
+        packed |= {f"{i}/{key}": value for key, value in histogram.to_arrays().items()}
+    packed["weighed"] = np.array(list(found.sums), np.str_)
+    packed["rows"] = np.array([found.rows[tensor] for tensor in found.sums], np.int64)
+    packed |= {f"sums/{i}": sums for i, sums in enumerate(found.sums.values())}
     np.savez(blob, **packed)
     write_atomic(path, blob.getvalue())
 
 
-def _load_checkpoint(path: Path, tensors: Sequence[str]) -> tuple[dict[str, observers.Histogram], int]:
-    with np.load(path) as pack:
-        names = [str(name) for name in pack["names"]]
-        assert names == list(tensors), "a checkpoint is keyed by its graph and samples"
-        found = {}
-        for i, name in enumerate(names):
-            keys = [key for key in pack.files if key.startswith(f"{i}/")]
-            found[name] = observers.Histogram.from_arrays({key.split("/")[1]: pack[key] for key in keys})
-        return found, int(pack["done"])
+def _load_checkpoint(path: Path, tensors: Sequence[str]) -> tuple[Statistics, int] | None:
+    """What an interrupted call had seen, and of how many batches; None if the file is damaged."""
+    try:
+        with np.load(path) as pack:
+            names = [str(name) for name in pack["names"]]
+            if names != list(tensors):
+                return None
+            histograms = {}
+            for i, name in enumerate(names):
+                keys = [key for key in pack.files if key.startswith(f"{i}/")]
+                histograms[name] = observers.Histogram.from_arrays({key.split("/")[1]: pack[key] for key in keys})
+            weighed = [str(name) for name in pack["weighed"]]
+            sums = {name: pack[f"sums/{i}"] for i, name in enumerate(weighed)}
+            rows = dict(zip(weighed, (int(count) for count in pack["rows"]), strict=True))
+            return Statistics(histograms=histograms, sums=sums, rows=rows), int(pack["done"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.debug("%s is damaged (%s): calibration starts anew", path, error)
+        return None
+
+
+def save_means(path: Path, means: Mapping[str, Sequence[float]]) -> None:
+    """Keep channel means as JSON. Raises HwqError "save-failed"."""
+    write_atomic(path, json.dumps({name: list(values) for name, values in means.items()}).encode())
+
+
+def load_means(path: Path) -> dict[str, tuple[float, ...]] | None:
+    """What ``save_means`` kept; None if there is nothing, or it is damaged."""
+    try:
+        rows = json.loads(path.read_bytes())
+        return {str(name): tuple(float(value) for value in values) for name, values in rows.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.debug("%s is damaged (%s): the means are made again", path, error)
+        return None
 
 
 def choose(

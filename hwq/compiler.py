@@ -14,7 +14,7 @@ from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact
 from hwq.assignment import Solution
 from hwq.choose import Choice, choose, uniforms
-from hwq.deliver import deliver, explain_choices, network_input
+from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, weight_bytes
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.lower import legal_schemes
@@ -24,6 +24,7 @@ from hwq.progress import Stages, silent
 from hwq.scheme import SCHEMES, Budget, parse_schemes
 from hwq.study import Study, inputs_of, study, study_of_plan
 from hwq.target import Target
+from hwq.verify import Accuracy
 from hwq.work import Work, open_work
 
 # Predicted slower than the proposal by this factor, a uniform assignment is not built to be compared.
@@ -140,6 +141,7 @@ def plan_of(found: Study, choice: Choice) -> Plan:
         loss=solution.loss,
         why=explain_choices(found, solution.schemes),
         qparams=dict(found.qparams),
+        means={tensor: tuple(mean) for tensor, mean in found.means.items()},
     )
 
 
@@ -196,12 +198,13 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
     Raises HwqError "budget-impossible" where what was measured misses the budget.
     """
     ratio = 1.0
+    x = network_input(found)
     for _ in range(LATENCY_ROUNDS):
         with progress("assign") as callback:
             choice = choose(found, work, budget, evaluation, ratio, callback)
         with progress("build"):
-            artifact = deliver(found, work, plan_of(found, choice), evaluation)
-        latency_s = artifact.report["measured"]["latency_s"]
+            artifact = assemble(found, work, plan_of(found, choice))
+            latency_s = interleaved({"chosen": artifact}, x)["chosen"]
         if budget.latency_s is None or latency_s <= budget.latency_s:
             break
         ratio = max(latency_s / choice.solution.latency_s, ratio * 1.02)
@@ -209,22 +212,29 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
     with progress("compare") as callback:
         others = _others(found, choice.solution)
         for done, (name, solution) in enumerate(others.items()):
-            contenders[name] = deliver(found, work, plan_of(found, Choice(solution=solution)), evaluation)
+            contenders[name] = assemble(found, work, plan_of(found, Choice(solution=solution)))
             callback(done + 1, len(others))
-        times = interleaved(contenders, network_input(found))
-    fitting = {name: one for name, one in contenders.items() if not _misses(one, times[name], budget)}
-    if not fitting:
-        raise HwqError(
-            "budget-impossible",
-            f"what was built misses the budget: {'; '.join(_misses(artifact, times['chosen'], budget))}",
-        )
-    fastest = min(fitting, key=lambda name: times[name])
-    picked = "chosen" if "chosen" in fitting and times["chosen"] <= times[fastest] * (1 + NOISE) else fastest
-    best = contenders[picked]
-    for name, one in contenders.items():
-        one.report["measured"]["latency_s"] = times[name]
+        times = interleaved(contenders, x)
+    with progress("verify") as callback:
+        accuracies: dict[str, Accuracy | None] = {}
+        for done, (name, one) in enumerate(contenders.items()):
+            accuracies[name] = None if evaluation is None else evaluation_of.judge(evaluation, one)
+            callback(done + 1, len(contenders))
+        misses = {name: _misses(one, times[name], accuracies[name], budget) for name, one in contenders.items()}
+        fitting = [name for name in contenders if not misses[name]]
+        if not fitting:
+            raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(misses['chosen'])}")
+        fastest = min(fitting, key=lambda name: times[name])
+        close = "chosen" in fitting and times["chosen"] <= times[fastest] * (1 + NOISE)
+        picked = "chosen" if close else fastest
+        best = contenders[picked]
+        alternatives = {
+            name: _figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
+        }
+        describe(found, best, accuracies[picked], evaluation)
+    best.report["measured"]["latency_s"] = times[picked]
     best.report["verdict"] = _verdict(picked, times)
-    best.report["alternatives"] = {name: _figures(one) for name, one in contenders.items() if name != picked}
+    best.report["alternatives"] = alternatives
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
     return best
 
@@ -249,16 +259,18 @@ def interleaved(contenders: Mapping[str, Artifact], x: Any, rounds: int = 5, run
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _misses(artifact: Artifact, latency_s: float, budget: Budget) -> list[str]:
-    """What of the budget the measured artifact misses, as sentences."""
-    measured = artifact.report["measured"]
+def _misses(artifact: Artifact, latency_s: float, accuracy: Accuracy | None, budget: Budget) -> list[str]:
+    """What of the budget the measured artifact misses, as sentences that name the least budget it would meet."""
+    size = weight_bytes(artifact)
     found = []
     if budget.latency_s is not None and latency_s > budget.latency_s:
-        found.append(f"latency measured {latency_s:.4g} s, budget {budget.latency_s:g} s")
-    if budget.weight_bytes is not None and measured["weight_bytes"] > budget.weight_bytes:
-        found.append(f"weights {measured['weight_bytes']} bytes, budget {budget.weight_bytes:g}")
-    if budget.drop is not None and (measured["drop"] is None or measured["drop"] > budget.drop):
-        found.append(f"drop measured {measured['drop']}, budget {budget.drop:g}")
+        found.append(f"latency is {latency_s * 1e3:.4g} ms as measured, the budget {budget.latency_s * 1e3:.4g} ms")
+    if budget.weight_bytes is not None and size > budget.weight_bytes:
+        found.append(f"weights are {size} bytes, the budget {budget.weight_bytes:.0f}")
+    drop = None if accuracy is None else accuracy.drop
+    if budget.drop is not None and (drop is None or drop > budget.drop):
+        lost = "not known" if drop is None else f"{drop:.2%}"
+        found.append(f"drop is {lost} as measured, the budget {budget.drop:.2%}")
     return found
 
 
@@ -272,7 +284,11 @@ def _verdict(picked: str, times: Mapping[str, float]) -> str:
     return f"{what}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
 
 
-def _figures(artifact: Artifact) -> dict[str, Any]:
-    measured = artifact.report["measured"]
-    keys = ("latency_s", "weight_bytes", "drop", "accuracy")
-    return {key: measured.get(key) for key in keys}
+def _figures(artifact: Artifact, latency_s: float, accuracy: Accuracy | None) -> dict[str, Any]:
+    return {
+        "latency_s": latency_s,
+        "weight_bytes": weight_bytes(artifact),
+        "drop": None if accuracy is None else accuracy.drop,
+        "agreement": None if accuracy is None else accuracy.agreement,
+        "sqnr_db": None if accuracy is None else list(accuracy.sqnr_db),
+    }

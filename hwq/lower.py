@@ -238,13 +238,11 @@ def _anchor_constants(
 ) -> tuple[Array, ...]:
     x, residual = ins[0], ins[-1] if layer.residual else None
     assert layer.weight is not None
-    channels = layer.weight.shape[0]
     table = not layer.activation.clamps
     target = pre if table and pre is not None else out
     low, high = (-128, 127) if table else _clamp(layer, out)
     acc_scale = np.float64(x.scale) * weights.scale.astype(np.float64)
-    bias = np.zeros(channels, np.float32) if layer.bias is None else layer.bias
-    integer_bias = numerics.quantize_bias(bias, x.scale, weights.scale)
+    integer_bias = numerics.quantize_bias(weights.bias, x.scale, weights.scale)
     out_scale = np.float64(1.0 if direct else target.scale)
     residual_scale = 0.0 if residual is None else np.float64(residual.scale) / out_scale
     lo_f = 0.0 if layer.activation.kind == "relu" else layer.activation.lo

@@ -31,7 +31,8 @@ class Plan:
 
     model: the fingerprint of the network that the layers belong to. target: the machine's name. threads: the worker
     threads that prices are for. layers: each layer's predicted cost and loss, where there is a prediction. why: the
-    reason in words. qparams: of each tensor that an integer scheme needs.
+    reason in words. qparams: of each tensor that an integer scheme needs. means: of each channel of the tensors that
+    weights read, where biases are corrected by them.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Plan:
     layers: Mapping[str, tuple[Cost, float]] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
     qparams: Mapping[str, QParams] = field(default_factory=dict)
+    means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values; the inverse of ``from_dict``."""
@@ -57,7 +59,8 @@ class Plan:
         totals = (float(self.latency_s), int(self.weight_bytes), float(self.loss))
         head = (FORMAT, self.model, self.target, self.threads, *totals)
         qparams = {name: {"scale": q.scale, "zero_point": q.zero_point} for name, q in self.qparams.items()}
-        return {**dict(zip(_HEAD, head, strict=True)), "layers": layers, "qparams": qparams}
+        means = {name: [float(value) for value in values] for name, values in self.means.items()}
+        return {**dict(zip(_HEAD, head, strict=True)), "layers": layers, "qparams": qparams, "means": means}
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "the plan") -> Plan:
@@ -65,14 +68,16 @@ class Plan:
 
         Raises HwqError "plan-invalid" (key, value, what is accepted), "scheme-unknown" for a layer's scheme.
         """
-        _check_keys(data, source, (*_HEAD, "layers", "qparams"))
+        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means",))
         if data["format"] != FORMAT:
             _refuse(f"{source}: format", data["format"], str(FORMAT))
-        layers, qparams = data["layers"], data["qparams"]
+        layers, qparams, means = data["layers"], data["qparams"], data.get("means", {})
         if not isinstance(layers, dict):
             _refuse(f"{source}: layers", layers, 'an object {"layer": {"scheme": ...}, ...}')
         if not isinstance(qparams, dict):
             _refuse(f"{source}: qparams", qparams, 'an object {"tensor": {"scale": ..., "zero_point": ...}, ...}')
+        if not isinstance(means, dict):
+            _refuse(f"{source}: means", means, 'an object {"tensor": [a number for each channel, ...], ...}')
         where = {name: f"{source}: layer {name!r}" for name in layers}
         costs = {name: _cost(layer, where[name]) for name, layer in layers.items()}
         return cls(
@@ -86,6 +91,7 @@ class Plan:
             layers={name: cost for name, cost in costs.items() if cost is not None},
             why={name: _text(layer.get("why", ""), f"{where[name]}: why") for name, layer in layers.items()},
             qparams={name: _qparams(value, f"{source}: qparams {name!r}") for name, value in qparams.items()},
+            means={name: _means(values, f"{source}: means {name!r}") for name, values in means.items()},
         )
 
     def check_layers(self, names: Collection[str]) -> None:
@@ -108,7 +114,7 @@ class Plan:
         """Write the plan as JSON, one line a layer. Raises HwqError "save-failed"; no half file stays."""
         data = self.to_dict()
         lines = [f"  {json.dumps(key)}: {json.dumps(data[key])}," for key in _HEAD]
-        blocks = [f"  {json.dumps(key)}: {_lines(data[key])}" for key in ("layers", "qparams")]
+        blocks = [f"  {json.dumps(key)}: {_lines(data[key])}" for key in ("layers", "qparams", "means")]
         write_atomic(path, "\n".join(["{", *lines, ",\n".join(blocks), "}", ""]).encode())
 
     @classmethod
@@ -215,6 +221,12 @@ def _qparams(value: Any, where: str) -> QParams:
     if isinstance(zero_point, bool) or not isinstance(zero_point, int) or not INT8.qmin <= zero_point <= INT8.qmax:
         _refuse(f"{where}: zero_point", zero_point, f"a whole number from {INT8.qmin} to {INT8.qmax}")
     return QParams(scale=scale, zero_point=zero_point)
+
+
+def _means(values: Any, where: str) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        _refuse(where, values, "a list of numbers")
+    return tuple(_number(value, where) for value in values)
 
 
 def _number(value: Any, where: str) -> float:

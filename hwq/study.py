@@ -14,8 +14,8 @@ from typing import Any
 from hwq import samples as samples_of
 from hwq import sensitivity
 from hwq.cache import default_store_path
-from hwq.calibrate import choose, collect, split_activations
-from hwq.cost import price
+from hwq.calibrate import choose, collect, load_means, save_means, split_activations
+from hwq.cost import op_macs, price
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels, packed_constants
 from hwq.graph import Graph, Shape
@@ -26,7 +26,7 @@ from hwq.numerics import QParams
 from hwq.observers import OBSERVERS
 from hwq.plan import Plan
 from hwq.progress import Callback, Stages
-from hwq.quantize import Weights, quantize_weights
+from hwq.quantize import Means, Weights, quantize_weights
 from hwq.samples import Batch
 from hwq.scheme import SCHEMES, Cost, Scheme
 from hwq.store import Record
@@ -36,8 +36,11 @@ from hwq.ties import tied_tensors
 from hwq.work import Work, load_qparams, save_qparams
 from hwq.workload import Workload
 
-# Samples that sensitivity is measured on, and that are kept for checks: the first ones of the calibration set.
-KEPT_SAMPLES = 16
+# The first calibration samples are kept, to hold what is built against float. Sensitivity takes of them what this much
+# work allows (about half a minute on one core), at least four: errors of many outputs settle in few samples.
+KEPT_SAMPLES = 64
+SENSITIVITY_MACS = 1.5e12
+SENSITIVITY_SAMPLES = (4, 16)
 FREE = Cost(latency_s=0.0, weight_bytes=0, source="measured", interval_s=(0.0, 0.0))
 
 
@@ -45,7 +48,8 @@ FREE = Cost(latency_s=0.0, weight_bytes=0, source="measured", interval_s=(0.0, 0
 class Study:
     """One network on one machine. candidates: layer -> schemes. losses and costs: (layer, scheme) -> value.
 
-    conversions: tensor -> seconds to (quantize, dequantize) it. runner: the float network, kernel by kernel. kept: the
+    means: tensor -> the means of its channels. conversions: tensor -> seconds to (quantize, dequantize) it. runner: the
+    float network, kernel by kernel. kept: the
     first calibration batches of ``samples``.
     """
 
@@ -54,6 +58,7 @@ class Study:
     threads: int
     candidates: Mapping[str, tuple[str, ...]]
     qparams: Mapping[str, QParams]
+    means: Means
     weights: Weights
     kernels: KernelSet
     runner: Runner
@@ -109,9 +114,11 @@ def study(
         kernels = compile_kernels([float_program], target, work.cache, progress)
     runner = bind(float_program, kernels)
     integers = any(SCHEMES[scheme].domain == "int8" for names in candidates.values() for scheme in names)
-    qparams, kept, count, digest = _calibrate(split, candidates, runner, work, calibration, observer, integers, stages)
+    qparams, means, kept, count, digest = _calibrate(
+        split, candidates, runner, work, calibration, observer, integers, stages
+    )
     with stages("quantize") as progress:
-        weights = quantize_weights(graph, candidates, qparams, progress)
+        weights = quantize_weights(graph, candidates, qparams, means, progress)
     units = {
         (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, target, threads)
         for layer in graph.layers
@@ -125,12 +132,13 @@ def study(
     losses = dict.fromkeys(units, 0.0)
     wanted = {(layer.name, scheme) for layer, scheme in sensitivity.needed_units(graph, candidates)}
     if wanted:
+        few = _sensitivity_samples(float_program, len(wanted))
         journal = work.file(
-            "sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, sorted(wanted)
+            "sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, few, sorted(wanted)
         )
         with stages("sensitivity") as progress:
             chosen = {unit: program for unit, program in units.items() if unit in wanted}
-            losses.update(sensitivity.measure(runner, chosen, kernels, kept, journal, progress))
+            losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))
     with stages("measure") as progress:
         records = measure_kernels(programs, kernels, target, default_store_path(), threads, progress) if measure else {}
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
@@ -141,6 +149,7 @@ def study(
         threads=threads,
         candidates=candidates,
         qparams=qparams,
+        means=means,
         weights=weights,
         kernels=kernels,
         runner=runner,
@@ -175,13 +184,14 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
     use_threads(threads)
     float_program = lower(split_activations(graph), {}, {}, {}, target, threads)
     kernels = compile_kernels([float_program], target, work.cache, progress)
-    weights = quantize_weights(graph, candidates, plan.qparams)
+    weights = quantize_weights(graph, candidates, plan.qparams, plan.means)
     return Study(
         model=model,
         target=target,
         threads=threads,
         candidates=candidates,
         qparams=plan.qparams,
+        means=plan.means,
         weights=weights,
         kernels=kernels,
         runner=bind(float_program, kernels),
@@ -191,6 +201,13 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
         kept=(),
         samples=0,
     )
+
+
+def _sensitivity_samples(program: Program, units: int) -> int:
+    """How many samples the units are measured on: each runs half of the float ``program`` on average."""
+    macs = sum(op_macs(step.workload) for step in program.steps if step.workload is not None)
+    least, most = SENSITIVITY_SAMPLES
+    return int(min(max(SENSITIVITY_MACS / (units * macs / 2), least), most))
 
 
 def _needs_float(candidates: Mapping[str, tuple[str, ...]]) -> bool:
@@ -206,13 +223,13 @@ def _calibrate(
     observer: str,
     integers: bool,
     stages: Stages,
-) -> tuple[dict[str, QParams], tuple[Batch, ...], int, str]:
-    """(parameters of every float tensor, the first batches, how many there were, their digest)."""
+) -> tuple[dict[str, QParams], Means, tuple[Batch, ...], int, str]:
+    """(parameters of every float tensor, channel means, the first batches, how many there were, their digest)."""
     inputs = inputs_of(split)
     if calibration is None:
         if integers:
             raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
-        return {}, (), 0, ""
+        return {}, {}, (), 0, ""
     kept: list[Batch] = []
     batches: Iterable[Batch] = samples_of.stream(calibration, inputs)
     # What can be read twice is hashed first, so that a finished result is found; a generator is streamed once.
@@ -227,10 +244,19 @@ def _calibrate(
         digest = hashed.hex()
         batches = samples_of.stream(calibration, inputs)
     tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
-    finished = work.file("ranges", ".json", sorted(tensors), digest, observer)
-    if not integers or (repeatable and finished.exists()):
+    needed = frozenset(
+        tensor
+        for layer in split.layers
+        if any(scheme != "f32" for scheme in candidates.get(layer.name, ()))
+        for tensor in (*layer.inputs, layer.output)
+    )
+    finished = work.file("ranges", ".json", sorted(tensors), sorted(needed), digest, observer)
+    finished_means = work.file("means", ".json", sorted(tensors), digest)
+    known = load_qparams(finished, tensors) if integers and repeatable else None
+    known_means = load_means(finished_means) if known is not None else None
+    if not integers or (known is not None and known_means is not None):
         kept = list(itertools.islice(batches, KEPT_SAMPLES))
-        return (load_qparams(finished) if integers else {}), tuple(kept), total or len(kept), digest
+        return known or {}, known_means or {}, tuple(kept), total or len(kept), digest
     streamed = samples_of.Digest()
     count = 0
 
@@ -245,17 +271,12 @@ def _calibrate(
 
     checkpoint = work.file("statistics", ".npz", sorted(tensors), digest) if repeatable else None
     with stages("calibrate") as progress:
-        histograms = collect(runner, tensors, watched(), total, checkpoint, progress)
-    needed = frozenset(
-        tensor
-        for layer in split.layers
-        if any(scheme != "f32" for scheme in candidates.get(layer.name, ()))
-        for tensor in (*layer.inputs, layer.output)
-    )
-    qparams = choose(histograms, tied_tensors(split), observer, needed)
+        seen = collect(runner, tensors, watched(), total, checkpoint, progress)
+    qparams, means = choose(seen.histograms, tied_tensors(split), observer, needed), seen.means()
     if repeatable:
+        save_means(finished_means, means)
         save_qparams(finished, qparams)
-    return qparams, tuple(kept), count, streamed.hex()
+    return qparams, means, tuple(kept), count, streamed.hex()
 
 
 def _packed_bytes(programs: Sequence[Program], kernels: KernelSet) -> dict[Workload, int]:
