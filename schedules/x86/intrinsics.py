@@ -10,6 +10,7 @@ the same for all lanes, with weights (lanes, r). The description beside each imp
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from tvm.s_tir import TensorIntrin
@@ -79,22 +80,18 @@ def _vpmaddwd(lanes: int, scope: str) -> Any:
     return implementation
 
 
+@functools.cache
 def dot(instruction: str, lanes: int, *, in_registers: bool = False) -> str:
-    """The name of the dot product of ``instruction`` with ``lanes`` sums; in_registers: its weights were just unpacked."""
-    return f"hwq.{instruction}.{lanes}" + (".local" if in_registers else "")
+    """The name of the dot product of ``instruction`` with ``lanes`` sums; in_registers: its weights were just unpacked.
 
-
-def _register() -> None:
-    for near in (False, True):
-        scope = "local" if near else "global"
-        for lanes in (16, 8, 4):
-            name = dot("avx512.vpdpbusd", lanes, in_registers=near)
-            described = _description(lanes, 4, "uint8", scope)
-            TensorIntrin.register(name, described, _vpdpbusd(lanes, scope), override=True)
-        for lanes in (8, 4):
-            name = dot("avx2.vpmaddwd", lanes, in_registers=near)
-            described = _description(lanes, 2, "int16", scope)
-            TensorIntrin.register(name, described, _vpmaddwd(lanes, scope), override=True)
-
-
-_register()
+    Registered with TVM when it is first asked for: reading a TVMScript takes a good part of a second.
+    """
+    scope = "local" if in_registers else "global"
+    name = f"hwq.{instruction}.{lanes}" + (".local" if in_registers else "")
+    if instruction == "avx512.vpdpbusd":
+        description, implementation = _description(lanes, 4, "uint8", scope), _vpdpbusd(lanes, scope)
+    else:
+        assert instruction == "avx2.vpmaddwd", instruction
+        description, implementation = _description(lanes, 2, "int16", scope), _vpmaddwd(lanes, scope)
+    TensorIntrin.register(name, description, implementation, override=True)
+    return name
