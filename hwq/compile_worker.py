@@ -37,4 +37,3 @@ def main() -> None:
                 answer = {"code": "compile-failed", "message": f"kernel {job['symbol']} does not compile: {error!r}"}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
-

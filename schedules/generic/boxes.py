@@ -36,7 +36,7 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
         return common.decline(workload, f"activation {workload.activation.kind}")
     if workload.op == "pad" and any(size < 0 for pair in workload.attr("pads") for size in pair):
         return common.decline(workload, "negative pads")
-    boxes = _concat_boxes(workload) if workload.op == "concat" else _pad_boxes(workload)
+    boxes = concat_boxes(workload) if workload.op == "concat" else pad_boxes(workload)
     dtype = common.element_type(workload, target)
     sch = Schedule(_function(workload, boxes, dtype))
     for number, box in enumerate(boxes):
@@ -44,7 +44,8 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
     return common.finish(workload, sch.mod["main"], NAME)
 
 
-def _concat_boxes(workload: Workload) -> list[Box]:
+def concat_boxes(workload: Workload) -> list[Box]:
+    """Each input behind the one before it."""
     axis = workload.attr("axis") % len(workload.output_shape)
     boxes, place = [], 0
     for number, shape in enumerate(workload.input_shapes):
@@ -55,7 +56,7 @@ def _concat_boxes(workload: Workload) -> list[Box]:
     return boxes
 
 
-def _pad_boxes(workload: Workload) -> list[Box]:
+def pad_boxes(workload: Workload) -> list[Box]:
     """The input's box, then what is before and after it along each axis, full width along the axes to come."""
     shape, pads = workload.input_shapes[0], workload.attr("pads")
     boxes = [Box(begin=tuple(int(before) for before, _ in pads), extent=shape, source=0)]

@@ -94,9 +94,9 @@ def worth_parallel(parallel: int, work_bytes: int, target: Target) -> bool:
 
 
 def even_split(extent: int, parallel: int) -> int:
-    """The least divisor of ``extent`` that gives ``parallel`` threads near-equal shares; 1 if none up to 1024 does."""
+    """The least divisor of ``extent`` that gives no thread a quarter above its share; 1 if none up to 1024 does."""
     for parts in range(parallel, min(extent, 1024) + 1):
-        if extent % parts == 0 and (parts % parallel == 0 or parts >= 4 * parallel):
+        if extent % parts == 0 and math.ceil(parts / parallel) * parallel <= 1.25 * parts:
             return parts
     return 1
 

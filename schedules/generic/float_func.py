@@ -205,7 +205,6 @@ def _columns(sch: Schedule, block: SBlockRV, nest: Nest, threads: int) -> None:
     width = next((lanes for lanes in LANES if nest.extents[column] % lanes == 0), None)
     if width is None:
         sch.reorder(*outer, *nest.reduce, column)
-        sch.decompose_reduction(block, nest.reduce[0])
     else:
         over, lane = sch.split(column, [None, width])
         rows: list[Any] = []
@@ -214,14 +213,15 @@ def _columns(sch: Schedule, block: SBlockRV, nest: Nest, threads: int) -> None:
             sizes[-1] //= ROWS
             rows = [row]
         sch.reorder(*outer, over, *nest.reduce, *rows, lane)
-        sch.vectorize(lane)  # not after the decomposition: then it is no reduction to TVM
+        sch.vectorize(lane)
         for row in rows:
             sch.unroll(row)
-        first = sch.decompose_reduction(block, nest.reduce[0])
-        sch.vectorize(sch.get_loops(first)[-1])
         outer, sizes = [*outer, over], [*sizes, nest.extents[column] // width]
     if threads > 1 and outer:
         common.split_outer(sch, outer, sizes, threads)
+    first = sch.decompose_reduction(block, nest.reduce[0])
+    if width is not None:
+        sch.vectorize(sch.get_loops(first)[-1])
 
 
 def _rows(sch: Schedule, block: SBlockRV, nest: Nest, threads: int) -> None:
@@ -230,16 +230,20 @@ def _rows(sch: Schedule, block: SBlockRV, nest: Nest, threads: int) -> None:
     size = nest.extents[last]
     widths = [lanes for lanes in LANES if size % lanes == 0 and size > lanes]
     if widths:
+        # Decompositions come last, here and above: what they leave is no reduction to TVM, which then refuses the rest.
         width = min(widths, key=lambda lanes: lanes + size // lanes)  # the steps, and then the lanes, one after another
         _, lane = sch.split(last, [None, width])
         partial = sch.rfactor(lane, len(nest.spatial))
         if nest.spatial:
-            sch.compute_at(partial, nest.spatial[-1])
-        inner = sch.get_loops(partial)[-1 - len(nest.reduce) :]
-        lanes = next(loop for loop in inner if int(sch.get(loop).extent) == width)
+            sch.compute_at(partial, nest.spatial[-1], preserve_unit_loops=True)
+        # rfactor puts the lanes' axis first, and compute_at makes the loops anew in the order of the axes.
+        inner = sch.get_loops(partial)[len(nest.spatial) :]
+        lanes = inner[0] if nest.spatial else inner[-1]
+        assert int(sch.get(lanes).extent) == width, sch.get(lanes)
         steps = [loop for loop in inner if not loop.same_as(lanes)]
         sch.reorder(*steps, lanes)
         sch.vectorize(lanes)
-        sch.vectorize(sch.get_loops(sch.decompose_reduction(partial, steps[0]))[-1])
     if threads > 1 and nest.spatial:
         common.split_outer(sch, nest.spatial, [nest.extents[loop] for loop in nest.spatial], threads)
+    if widths:
+        sch.vectorize(sch.get_loops(sch.decompose_reduction(partial, steps[0]))[-1])

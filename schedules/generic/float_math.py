@@ -48,7 +48,6 @@ def let(value: Any, body: Callable[[Any], Any], dtype: str = "float32") -> Any:
 def exp(x: Any) -> Any:
     """e^x in float32; 1.2e-38 below -87.3, 2.4e38 above 88.4: never an infinity."""
 
-
     def powered(x: Any) -> Any:
         # The addition rounds, also where no instruction does.
         bits = tirx.reinterpret("int32", x * _f32(1.0 / math.log(2.0)) + _f32(ROUNDER))

@@ -141,12 +141,13 @@ def _maximum(workload: Workload, target: Target) -> Schedule:
     middle = _maximum_along(x, columns, 2, middle_shape, dtype, "middle")
     sch = common.schedule_of([x, _maximum_along(middle, rows, 1, shape, dtype, "out")])
     for name, axis, stage in (("middle", columns, middle_shape), ("out", rows, shape)):
+        loops = sch.get_loops(sch.get_sblock(name))
         if axis.kernel > UNROLLED_TAPS:
-            loops = sch.get_loops(sch.get_sblock(name))
             sch.reorder(loops[4], loops[3])
-            sch.decompose_reduction(sch.get_sblock(name), loops[4])
         if common.worth_parallel(workload.parallel, work * axis.kernel // 4, target):
-            common.split_outer(sch, sch.get_loops(sch.get_sblock(name))[:2], stage[:2], workload.parallel)
+            common.split_outer(sch, loops[:2], stage[:2], workload.parallel)
+        if axis.kernel > UNROLLED_TAPS:
+            sch.decompose_reduction(sch.get_sblock(name), loops[4])
     return sch
 
 
@@ -222,19 +223,20 @@ def _schedule_sum(sch: Schedule, workload: Workload, target: Target, work: int, 
     width = common.choose(sch, blocks, blocks[-1], seed)
     block, lane = sch.split(channel, [None, width])
     total = sch.get_sblock("total")
-    sch.compute_at(total, block)
+    sch.compute_at(total, block, preserve_unit_loops=True)
     sch.set_scope(total, 0, "local")
     inner, row, column = sch.get_loops(total)[-3:]
     sch.reorder(row, column, inner)
-    if blocks != (channels,) or channels <= 4 * target.lanes("int32"):
+    vector = blocks != (channels,) or channels <= 4 * target.lanes("int32")
+    if vector:
         sch.vectorize(lane)
         sch.vectorize(inner)
-        sch.vectorize(sch.get_loops(sch.decompose_reduction(total, row))[-1])
-    else:
-        sch.decompose_reduction(total, row)
     if common.worth_parallel(workload.parallel, work, target):
         extents = (*workload.output_shape[:3], channels // int(sch.get(width)))
         common.split_outer(sch, [*outer, block], extents, workload.parallel)
+    first = sch.decompose_reduction(total, row)  # last: what is left is no reduction to TVM
+    if vector:
+        sch.vectorize(sch.get_loops(first)[-1])
 
 
 def channel_blocks(channels: int, target: Target) -> tuple[int, ...]:

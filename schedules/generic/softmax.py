@@ -92,15 +92,17 @@ def _beside(workload: Workload, target: Target, axis: int, inner: int) -> Schedu
         return power[o, at[axis], i] / total[o, i]
 
     sch = common.schedule_of([x, common.compute(shape, rule)])
+    threads = workload.parallel if common.worth_parallel(workload.parallel, _work(workload), target) else 1
+    if threads > 1:
+        common.split_outer(sch, sch.get_loops(sch.get_sblock("power"))[:2], [outer, size], threads)
+        common.split_outer(sch, sch.get_loops(sch.get_sblock("out"))[: axis + 1], shape[: axis + 1], threads)
     for name in ("largest", "total"):
         block = sch.get_sblock(name)
         o, i, tap = sch.get_loops(block)
         sch.reorder(o, tap, i)
+        if threads > 1:
+            common.split_outer(sch, [o], [outer], threads)
         sch.decompose_reduction(block, tap)
-    if outer > 1 and common.worth_parallel(workload.parallel, _work(workload), target):
-        for name in ("largest", "power", "total"):
-            common.split_outer(sch, sch.get_loops(sch.get_sblock(name))[:1], [outer], workload.parallel)
-        common.split_outer(sch, sch.get_loops(sch.get_sblock("out"))[:axis], shape[:axis], workload.parallel)
     return sch
 
 
@@ -139,13 +141,10 @@ def _lanes_in_row(workload: Workload, target: Target, axis: int) -> Schedule:
     loops = sch.get_loops(sch.get_sblock("out"))
     if axis > 0:
         row = sch.fuse(*loops[:axis]) if axis > 1 else loops[0]
-        if common.worth_parallel(workload.parallel, _work(workload), target):
-            parts = common.even_split(rows, workload.parallel)
-            if parts > 1:
-                outer, row = sch.split(row, [parts, None])
-                sch.parallel(outer)
         for name in ("scale", "part_total", "power", "largest", "part_largest"):
             sch.compute_at(sch.get_sblock(name), row)
+        if common.worth_parallel(workload.parallel, _work(workload), target):
+            common.split_outer(sch, [row], [rows], workload.parallel)
     for name in ("part_total", "part_largest"):
         block = sch.get_sblock(name)
         lane, step = sch.get_loops(block)[-2:]

@@ -61,9 +61,12 @@ def _schedule(sch: Schedule, shape: Shape, axes: tuple[int, ...], threads: int, 
     across = next(at for at, group in enumerate(groups) if axes[group[-1]] == len(axes) - 1)
     last = len(groups) - 1
     if across == last or min(extents[across], extents[last]) <= SMALL:
-        keep = max(across if across != last else last, 1)  # the loops that LLVM interleaves stay whole
-        if threads > 1 and last > 0:
-            common.split_outer(sch, merged[:keep], extents[:keep], threads)
+        longest = max(range(len(groups)), key=lambda at: extents[at])
+        parts = common.even_split(extents[longest], threads)
+        if threads > 1 and parts > 1:
+            chunk, merged[longest] = sch.split(merged[longest], [parts, None])
+            sch.reorder(chunk, *merged)
+            sch.parallel(chunk)
         return
     read, written = (_tile(sch, extents[at], seed) for at in (across, last))
     across_outer, across_inner = sch.split(merged[across], [None, read])

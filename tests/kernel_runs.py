@@ -1,0 +1,116 @@
+"""Compile one kernel, run it, and hold it to the reference: what the tests of the generic schedules share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from hwq.graph import Activation, Shape
+from hwq.reference import evaluate
+from hwq.schedule import kernel_for
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+Array = npt.NDArray[Any]
+STORAGES = ("uint8", "int8")
+# Channel counts at which vector code goes wrong.
+CHANNELS = (1, 7, 16, 17, 33, 127)
+# Packed arithmetic on whole registers, and stores of one byte or one float.
+_VECTOR = re.compile(r"\bv?p?\w+\b.*%[yz]mm")
+_SCALAR_STORE = re.compile(r"^\s*(movb|movw|v?pextrb|v?pextrw|v?movss)\b.*\)\s*$")
+
+
+def machine(storage: str = "uint8") -> Target:
+    """This machine, with activations stored as asked."""
+    return replace(Target.load("host"), activation_storage=storage)
+
+
+def make(
+    op: str,
+    scheme: str,
+    inputs: Sequence[Shape],
+    output: Shape,
+    *,
+    parallel: int = 1,
+    activation: Activation | None = None,
+    out_dtype: str | None = None,
+    **attrs: Any,
+) -> Workload:
+    """A workload as ``hwq.lower`` makes it."""
+    return Workload(
+        op=op,
+        scheme=scheme,
+        input_shapes=tuple(inputs),
+        output_shape=tuple(output),
+        attrs=tuple(sorted(attrs.items())),
+        activation=activation or Activation(),
+        out_dtype=out_dtype or ("float32" if scheme == "f32" else "int8"),
+        parallel=parallel,
+    )
+
+
+def numbers(rng: np.random.Generator, shape: Shape, dtype: str) -> Array:
+    """Every byte there is, or ordinary floats."""
+    if dtype == "float32":
+        return rng.standard_normal(shape).astype(np.float32) * np.float32(4)
+    return rng.integers(0, 256, shape).astype(np.uint8).view(dtype)
+
+
+def ints(storage: str) -> Array:
+    """(zp_a, zp_b, zp_y, lo, hi) that are all different and clamp some values."""
+    return np.array([-5, 7, 1, -100, 90], np.int32) + np.int32(128 if storage == "uint8" else 0)
+
+
+def run(kernel: Kernel, target: Target, arguments: Sequence[Array], shape: Shape, dtype: str) -> Array:
+    """The kernel's output, over a buffer of values that it has to overwrite."""
+    library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm())
+    out = tvm.runtime.tensor(np.full(shape, 99, dtype))
+    library[kernel.symbol](*(tvm.runtime.tensor(np.asarray(value, order="C")) for value in arguments), out)
+    return np.asarray(out.numpy())
+
+
+def check(
+    workload: Workload,
+    target: Target,
+    arguments: Sequence[Array],
+    *,
+    tolerance: float = 0.0,
+    kernel: Kernel | None = None,
+) -> None:
+    """The kernel of ``workload`` equals the reference, or is within ``tolerance`` relative to max(1, |reference|)."""
+    dtype = target.activation_storage if workload.out_dtype == "int8" else "float32"
+    result = run(kernel or kernel_for(workload, target), target, arguments, workload.output_shape, dtype)
+    expected = evaluate(workload, arguments, target.activation_storage)
+    if tolerance:
+        np.testing.assert_allclose(result, expected, rtol=tolerance, atol=tolerance)
+    else:
+        np.testing.assert_array_equal(result, expected)
+        assert result.dtype == expected.dtype
+
+
+def assembly(kernel: Kernel, target: Target) -> list[str]:
+    """The lines of the kernel's own computation; the target's instructions need not be this machine's."""
+    library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm())
+    text = library.mod.inspect_source("asm")
+    start = text.index(f"{kernel.symbol}_compute_:")
+    return str(text[start : text.index(".Lfunc_end", start)]).splitlines()
+
+
+def assert_vectorized(
+    workload: Workload, *mnemonics: str, names: Sequence[str] = ("x86-avx2", "x86-avx512-vnni")
+) -> None:
+    """On both machines the kernel uses the instructions on whole registers, and stores no single element."""
+    for name in names:
+        target = Target.load(name)
+        lines = assembly(kernel_for(workload, target), target)
+        register = "%zmm" if target.vector_bits == 512 else "%ymm"
+        for wanted in mnemonics:
+            assert any(re.match(rf"\s*{wanted}\w*\s", line) and register in line for line in lines), (name, wanted)
+        assert [line for line in lines if _SCALAR_STORE.match(line)] == [], name
+        assert any(_VECTOR.search(line) for line in lines), name

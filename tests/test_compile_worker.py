@@ -1,0 +1,48 @@
+"""The helper process: one answer a job, whatever is printed meanwhile, and it ends with its input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import tvm
+from kernel_runs import machine, make
+
+from hwq import compile_worker
+from hwq.compile_kernel import _start_worker
+from hwq.schedule import kernel_for
+
+
+def job(path: Path, **changes: Any) -> dict[str, Any]:
+    shape = (1, 2, 2, 8)
+    kernel = kernel_for(make("dequantize", "w8a8", [shape], shape, out_dtype="float32"), machine())
+    return {
+        "module": tvm.ir.save_json(tvm.IRModule({kernel.symbol: kernel.func})),
+        "symbol": kernel.symbol,
+        "instruction": None,
+        "target": str(machine().tvm()),
+        "path": str(path),
+        **changes,
+    }
+
+
+def answers(process: subprocess.Popen[str], *jobs: dict[str, Any]) -> list[dict[str, str]]:
+    out, _ = process.communicate("".join(json.dumps(each) + "\n" for each in jobs), timeout=120)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_each_job_gets_one_answer_and_errors_end_nothing(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.o", tmp_path / "bad.o"
+    wanted = (job(bad, instruction="amx.tdpbssd"), job(bad, module="{}"), job(good))
+    process = _start_worker()
+    found = answers(process, *wanted)
+    assert [answer.get("code") for answer in found] == ["instruction-missing", "compile-failed", None]
+    assert process.returncode == 0
+    assert good.stat().st_size > 0
+    assert not bad.exists()
+
+
+def test_it_has_a_main_to_start() -> None:
+    assert callable(compile_worker.main)
