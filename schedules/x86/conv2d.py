@@ -21,11 +21,11 @@ from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
-from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
+from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
-from hwq.schedules.x86.tiling import Tile, best_tile, divisors
+from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -75,9 +75,22 @@ class Plan:
         return math.ceil(self.geometry.run / self.form.r)
 
 
-def make_plan(workload: Workload, found: Form) -> Plan:
+def core_of(workload: Workload, found: Form, target: Target) -> Core:
+    row = compute_row(workload, target)
+    assert row is not None
+    far = target.l3_bytes_per_s or target.memory_bytes_per_s
+    return Core(
+        multiplies=min(max(row.macs_per_cycle / (found.vectors[0] * found.r), 1.0), 2.0),
+        l1_bytes=target.l1_bytes,
+        l2_bytes=target.l2_bytes,
+        l2_bytes_per_cycle=target.l2_bytes_per_s / target.clock_hz,
+        far_bytes_per_cycle=far / target.clock_hz,
+    )
+
+
+def make_plan(workload: Workload, found: Form, core: Core) -> Plan:
     shape = geometry(workload)
-    tile = best_tile(shape, found)
+    tile = best_tile(shape, found, core)
     vectors = math.ceil(shape.group_out / tile.lanes)
     blocks = math.ceil(vectors / tile.vectors) * tile.vectors
     rough = Plan(workload=workload, geometry=shape, form=found, tile=tile, blocks=blocks, ragged=False, copied=False)
@@ -102,7 +115,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     found = form(workload, target)
     if found is None:
         return common.decline(workload, f"no x86 form for it on {target.name}")
-    plan = make_plan(workload, found)
+    plan = make_plan(workload, found, core_of(workload, found, target))
     arguments, tail = computation(plan)
     sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
     schedule(sch, plan, target, sample=seed is not None)
@@ -223,23 +236,27 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
 
 
 def default_chunks(plan: Plan, target: Target, extent: int) -> int:
-    """How many chunks ``extent`` positions make: one where the input fits half of the L2, else as many as make it fit; with
-    threads, more if the blocks of channels alone do not share out evenly."""
+    """How many chunks ``extent`` positions make. One where the weights fill more than half of the L2, since each block of them
+    is then read but once; else so many that a chunk's input and output fit in half of it, while blocks of channels pass
+    over them. With threads, more if the chunks' blocks do not share out evenly."""
     shape = plan.geometry
-    item_bytes = plan.form.item_bytes
-    input_bytes = shape.batch * shape.in_h * shape.in_w * shape.in_c * item_bytes
-    weight_bytes = shape.groups * plan.blocks * plan.tile.lanes * plan.steps * plan.form.r * item_bytes
-    least = 1
-    if input_bytes > target.l2_bytes // 2 and weight_bytes <= target.l2_bytes // 2:
-        least = math.ceil(input_bytes / (target.l2_bytes // 4))
+    pixels = shape.batch * shape.out_h * shape.out_w * (4 if plan.workload.out_dtype == "float32" else 1)
+    touched = shape.batch * shape.in_h * shape.in_w * shape.in_c * plan.form.item_bytes + pixels * shape.out_c
+    weight_bytes = shape.groups * plan.blocks * plan.tile.lanes * plan.steps * plan.form.r * plan.form.item_bytes
+    half = target.l2_bytes // 2
+    least = math.ceil(touched / half) if weight_bytes <= half else 1
     blocks = shape.groups * plan.blocks // plan.tile.vectors
     threads = plan.workload.parallel if worth_parallel(plan, target) else 1
-    good = [c for c in divisors(extent, extent) if c >= least and (c * blocks % threads == 0 or c * blocks >= 4 * threads)]
+    good = [
+        count
+        for count in divisors(extent, extent)
+        if count >= least and (count * blocks % threads == 0 or count * blocks >= 4 * threads)
+    ]
     return good[0] if good else extent
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:
-    row = target.instruction(plan.workload.op, plan.form.weight, "float32" if plan.form.acc == "float32" else "int8")
+    row = compute_row(plan.workload, target)
     assert row is not None
     return plan.workload.parallel > 1 and plan.geometry.macs > PARALLEL_LEAST_S * row.macs_per_cycle * target.clock_hz
 

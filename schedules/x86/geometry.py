@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hwq.target import Target
+from hwq.target import Compute, Target
 from hwq.workload import Workload
+
+WEIGHT_TYPES = {"f32": "float32", "w8a8": "int8", "w4a8": "int4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,17 +151,22 @@ class Form:
         return {"float32": 4, "int16": 2}.get(self.act, 1)
 
 
+def compute_row(workload: Workload, target: Target) -> Compute | None:
+    """The target's way to compute an anchor workload."""
+    act = "float32" if workload.scheme == "f32" else "int8"
+    return target.instruction(workload.op, WEIGHT_TYPES[workload.scheme], act)
+
+
 def form(workload: Workload, target: Target) -> Form | None:
     """The form of ``workload`` on ``target``; None if no compute row of the target names one that this family has."""
-    weight = {"f32": "float32", "w8a8": "int8", "w4a8": "int4"}[workload.scheme]
-    act = "float32" if workload.scheme == "f32" else "int8"
-    row = target.instruction(workload.op, weight, act)
+    weight = WEIGHT_TYPES[workload.scheme]
+    row = compute_row(workload, target)
     if row is None:
         return None
     instruction = row.instruction
     registers = 32 if target.vector_bits == 512 else 16
     lanes = tuple(lanes for lanes in (16, 8, 4) if lanes * 32 <= target.vector_bits)
-    if act == "float32":
+    if weight == "float32":
         mnemonic = "vfmadd" if instruction in ("avx512.fma", "avx2.fma") else None
         return Form(
             instruction=instruction,

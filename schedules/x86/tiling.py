@@ -1,9 +1,9 @@
-"""Default decisions of the convolution kernels, from a small model of lanes, registers and loads.
+"""Default decisions of the convolution kernels, from a small model of lanes, registers, loads and caches.
 
 A register tile holds ``rows`` x ``pixels`` outputs times ``vectors`` vectors of output channels. One step of the
-reduction multiplies them all: it loads each weight vector and broadcasts each pixel once. The model counts, for the
-whole layer and padding included, the larger of multiplies, loads and the latency of a sum's own chain; and adds the
-epilogue of each tile.
+reduction multiplies them all: it loads each weight vector and broadcasts each pixel once. The model counts cycles for
+the whole layer, what is computed beyond its edges included: for a step the largest of multiplies, loads, the latency of
+a sum's own chain, and the weights' way from the cache that holds them; and for a tile its epilogue.
 """
 
 from __future__ import annotations
@@ -13,15 +13,26 @@ from dataclasses import dataclass
 
 from hwq.schedules.x86.geometry import Form, Geometry
 
-# Cycles from one multiply-add to the next on the same sum (4 on Intel and on AMD's Zen 4), and full-width vector
-# instructions, multiplies or loads, in a cycle, on the narrowest of them.
+# Cycles from one multiply-add to the next on the same sum (4 on Intel since Skylake and on AMD's Zen 2 to 5).
 CHAIN_CYCLES = 4.0
-# Per tile: its loop's branches and addresses, and the pipeline's drain.
-TILE_CYCLES = 16.0
+# Vector loads, broadcasts included, in a cycle.
+LOADS_PER_CYCLE = 2.0
+# Of what loads take, the share that shows though they are not the bottleneck.
+SHADOW = 0.1
+# Per step, where a weight vector has to come from memory each time it is used, for want of registers.
+TIGHT_CYCLES = 1.0
+# Per step and per tile: counters, addresses and branches that do not overlap.
+STEP_CYCLES, TILE_CYCLES = 0.25, 16.0
+# Epilogue, for a full vector of outputs; and for a ragged one, that goes through memory.
+VECTOR_CYCLES, RAGGED_CYCLES = 6.0, 14.0
+# The epilogues of this many sums run beside the next tile's first steps; those of more show. A reduction of so few
+# multiplies is unrolled whole by LLVM, which then spills sums beyond that number.
+OVERLAPPED, EXPOSED_CYCLES = 16, 1.0
+UNROLLED_MULTIPLIES, SPILLED_CYCLES = 128, 5.0
 # The L1 of every x86 so far indexes its sets by 12 bits of the address, and has 8 ways or more.
 SET_BYTES, WAYS, CROWDED = 4096, 8, 8.0
-# Epilogue, per full vector of outputs.
-VECTOR_CYCLES = 6.0
+# Bytes that the copy of the input moves in a cycle, where one is needed only because tiles reach over the edge.
+COPY_BYTES = 16.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,30 +45,58 @@ class Tile:
     lanes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """What the model wants to know of a core: multiply-adds of full vectors in a cycle, cache sizes, and bytes that arrive
+    in a cycle from the L2 and from beyond."""
+
+    multiplies: float
+    l1_bytes: int
+    l2_bytes: int
+    l2_bytes_per_cycle: float
+    far_bytes_per_cycle: float
+
+
 def fits(form: Form, tile: Tile) -> bool:
-    """Whether a tile's sums, its weight vectors and one broadcast have registers; one weight may come from memory."""
+    """Whether a tile's sums and its weight vectors have registers, and what else needs one: a broadcast, unless AVX-512 takes
+    one operand from memory, and products, where a second instruction adds them."""
     sums = tile.rows * tile.pixels * tile.vectors
-    return sums + tile.vectors <= form.registers and sums <= form.registers - 3
+    if form.registers == 32 and (form.r == 4 or form.acc == "float32"):
+        spare = 0
+    else:
+        spare = 1 if form.acc == "float32" else 3
+    return sums + tile.vectors + spare <= form.registers and sums <= form.registers - 3
 
 
-def cycles(geometry: Geometry, form: Form, tile: Tile) -> float:
+def cycles(geometry: Geometry, form: Form, core: Core, tile: Tile) -> float:
     """What the model expects of the whole layer with ``tile``, in cycles of one core."""
     share = tile.lanes / form.vectors[0]
     spots = tile.rows * tile.pixels
     steps = geometry.kernel_h * geometry.columns * math.ceil(geometry.run / form.r)
-    multiplies = spots * tile.vectors * share
-    loads = (spots * crowding(geometry, form, tile.pixels) + tile.vectors) * max(share, 0.5)
-    step = max(multiplies, loads, CHAIN_CYCLES)
-    per_tile = steps * step + multiplies * VECTOR_CYCLES + TILE_CYCLES
+    multiplies = spots * tile.vectors * share / core.multiplies
+    loads = (spots * crowding(geometry, form, tile.pixels) + tile.vectors) * max(share, 0.5) / LOADS_PER_CYCLE
+    step_bytes = tile.vectors * tile.lanes * form.r * (4 if form.acc == "float32" else 1)
+    arrival = step_bytes / _bytes_per_cycle(core, step_bytes * steps)
+    step = max(multiplies, loads, CHAIN_CYCLES, arrival) + SHADOW * loads + STEP_CYCLES
+    if spots * tile.vectors + tile.vectors + 1 > form.registers:
+        step += TIGHT_CYCLES
+    ragged = geometry.group_out % tile.lanes != 0
+    epilogue = spots * tile.vectors * share * (RAGGED_CYCLES if ragged else VECTOR_CYCLES)
+    unrolled = steps * spots * tile.vectors <= UNROLLED_MULTIPLIES
+    epilogue += max(0, spots * tile.vectors - OVERLAPPED) * share * (SPILLED_CYCLES if unrolled else EXPOSED_CYCLES)
     blocks = geometry.groups * math.ceil(math.ceil(geometry.group_out / tile.lanes) / tile.vectors)
-    across = math.ceil(geometry.out_w / tile.pixels)
-    tiles = geometry.batch * math.ceil(geometry.out_h / tile.rows) * across * blocks
-    total = tiles * per_tile
-    if geometry.group_out % tile.lanes:  # staged through memory, channel by channel at the edge
-        total += geometry.batch * geometry.out_h * geometry.out_w * blocks * 8.0
-    if not geometry.padded and (geometry.out_w % tile.pixels or geometry.out_h % tile.rows):  # needs a wider copy
-        total += geometry.batch * geometry.in_h * geometry.in_w * geometry.in_c / 32.0
+    across = math.ceil(geometry.out_h / tile.rows) * math.ceil(geometry.out_w / tile.pixels)
+    total = geometry.batch * across * blocks * (steps * step + epilogue + TILE_CYCLES)
+    if not geometry.padded and (geometry.out_w % tile.pixels or geometry.out_h % tile.rows):
+        total += geometry.batch * geometry.in_h * geometry.in_w * geometry.in_c * form.item_bytes / COPY_BYTES
     return total
+
+
+def _bytes_per_cycle(core: Core, block_bytes: int) -> float:
+    """How fast weights arrive that are read again and again, ``block_bytes`` of them."""
+    if block_bytes <= core.l1_bytes // 2:
+        return 64.0 * LOADS_PER_CYCLE
+    return core.l2_bytes_per_cycle if block_bytes <= core.l2_bytes // 2 else core.far_bytes_per_cycle
 
 
 def crowding(geometry: Geometry, form: Form, pixels: int) -> float:
@@ -68,7 +107,7 @@ def crowding(geometry: Geometry, form: Form, pixels: int) -> float:
     return CROWDED if math.ceil(pixels / places) > WAYS else 1.0
 
 
-def best_tile(geometry: Geometry, form: Form) -> Tile:
+def best_tile(geometry: Geometry, form: Form, core: Core) -> Tile:
     """The tile with the fewest cycles by the model; the smallest of equals."""
     tiles = (
         Tile(rows=rows, pixels=pixels, vectors=vectors, lanes=lanes)
@@ -78,7 +117,7 @@ def best_tile(geometry: Geometry, form: Form) -> Tile:
         for pixels in range(1, min(28, geometry.out_w) + 1)
     )
     good = [tile for tile in tiles if fits(form, tile)]
-    return min(good, key=lambda tile: (cycles(geometry, form, tile), tile.rows, tile.pixels * tile.vectors, tile.vectors))
+    return min(good, key=lambda tile: (cycles(geometry, form, core, tile), tile.rows, tile.pixels * tile.vectors))
 
 
 def divisors(extent: int, largest: int) -> list[int]:
