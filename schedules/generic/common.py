@@ -46,6 +46,7 @@ def decline(workload: Workload, why: str) -> Kernel | None:
 
 
 def storage_range(storage: str) -> tuple[int, int]:
+    """The least and greatest value that a byte of ``storage`` holds."""
     return (0, 255) if storage == "uint8" else (-128, 127)
 
 
@@ -78,6 +79,7 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 
 def constant(value: float, dtype: str) -> Any:
+    """A number as an expression of ``dtype``."""
     return tirx.const(value, dtype)
 
 
@@ -131,11 +133,13 @@ def finish(workload: Workload, func: Any, schedule: str, instruction: str | None
 
 
 def named(symbol: str, func: Any, schedule: str, instruction: str | None = None) -> Kernel:
+    """The Kernel of a scheduled function under a name of its own."""
     attrs = {"global_symbol": symbol, "tirx.is_scheduled": True, "tirx.noalias": True}
     return Kernel(symbol=symbol, func=func.with_attrs(attrs), schedule=schedule, instruction=instruction)
 
 
 def schedule_of(args: Sequence[te.Tensor], seed: int | None = None) -> Schedule:
+    """A schedule of the function of these arguments, the output last; ``seed`` of its sampled decisions."""
     return Schedule(te.create_prim_func(list(args)), seed=seed, debug_mask="none")
 
 
@@ -147,4 +151,5 @@ def choose(sch: Schedule, options: Sequence[int], default: int, seed: int | None
 
 
 def compute(shape: Shape, rule: Callable[..., Any], name: str = "out") -> te.Tensor:
+    """The tensor of ``shape`` whose elements are ``rule`` of their position; "out" is a kernel's output."""
     return te.compute(shape, rule, name=name)

@@ -76,6 +76,7 @@ def polynomial(x: Any, coefficients: Sequence[float]) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x)."""
     return _f32(1.0) / (_f32(1.0) + exp(_f32(0.0) - x))
 
 
