@@ -1,0 +1,168 @@
+"""Lowering of whole graphs: conversions only where types meet, each value made once, and what is legal where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import reference as floats  # the tests' interpreter of graphs
+import tiny
+
+from hwq import numerics
+from hwq.graph import Activation, Graph
+from hwq.lower import Program, layer_workload, legal_schemes, lower
+from hwq.quantize import quantize_layer
+from hwq.scheme import parse_schemes
+from hwq.target import Target
+
+TARGET = Target.load("x86-avx512-vnni")
+NONE, SWISH = Activation(), Activation(kind="hard_swish")
+
+
+def lowered(plain: Graph, schemes: dict[str, str], rng: np.random.Generator, **options: Any) -> tuple[Program, Any]:
+    """A graph lowered with ranges and weights of its own; what its float form computes."""
+    x = {name: rng.standard_normal(plain.shapes[name]).astype(np.float32) for name in plain.inputs}
+    values = floats.run_graph(plain, x)
+    params = tiny.ranges(values)
+    for layer in plain.layers:
+        if layer.weight is not None and not layer.activation.clamps:
+            bare = floats.run_layer(replace(layer, activation=NONE), [values[name] for name in layer.inputs])
+            params |= tiny.ranges({f"{layer.name}:pre": bare})
+    weights = {
+        (layer.name, schemes[layer.name]): quantize_layer(layer, schemes[layer.name], params[layer.inputs[0]])
+        for layer in plain.layers
+        if layer.weight is not None and schemes.get(layer.name, "f32") != "f32"
+    }
+    return lower(plain, schemes, params, weights, TARGET, 1, **options), values
+
+
+def names(program: Program) -> list[str]:
+    return [step.name for step in program.steps]
+
+
+ALL8 = dict.fromkeys(("stem", "left", "join", "depth", "pool", "flat", "logits"), "w8a8")
+
+
+def test_float_program_computes_the_graph(rng: np.random.Generator) -> None:
+    program, values = lowered(tiny.net(), {}, rng)
+    assert names(program) == [layer.name for layer in tiny.net().layers]
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    np.testing.assert_allclose(found["logits"], values["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_integer_program_is_close_and_converts_at_its_ends_only(rng: np.random.Generator) -> None:
+    program, values = lowered(tiny.net(), ALL8, rng)
+    assert names(program) == ["x:quantize", "stem", "left", "join", "depth", "pool", "flat", "logits"]
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    assert numerics.sqnr_db(values["logits"], found["logits"]) > 25
+    assert program.values["logits"] == ((1, 5), "float32"), "the last layer writes float itself"
+    assert program.values["join@int8"] == ((1, 6, 5, 8), "uint8")
+
+
+@pytest.mark.parametrize(
+    ("floats", "expected"),
+    [
+        # left reads stem as int8, join its residual as float: stem exists in both, made once each.
+        (["join"], ["x:quantize", "stem", "stem:dequantize", "left", "left:dequantize", "join", "join:quantize"]),
+        # stem is read as int8 (join) and as float (left).
+        (["left"], ["x:quantize", "stem", "stem:dequantize", "left", "left:quantize", "join"]),
+        (["stem"], ["stem", "stem:quantize", "left", "join"]),
+        # A clamped anchor before float layers only writes float itself: no conversion.
+        (["depth", "pool", "flat", "logits"], ["left", "join", "depth", "pool", "flat", "logits"]),
+        # avg_pool2d cannot write float.
+        (["flat", "logits"], ["pool", "pool:dequantize", "flat", "logits"]),
+        # A view is free in either type.
+        (["flat"], ["pool", "pool:dequantize", "flat", "flat:quantize", "logits"]),
+    ],
+    ids=lambda value: "+".join(value) if len(value) < 5 else "steps",
+)
+def test_conversions_stand_only_where_types_meet(
+    floats: list[str], expected: list[str], rng: np.random.Generator
+) -> None:
+    program, values = lowered(tiny.net(), ALL8 | dict.fromkeys(floats, "f32"), rng)
+    text = " ".join(names(program))
+    assert " ".join(expected) in text, text
+    made = [step.output for step in program.steps]
+    assert len(set(made)) == len(made), "a value is made once"
+    assert set(program.values) == {*made, "x"}
+    read = {name for step in program.steps for name in step.inputs} | set(program.outputs)
+    assert read == set(program.values), "what is made is read"
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    assert numerics.sqnr_db(values["logits"], found["logits"]) > 25
+
+
+def test_table_activation_cannot_write_float(rng: np.random.Generator) -> None:
+    """left ends in a table: with join in float its int8 is converted."""
+    program, _ = lowered(tiny.net(), {"left": "w8a8"}, rng)
+    assert "stem:quantize left left:dequantize join" in " ".join(names(program))
+
+
+def test_without_direct_every_layer_leaves_as_int8(rng: np.random.Generator) -> None:
+    program, values = lowered(tiny.net(), ALL8, rng, direct=False)
+    assert names(program)[-2:] == ["logits", "logits:dequantize"]
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    assert numerics.sqnr_db(values["logits"], found["logits"]) > 25
+
+
+def test_an_output_that_int8_layers_read_is_converted_for_the_caller(rng: np.random.Generator) -> None:
+    both = replace(tiny.net(), outputs=("join", "logits"))
+    program, values = lowered(both, ALL8, rng)
+    assert names(program)[3:6] == ["join", "join:dequantize", "depth"]
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    # Rounded once at the end, and three roundings before: some steps of the output's scale.
+    assert np.abs(found["join"] - values["join"]).max() < 5 * np.ptp(values["join"]) / 255
+
+
+def test_an_input_read_in_both_types_is_quantized_once(rng: np.random.Generator) -> None:
+    plain = tiny.graph(
+        [tiny.conv("x", "a", (3, 4)), tiny.conv("x", "b", (3, 4), seed=7), tiny.conv("x", "c", (3, 4), seed=8)],
+        ["x"],
+        ["a", "b", "c"],
+    )
+    program, _ = lowered(plain, {"a": "w8a8", "b": "w4a8"}, rng)
+    assert names(program) == ["x:quantize", "a", "b", "c"]
+    assert [step.inputs for step in program.steps] == [("x",), ("x@int8",), ("x@int8",), ("x",)]
+
+
+# Workloads and legality
+
+
+def test_equal_layers_share_a_workload() -> None:
+    one, other = tiny.conv("x", "a", (8, 8), seed=1), tiny.conv("y", "b", (8, 8), seed=2, bias=False)
+    assert layer_workload(one, "w8a8", "int8", 1) == layer_workload(other, "w8a8", "int8", 1), "int8 always has a bias"
+    assert layer_workload(one, "f32", "float32", 1) != layer_workload(other, "f32", "float32", 1)
+    assert layer_workload(one, "w8a8", "int8", 1) != layer_workload(one, "w8a8", "int8", 2)
+    assert layer_workload(tiny.flat("x", "y", 3), "f32", "float32", 1) is None
+
+
+def op_graph(op: str, **fields: Any) -> Graph:
+    return tiny.alone(tiny.layer(op, ("x",), "y", {"x": (1, 4, 4, 3), "y": (1, 4, 4, 3)}, **fields))
+
+
+@pytest.mark.parametrize(
+    ("plain", "allowed", "expected"),
+    [
+        (tiny.alone(tiny.conv("x", "y", (3, 4))), None, ("f32", "w8a8", "w4a8")),
+        (tiny.alone(tiny.conv("x", "y", (3, 4), activation=SWISH)), None, ("f32", "w8a8", "w4a8")),
+        (tiny.alone(tiny.conv("x", "y", (3, 4))), ["w4a8"], ("w4a8",)),
+        (tiny.alone(tiny.conv("x", "y", (3, 4))), ["f32"], ("f32",)),
+        (op_graph("add"), None, ("f32", "w8a8")),
+        (op_graph("add"), ["w4a8"], ("w8a8",)),
+        (op_graph("unary", activation=SWISH), ["w8a8"], ("w8a8",)),
+        (op_graph("add", activation=SWISH), ["w8a8"], ("f32",)),
+        (op_graph("softmax"), ["w8a8"], ("f32",)),
+        (op_graph("transpose"), ["w8a8", "w4a8"], ("f32",)),
+        (op_graph("float"), None, ("f32",)),
+        (tiny.with_types(op_graph("max_pool2d"), x="int64", y="int64"), ["w8a8"], ("f32",)),
+    ],
+)
+def test_legal_schemes(plain: Graph, allowed: list[str] | None, expected: tuple[str, ...]) -> None:
+    assert legal_schemes(plain, plain.layers[0], TARGET, parse_schemes(allowed)) == expected
+
+
+def test_schemes_that_the_target_lacks_are_not_legal() -> None:
+    without = replace(TARGET, compute=tuple(row for row in TARGET.compute if row.weight != "int4"))
+    plain = tiny.alone(tiny.conv("x", "y", (3, 4)))
+    assert legal_schemes(plain, plain.layers[0], without, parse_schemes(None)) == ("f32", "w8a8")
