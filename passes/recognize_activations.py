@@ -30,9 +30,9 @@ class RecognizeActivations:
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         named = _Named(builder=relax.BlockBuilder(mod))
         out = rt.rewrite(mod, named.rule)
-        for gvar, func in named.builder.get().functions.items():
-            if gvar.name_hint != "main" and gvar not in out.functions:
-                out.update_func(gvar, func)
+        called = {value.op for _, value in rt.bindings_of(out) if isinstance(value, ir.Call)}
+        for gvar in sorted(called & set(named.made.values()), key=lambda gvar: str(gvar.name_hint)):
+            out.update_func(gvar, named.builder.get()[gvar])
         return out
 
 

@@ -136,7 +136,7 @@ class _Layouts:
         return relax.op.permute_dims(out, TO_NCHW) if attrs.keepdims else relax.op.reshape(out, rt.shape_of(value))
 
     def _moved_axes(self, op: str, value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
-        """Operators that name axes: concat, strided_slice, pad, softmax, take by a constant."""
+        """Operators that name axes: concat, strided_slice, pad, softmax, prelu, take by a constant."""
         if op == "concat":
             items = list(value.args[0].fields)
             if len(rt.shape_of(value)) != 4 or not any(_known_nhwc(item, scope) is not None for item in items):
@@ -145,7 +145,7 @@ class _Layouts:
                 rt.const(rt.value_of(x).transpose(TO_NHWC)) if rt.is_const(x) else self.form(x, scope) for x in items
             ]
             return relax.op.concat(items, _AXIS[int(value.attrs.axis) % 4])
-        if op not in ("strided_slice", "nn.pad", "nn.softmax", "nn.log_softmax", "take"):
+        if op not in ("strided_slice", "nn.pad", "nn.softmax", "nn.log_softmax", "nn.prelu", "take"):
             return None
         data, attrs = value.args[0], value.attrs
         if len(rt.shape_of(data)) != 4 or _known_nhwc(data, scope) is None:
@@ -163,6 +163,8 @@ class _Layouts:
             if not rt.is_const(value.args[1]) or len(rt.shape_of(value.args[1])) != 1 or attrs.axis is None:
                 return None
             return relax.op.take(self.form(data, scope), value.args[1], _AXIS[int(attrs.axis) % 4], attrs.mode)
+        if op == "nn.prelu":
+            return relax.op.nn.prelu(self.form(data, scope), value.args[1], _AXIS[int(attrs.axis) % 4])
         make = relax.op.nn.softmax if op == "nn.softmax" else relax.op.nn.log_softmax
         return make(self.form(data, scope), _AXIS[int(attrs.axis) % 4])
 
