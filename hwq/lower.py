@@ -18,6 +18,7 @@ import numpy.typing as npt
 from hwq import numerics
 from hwq.graph import ANCHORS, Graph, Layer, Shape
 from hwq.numerics import QParams
+from hwq.operators import pool_multiplier
 from hwq.quantize import IntegerWeights, Weights
 from hwq.scheme import SCHEMES, Scheme
 from hwq.target import Target
@@ -185,7 +186,7 @@ def _wanted_types(graph: Graph, schemes: Mapping[str, str]) -> dict[str, set[str
 
 
 def _clamp(layer: Layer, out: QParams) -> tuple[int, int]:
-    """The activation's clamp as int8 values of the output."""
+    """The activation's clamp as int8 values of the output; everything where the activation is a table."""
 
     def bound(value: float) -> int:
         return int(numerics.quantize(np.array([value], np.float32), out)[0])
@@ -218,7 +219,10 @@ def _constants(
     low, high = _clamp(layer, out)
     if layer.op == "avg_pool2d":
         ints = _ints(ins[0].zero_point, 0, out.zero_point, low, high, offset=offset)
-        return ((ins[0].scale / (out.scale * pool_counts(layer))).astype(np.float32), ints), None
+        pool = {key: layer.attrs[key] for key in ("kernel", "strides", "padding", "dilation")}
+        include = layer.attrs["count_include_pad"]
+        ratio = ins[0].scale / out.scale
+        return (pool_multiplier(ratio, layer.input_shapes[0], include_pad=include, **pool), ints), None
     if layer.op in ("add", "multiply"):
         a, b = ins
         ints = _ints(a.zero_point, b.zero_point, out.zero_point, low, high, offset=offset)
@@ -240,7 +244,7 @@ def _anchor_constants(
     assert layer.weight is not None
     table = not layer.activation.clamps
     target = pre if table and pre is not None else out
-    low, high = (-128, 127) if table else _clamp(layer, out)
+    low, high = _clamp(layer, out)
     acc_scale = np.float64(x.scale) * weights.scale.astype(np.float64)
     integer_bias = numerics.quantize_bias(weights.bias, x.scale, weights.scale)
     out_scale = np.float64(1.0 if direct else target.scale)
@@ -268,19 +272,3 @@ def _table(layer: Layer, source: QParams, out: QParams, offset: int) -> Array:
     return numerics.store_table(
         numerics.make_table(lambda x: numerics.activate(layer.activation, x), source, out), offset
     )
-
-
-def pool_counts(layer: Layer) -> npt.NDArray[np.float64]:
-    """How many taps each output position of an average pool divides by, (OH, OW)."""
-    kernel, strides, padding = layer.attrs["kernel"], layer.attrs["strides"], layer.attrs["padding"]
-    _, height, width, _ = layer.input_shapes[0]
-    _, out_h, out_w, _ = layer.output_shape
-    if layer.attrs["count_include_pad"]:
-        return np.full((out_h, out_w), float(kernel[0] * kernel[1]))
-
-    def taps(size: int, out: int, window: int, stride: int, before: int) -> npt.NDArray[np.float64]:
-        start = np.arange(out) * stride - before
-        return (np.minimum(start + window, size) - np.maximum(start, 0)).astype(np.float64)
-
-    rows = taps(height, out_h, kernel[0], strides[0], padding[0])
-    return np.outer(rows, taps(width, out_w, kernel[1], strides[1], padding[1]))
