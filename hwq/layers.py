@@ -90,6 +90,8 @@ def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
     name = rt.origin(value) or rt.op_name(value).replace(".", "_") or "layer"
     layer = layer_of(found.mod, value, name, found.tensors)
     if layer is not None:
+        if layer.op == "transpose" and (not rt.origin(value) or found.taken[name]):
+            name = f"{layer.inputs[0]}:transposed"
         output = found.unique(name)
         found.layers[output] = replace(layer, name=output, output=output)
         found.dtypes[output] = rt.dtype_of(value)

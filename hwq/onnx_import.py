@@ -43,6 +43,7 @@ class _State:
     arrays: dict[str, rt.Array] = field(default_factory=dict)
     scope: rt.Scope = field(default_factory=rt.Scope)
     unsupported: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
 
     def expr(self, name: str) -> rt.Expr:
         if name not in self.exprs:
@@ -227,6 +228,7 @@ def _assume_outputs(state: _State, node: onnx.NodeProto, known: dict[str, onnx.V
 def _refuse(state: _State, node: onnx.NodeProto) -> bool:
     label = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     state.unsupported[label] += 1
+    state.first.setdefault(label, state.scope.here)
     return False
 
 
@@ -249,8 +251,8 @@ def _refuse_unknown(state: _State, node: onnx.NodeProto) -> bool:
 
 
 def _unsupported_text(state: _State) -> str:
-    listed = ", ".join(f"{label} ({count})" for label, count in sorted(state.unsupported.items()))
-    return f"operators that cannot be imported: {listed}; replace them in the model, or leave them outside of it"
+    listed = [f"{label} ({count}, first {state.first[label]!r})" for label, count in sorted(state.unsupported.items())]
+    return f"operators that cannot be imported: {', '.join(listed)}; accepted: those of TVM's ONNX importer, in valid forms"
 
 
 def _module(state: _State, params: list[rt.Expr], outputs: list[rt.Expr]) -> IRModule:
