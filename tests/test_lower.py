@@ -91,7 +91,8 @@ def accumulators(layer: Layer, weights: IntegerWeights, x: Array) -> Array:
     bias = np.rint(weights.bias.astype(np.float64) / (X.scale * weights.scale.astype(np.float64))).astype(np.int32)
     if layer.op == "dense":
         return operators.dense(x, weights.values, zero_point=X.zero_point, bias=bias)
-    attrs = {key: value for key, value in layer.attrs.items() if key != "groups" or layer.op == "conv2d"}
+    keys = ("strides", "padding", "dilation", *(("groups",) if layer.op == "conv2d" else ()))
+    attrs = {key: layer.attrs[key] for key in keys}
     run = operators.conv2d if layer.op == "conv2d" else operators.depthwise_conv2d
     return run(x, weights.values, zero_point=X.zero_point, bias=bias, **attrs)
 
