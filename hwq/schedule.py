@@ -7,7 +7,7 @@ from typing import Any
 
 from hwq.errors import HwqError
 from hwq.schedules.generic import binary, boxes, float_func, gather, pool, quantize, softmax, transpose, unary
-from hwq.schedules.x86 import conv2d, depthwise
+from hwq.schedules.x86 import conv2d, depthwise, table
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -16,6 +16,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     depthwise.apply,
     quantize.apply,
     binary.apply,
+    table.apply,
     unary.apply,
     pool.apply,
     boxes.apply,

@@ -22,8 +22,8 @@ from hwq.workload import Kernel, Workload
 log = logging.getLogger(__name__)
 # A parallel loop pays where the work takes this many times what starting it costs.
 PARALLEL_GAIN = 4.0
-# Bytes a core moves in a second where the target file gives no L2 rate.
-_CORE_BYTES_PER_S = 20e9
+# Bytes a core moves in a second, whatever its caches could: these kernels compute a little with each.
+CORE_BYTES_PER_S = 40e9
 ITEM_BYTES = {"int8": 1, "uint8": 1, "bool": 1, "float16": 2, "float32": 4, "int32": 4, "float64": 8, "int64": 8}
 
 
@@ -91,7 +91,7 @@ def moved_bytes(workload: Workload, item_bytes: int) -> int:
 
 def worth_parallel(parallel: int, work_bytes: int, target: Target) -> bool:
     """Whether splitting a kernel that moves ``work_bytes`` over threads gains more than starting them costs."""
-    seconds = work_bytes / (target.l2_bytes_per_s or _CORE_BYTES_PER_S)
+    seconds = work_bytes / min(target.l2_bytes_per_s, CORE_BYTES_PER_S)
     return parallel > 1 and seconds > PARALLEL_GAIN * target.parallel_overhead_s
 
 
