@@ -1,9 +1,9 @@
 """What follows an anchor's sum: bias, requantize, residual, activation, for one element, as expressions of TE.
 
 The one place for it, so that every kernel family computes the same bits: ``hwq.numerics`` is the reference for the
-integer side. ``Epilogue`` holds a kernel's arguments in their order. The run-time numbers in ``ints`` and ``floats`` enter
-the computation as scalar variables, and ``close`` defines them at the function's head: read once, before every loop and
-branch, so that no vector code has to load them under a mask.
+integer side. ``Epilogue`` holds a kernel's arguments in their order. The run-time numbers in ``ints`` and ``floats``
+enter the computation as scalar variables, and ``close`` defines them at the function's head: read once, before every
+loop and branch, so that no vector code has to load them under a mask.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ ROUNDER_BITS = 0x4B400000
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Numbers:
-    """An integer anchor's run-time numbers, ready for use: zero points of x and the residual, the residual's multiplier;
-    the clamp in float before the output's zero point is added (or the float output's clamp); and origin, the output's zero
-    point less ROUNDER_BITS."""
+    """An integer anchor's run-time numbers, ready for use: zero points of x and residual, the residual's multiplier;
+    least and most, the clamp of the value before its zero point is added (or of the float output); and origin, the
+    output's zero point less ROUNDER_BITS.
+    """
 
     zp_x: Expr
     zp_r: Expr
@@ -117,7 +118,7 @@ def close(func: Any, tail: Epilogue) -> Any:
 
 
 def finish(tail: Epilogue, acc: Expr, at: Sequence[Expr]) -> Expr:
-    """The value that follows ``acc`` at the output's element ``at``, in its dtype; before the table, where there is one."""
+    """The value that follows ``acc`` at the output's element ``at``, in its dtype; before the table, if any."""
     channel = at[-1]
     total = acc if tail.bias is None else acc + tail.bias[channel]
     residual = None if tail.residual is None else tail.residual(*at)
@@ -138,8 +139,8 @@ def rounded(value: Expr, origin: Expr, dtype: str) -> Expr:
     """nearbyint(value) + origin + ROUNDER_BITS in ``dtype``, for a clamped value, within 2^22 of zero.
 
     Rounding keeps order and whole numbers, so the clamp may come before it. Then one addition of 1.5 * 2^23, where
-    neighbouring floats are 1 apart, rounds to nearest even and leaves the integer in the low bits: one instruction on any
-    processor, where rounding and conversion take two, or on those before SSE4.1 a call.
+    neighbouring floats are 1 apart, rounds to nearest even and leaves the integer in the low bits: one instruction on
+    any processor, where rounding and conversion take two, or on those before SSE4.1 a call.
     """
     bits = tirx.reinterpret("int32", value + tirx.const(ROUNDER, "float32"))
     return (bits + origin).astype(dtype)

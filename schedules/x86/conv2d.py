@@ -1,6 +1,6 @@
 """Convolution and dense kernels for x86: one template over instruction, weight type, tile and loop order.
 
-    rows     the input with its spatial padding, widened where the instruction wants; absent where it can be read in place
+    rows     the input with its padding, widened where the instruction wants it; absent if it can be read in place
     weights  int4 only: the current block of output channels unpacked to bytes
     sums     acc[n, oh, ow, block, lane], a register tile at a time, whole tiles only
     out      bias, requantize, residual, activation; ragged edges are cut here
@@ -16,14 +16,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm import te, tirx
+from tvm import te
 from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
+from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
 from hwq.schedules.x86.intrinsics import dot
-from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
 from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
@@ -36,7 +36,7 @@ PARALLEL_LEAST_S = 30e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One kernel: what it computes, in which form, with which tile. blocks: vectors of channels in a group, whole tiles."""
+    """One kernel: what it computes, in which form and tile. blocks: vectors of channels in a group, in whole tiles."""
 
     workload: Workload
     geometry: Geometry
@@ -109,7 +109,7 @@ def make_plan(workload: Workload, found: Form, core: Core) -> Plan:
 
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
-    """The kernel of a conv2d or dense workload, or None. seed: sample the decisions instead of taking the default ones."""
+    """The kernel of a conv2d or dense workload, or None. seed: sample the decisions, instead of taking the defaults."""
     if workload.op not in ("conv2d", "dense"):
         return common.decline(workload, "neither conv2d nor dense")
     found = form(workload, target)
@@ -120,7 +120,9 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
     schedule(sch, plan, target, sample=seed is not None)
     func = kernel_function(sch.mod["main"], workload, tail)
-    kernel = common.finish(workload, func, VERSION, found.mnemonic)
+    # A sum of one product needs no addition, and so no fused multiply-add.
+    mnemonic = found.mnemonic if found.intrinsic or plan.steps > 1 else None
+    kernel = common.finish(workload, func, VERSION, mnemonic)
     return replace(kernel, pack=functools.partial(pack, plan))
 
 
@@ -138,7 +140,7 @@ def pack(plan: Plan, weight: Any) -> Any:
 
 
 def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
-    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
+    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", ["staged"] and "out"."""
     shape, found, tile = plan.geometry, plan.form, plan.tile
     lanes, r = tile.lanes, found.r
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
@@ -187,7 +189,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
-    """Schedules ``computation(plan)``. Every tile size is a sampling instruction, set to its default unless ``sample``."""
+    """Schedules ``computation(plan)``. Each tile size is a sampling instruction, with its default unless ``sample``."""
     shape, found, tile = plan.geometry, plan.form, plan.tile
 
     def split(loop: Any, inner: int, extent: int, most: int) -> Any:
@@ -200,7 +202,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     h_out, h_in = sch.split(h, [None, tile.rows])
     w_out, w_in = split(w, tile.pixels, plan.out_w, max(14 // tile.rows, tile.pixels))
     b_out, b_in = split(b, tile.vectors, shape.groups * plan.blocks, max(4, tile.vectors))
-    # The tiles' positions are cut into chunks: a chunk's input stays in the cache while blocks of channels pass over it.
+    # The tiles' positions are cut into chunks: a chunk's input stays in the cache while the blocks of channels pass.
     if shape.batch * plan.out_h > tile.rows:
         spots, inner, extent = sch.fuse(n, h_out), [w_out], shape.batch * plan.out_h // tile.rows
     else:
@@ -236,9 +238,10 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
 
 
 def default_chunks(plan: Plan, target: Target, extent: int) -> int:
-    """How many chunks ``extent`` positions make. One where the weights fill more than half of the L2, since each block of them
-    is then read but once; else so many that a chunk's input and output fit in half of it, while blocks of channels pass
-    over them. With threads, more if the chunks' blocks do not share out evenly."""
+    """How many chunks ``extent`` positions make. One where the weights fill more than half of the L2: each block of
+    them is then read but once; else so many that a chunk's input and output fit in half of it, while blocks of channels
+    pass over them. With threads, more if the chunks' blocks do not share out evenly.
+    """
     shape = plan.geometry
     pixels = shape.batch * shape.out_h * shape.out_w * (4 if plan.workload.out_dtype == "float32" else 1)
     touched = shape.batch * shape.in_h * shape.in_w * shape.in_c * plan.form.item_bytes + pixels * shape.out_c

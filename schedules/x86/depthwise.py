@@ -1,4 +1,4 @@
-"""Depthwise convolution kernels for x86: vectors of channels, plain multiply-adds that LLVM turns into the machine's own.
+"""Depthwise convolution kernels for x86: vectors of channels, plain multiply-adds that LLVM turns into the CPU's own.
 
     rows     the input with its spatial padding; absent where it can be read in place
     weights  int4 only: unpacked to bytes, all of them at once (they are few)
@@ -80,8 +80,9 @@ def elementwise(found: Form) -> Form:
 
 
 def make_plan(workload: Workload, found: Form) -> Plan:
-    """The default plan: the widest vectors that the channels fill to three quarters, and four to seven pixels at a time, so
-    that the sums' chains overlap."""
+    """The default plan: the widest vectors that the channels fill to three quarters, and four to seven pixels a time,
+    so that the sums' chains overlap.
+    """
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if shape.in_c / (math.ceil(shape.in_c / n) * n) >= 0.75), found.vectors[-1])
     widths = [width for width in range(1, 8) if width <= shape.out_w]
@@ -108,17 +109,18 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
     schedule(sch, plan, target, sample=seed is not None)
     func = kernel_function(sch.mod["main"], workload, tail)
-    return replace(common.finish(workload, func, VERSION, plan.form.mnemonic), pack=functools.partial(pack, plan))
+    mnemonic = plan.form.mnemonic if plan.taps > 1 else None  # one product needs no addition
+    return replace(common.finish(workload, func, VERSION, mnemonic), pack=functools.partial(pack, plan))
 
 
 def pack(plan: Plan, weight: Any) -> Any:
-    """(C, KH, KW, 1) as the kernel of ``plan`` reads it: (taps, channels padded), int4 (ceil(taps / 2), channels padded)."""
+    """(C, KH, KW, 1) as the kernel of ``plan`` reads it: (taps, whole vectors of channels); int4 half the taps."""
     packed = pack_taps(weight, plan.blocks * plan.lanes)
     return pack_nibbles(packed, axis=0) if plan.form.weight == "int4" else packed
 
 
 def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
-    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", and "out" or "staged" then "out"."""
+    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", ["staged"] and "out"."""
     shape, found, lanes = plan.geometry, plan.form, plan.lanes
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
     out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
@@ -130,9 +132,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     channels = plan.blocks * lanes
     if found.weight == "int4":
         weight = te.placeholder((math.ceil(plan.taps / 2), channels), "uint8", "weight")
-        taps = te.compute(
-            (plan.taps, channels), lambda tap, c: ep.nibble(weight[tap // 2, c], tap % 2), name="weights"
-        )
+        taps = te.compute((plan.taps, channels), lambda tap, c: ep.nibble(weight[tap // 2, c], tap % 2), name="weights")
     else:
         weight = te.placeholder((plan.taps, channels), found.weight, "weight")
         taps = weight
@@ -154,7 +154,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
-    """Schedules ``computation(plan)``. The tile's width is a sampling instruction, set to its default unless ``sample``."""
+    """Schedules ``computation(plan)``. Tile sizes are sampling instructions, with their defaults unless ``sample``."""
     shape, found = plan.geometry, plan.form
     acc = sch.get_sblock("acc")
     n, h, w, b, lane, kh, kw = sch.get_loops(acc)
@@ -185,7 +185,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
 
 
 def default_height(plan: Plan, target: Target) -> int:
-    """Output rows for which the input is copied at a time: as many as a quarter of the L2 holds, shared out to the threads."""
+    """Output rows for which the input is copied at a time: what a quarter of the L2 holds, shared out to threads."""
     shape, item_bytes = plan.geometry, plan.form.item_bytes
     most = shape.out_h
     if worth_parallel(plan, target):

@@ -19,7 +19,7 @@ from hwq.workload import Workload
 
 
 def padded_rows(shape: Geometry, found: Form, x: Any, tail: ep.Epilogue, out_h: int, row: int) -> Any:
-    """Block "rows": x with its padding (the zero point, or 0.0), in the type that is multiplied, (batch, rows, ``row``).
+    """Block "rows": x with its padding (the zero point, or 0.0) in the type that is multiplied: (batch, rows, ``row``).
 
     As high as ``out_h`` rows of output read; what lies beyond the input holds the fill too.
     """
@@ -44,8 +44,8 @@ def schedule_rows(sch: Schedule, parallel: bool = False) -> None:
 def finished(tail: ep.Epilogue, sums: Callable[..., Any], out_shape: Shape, *, staged: bool) -> Any:
     """Block "out" (batch, out_h, out_w, out_c): the epilogue of sums(n, h, w, c).
 
-    staged: in two passes over a tile, block "staged" with the requantized values by vectors, then the table, which has no
-    vector form, one by one.
+    staged: in two passes over a tile, block "staged" with the requantized values by vectors, then the table, which has
+    no vector form, one by one.
     """
 
     def value(*at: Any) -> Any:

@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from hwq.target import Compute, Target
 from hwq.workload import Workload
 
+# Instruction of a compute row -> activations added up at a time, the type they are widened to, lanes at most, mnemonic.
+_FORMS: dict[str, tuple[int, str | None, int, str | None]] = {
+    "avx512.vpdpbusd": (4, None, 16, "vpdpbusd"),
+    "avx2.vpmaddwd": (2, "int16", 8, "vpmaddwd"),
+    "generic.mul": (1, None, 16, None),
+    "avx512.fma": (1, None, 16, "vfmadd"),
+    "avx2.fma": (1, None, 8, "vfmadd"),
+    "generic.fma": (1, None, 16, None),
+}
 WEIGHT_TYPES = {"f32": "float32", "w8a8": "int8", "w4a8": "int4"}
 
 
@@ -19,8 +28,8 @@ WEIGHT_TYPES = {"f32": "float32", "w8a8": "int8", "w4a8": "int4"}
 class Geometry:
     """A convolution (batch, in_h, in_w * in_c) -> (batch, out_h, out_w, out_c).
 
-    columns: kernel columns that are walked one by one; 1 where they are neighbours in memory (one group, no dilation) and
-    so part of the run. run: contiguous input elements per step of the walk.
+    columns: kernel columns that are walked one by one; 1 where they are neighbours in memory (one group, no dilation)
+    and so part of the run. run: contiguous input elements per step of the walk.
     """
 
     batch: int
@@ -159,46 +168,24 @@ def compute_row(workload: Workload, target: Target) -> Compute | None:
 
 def form(workload: Workload, target: Target) -> Form | None:
     """The form of ``workload`` on ``target``; None if no compute row of the target names one that this family has."""
-    weight = WEIGHT_TYPES[workload.scheme]
     row = compute_row(workload, target)
-    if row is None:
+    found = _FORMS.get(row.instruction) if row is not None else None
+    if row is None or found is None:
         return None
-    instruction = row.instruction
-    registers = 32 if target.vector_bits == 512 else 16
-    lanes = tuple(lanes for lanes in (16, 8, 4) if lanes * 32 <= target.vector_bits)
-    if weight == "float32":
-        mnemonic = "vfmadd" if instruction in ("avx512.fma", "avx2.fma") else None
-        return Form(
-            instruction=instruction,
-            mnemonic=mnemonic,
-            stored="float32",
-            act="float32",
-            weight=weight,
-            acc="float32",
-            r=1,
-            vectors=lanes,
-            registers=registers,
-            intrinsic=False,
-        )
-    stored = target.activation_storage
-    if instruction == "avx512.vpdpbusd" and stored == "uint8":
-        r, widened, mnemonic = 4, stored, "vpdpbusd"
-    elif instruction == "avx2.vpmaddwd":
-        r, widened, mnemonic = 2, "int16", "vpmaddwd"
-        lanes = tuple(count for count in lanes if count <= 8)
-    elif instruction == "generic.mul":
-        r, widened, mnemonic = 1, stored, None
-    else:
+    r, widened, most_lanes, mnemonic = found
+    weight = WEIGHT_TYPES[workload.scheme]
+    stored = "float32" if weight == "float32" else target.activation_storage
+    if row.instruction == "avx512.vpdpbusd" and stored != "uint8":
         return None
     return Form(
-        instruction=instruction,
+        instruction=row.instruction,
         mnemonic=mnemonic,
         stored=stored,
-        act=widened,
+        act=widened or stored,
         weight=weight,
-        acc="int32",
+        acc="float32" if weight == "float32" else "int32",
         r=r,
-        vectors=lanes,
-        registers=registers,
+        vectors=tuple(lanes for lanes in (16, 8, 4) if lanes <= min(most_lanes, target.lanes("int32"))),
+        registers=32 if target.vector_bits == 512 else 16,
         intrinsic=r > 1,
     )

@@ -3,8 +3,8 @@
 Each adds to ``lanes`` int32 sums, held in registers (scope "local"), the products of ``r`` neighbouring activations,
 the same for all lanes, with weights (lanes, r). The description beside each implementation is its meaning.
 
-* ``vpdpbusd`` (AVX512-VNNI): uint8 x int8, r = 4, in 512, 256 and 128 bits. The operands are byte vectors: since LLVM 22
-  that is the intrinsic's type, and TVM's own registration still passes int32 vectors.
+* ``vpdpbusd`` (AVX512-VNNI): uint8 x int8, r = 4, in 512, 256 and 128 bits. The operands are byte vectors: since LLVM
+  22 that is the intrinsic's type, and TVM's own registration still passes int32 vectors.
 * ``vpmaddwd`` (AVX2): int16 x int8 sign-extended, r = 2, exact: no sum of two products leaves int32.
 """
 
@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 
 
 def _description(lanes: int, r: int, act: str, scope: str) -> Any:
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def description(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (r,), act, offset_factor=1)
         B = T.match_buffer(b, (lanes, r), "int8", offset_factor=1, scope=scope)
@@ -39,7 +39,7 @@ def _vpdpbusd(lanes: int, scope: str) -> Any:
     name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
     sums, bytes_ = f"int32x{lanes}", f"int8x{4 * lanes}"
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (4,), "uint8", offset_factor=1)
         B = T.match_buffer(b, (lanes, 4), "int8", offset_factor=1, scope=scope)
@@ -50,7 +50,9 @@ def _vpdpbusd(lanes: int, scope: str) -> Any:
             C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
                 T.llvm_lookup_intrinsic_id(name),
                 C.vload([0], dtype=sums),
-                T.reinterpret(T.broadcast(T.reinterpret(A.vload([0], dtype="uint8x4"), dtype="int32"), lanes), dtype=bytes_),
+                T.reinterpret(
+                    T.broadcast(T.reinterpret(A.vload([0], dtype="uint8x4"), dtype="int32"), lanes), dtype=bytes_
+                ),
                 B.vload([0, 0], dtype=bytes_),
                 dtype=sums,
             )
@@ -62,7 +64,7 @@ def _vpmaddwd(lanes: int, scope: str) -> Any:
     name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.sse2.pmadd.wd"
     sums, words, bytes_ = f"int32x{lanes}", f"int16x{2 * lanes}", f"int8x{2 * lanes}"
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (2,), "int16", offset_factor=1)
         B = T.match_buffer(b, (lanes, 2), "int8", offset_factor=1, scope=scope)
@@ -72,7 +74,9 @@ def _vpmaddwd(lanes: int, scope: str) -> Any:
             T.writes(C[0:lanes])
             C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums) + T.call_llvm_pure_intrin(
                 T.llvm_lookup_intrinsic_id(name),
-                T.reinterpret(T.broadcast(T.reinterpret(A.vload([0], dtype="int16x2"), dtype="int32"), lanes), dtype=words),
+                T.reinterpret(
+                    T.broadcast(T.reinterpret(A.vload([0], dtype="int16x2"), dtype="int32"), lanes), dtype=words
+                ),
                 T.Cast(words, B.vload([0, 0], dtype=bytes_)),
                 dtype=sums,
             )

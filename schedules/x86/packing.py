@@ -32,8 +32,8 @@ def pack_blocks(weight: Array, *, groups: int, columns: int, blocks: int, lanes:
 
 
 def pack_nibbles(packed: Array, *, axis: int = 1) -> npt.NDArray[np.uint8]:
-    """Values in [-8, 7], as bytes of two neighbours along ``axis``: w + 8 of an even one low, of the odd one after it high,
-    so that unpacking a vector of bytes gives two vectors of weights. (blocks, steps, lanes, r) halves its steps, rounded up.
+    """Values in [-8, 7], as bytes of two neighbours along ``axis``: w + 8 of an even one low, of the odd one after it
+    high, so that unpacking a vector of bytes gives two vectors of weights. The axis halves, rounded up.
     """
     unsigned = (packed.astype(np.int16) + 8).astype(np.uint8)
     if unsigned.shape[axis] % 2:

@@ -47,8 +47,9 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    """What the model wants to know of a core: multiply-adds of full vectors in a cycle, cache sizes, and bytes that arrive
-    in a cycle from the L2 and from beyond."""
+    """What the model wants to know of a core: multiply-adds of full vectors in a cycle, cache sizes, and bytes that
+    arrive in a cycle from the L2 and from beyond.
+    """
 
     multiplies: float
     l1_bytes: int
@@ -58,8 +59,9 @@ class Core:
 
 
 def fits(form: Form, tile: Tile) -> bool:
-    """Whether a tile's sums and its weight vectors have registers, and what else needs one: a broadcast, unless AVX-512 takes
-    one operand from memory, and products, where a second instruction adds them."""
+    """Whether a tile's sums and its weight vectors have registers, and what else needs one: a broadcast, unless AVX-512
+    takes one operand from memory, and products, where a second instruction adds them.
+    """
     sums = tile.rows * tile.pixels * tile.vectors
     if form.registers == 32 and (form.r == 4 or form.acc == "float32"):
         spare = 0
@@ -100,8 +102,9 @@ def _bytes_per_cycle(core: Core, block_bytes: int) -> float:
 
 
 def crowding(geometry: Geometry, form: Form, pixels: int) -> float:
-    """How much dearer a tile's loads are because its pixels lie a multiple of some power of two apart and share few sets of
-    the L1, which holds WAYS lines for each address modulo SET_BYTES: 1 where they fit, else CROWDED."""
+    """How much dearer a tile's loads are because its pixels lie a multiple of a power of two apart and share few sets
+    of the L1, which holds WAYS lines for each address modulo SET_BYTES: 1 where they fit, else CROWDED.
+    """
     apart = geometry.stride_w * geometry.in_c * form.item_bytes
     places = SET_BYTES // math.gcd(apart, SET_BYTES)
     return CROWDED if math.ceil(pixels / places) > WAYS else 1.0

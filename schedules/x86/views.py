@@ -1,7 +1,7 @@
 """Buffers of a kernel's arguments under other shapes than the computation used.
 
-A computation over flat rows or pixels schedules better than one full of divisions; the caller still passes tensors of the
-layer's own shapes. Both name the same memory.
+A computation over flat rows or pixels schedules better than one full of divisions; the caller still passes tensors of
+the layer's own shapes. Both name the same memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hwq.graph import Shape
 
 
 def with_shapes(func: Any, shapes: Mapping[int, Shape]) -> Any:
-    """``func`` with the buffer of each parameter in ``shapes`` (by position) declared in that shape; same element count."""
+    """``func`` with the buffer of each parameter in ``shapes`` (by position) declared in that shape, equally large."""
     params = list(func.params)
     body = [func.body]
     for position, shape in shapes.items():
