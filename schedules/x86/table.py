@@ -66,7 +66,7 @@ def lookup(rows: Any, byte: Any, lane: Any) -> Any:
 
 
 def _function(size: int) -> Any:
-    """The computation over flat tensors: "rows" repeats the table's rows, "out" is whole vectors, "rest" what is left."""
+    """Over flat tensors: block "rows" repeats the table's rows, "out" is whole vectors, "rest" is what is left."""
     whole = size // LANES * LANES
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
