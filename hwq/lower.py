@@ -20,6 +20,7 @@ from hwq.graph import ANCHORS, Graph, Layer, Shape
 from hwq.numerics import QParams
 from hwq.operators import pool_multiplier
 from hwq.quantize import IntegerWeights, Weights
+from hwq.schedules.generic.float_func import func_digest
 from hwq.scheme import SCHEMES, Scheme
 from hwq.target import Target
 from hwq.workload import Workload
@@ -83,12 +84,15 @@ def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> 
     if layer.op == "reshape":
         return None
     has_bias = layer.weight is not None and (layer.bias is not None or SCHEMES[scheme].domain == "int8")
+    attrs = dict(layer.attrs)
+    if layer.op == "float":  # a workload is the key of a compiled kernel, and holds no function
+        attrs["func_digest"] = func_digest(layer.func)
     return Workload(
         op=layer.op,
         scheme=scheme,
         input_shapes=layer.input_shapes,
         output_shape=layer.output_shape,
-        attrs=tuple(sorted(layer.attrs.items())),
+        attrs=tuple(sorted(attrs.items())),
         activation=layer.activation,
         has_bias=has_bias,
         residual=layer.residual,
