@@ -131,7 +131,7 @@ def _save_checkpoint(path: Path, found: Statistics, done: int) -> None:
 def _load_checkpoint(path: Path, tensors: Sequence[str]) -> tuple[Statistics, int] | None:
     """What an interrupted call had seen, and of how many batches; None if the file is damaged."""
     try:
-        with np.load(path) as pack:
+        with np.load(io.BytesIO(path.read_bytes())) as pack:
             names = [str(name) for name in pack["names"]]
             if names != list(tensors):
                 return None
