@@ -17,6 +17,8 @@ from hwq.float_ops import float_layers
 from hwq.graph import ANCHORS, Activation, Graph, Layer
 from hwq.layer_ops import activation_of, channel_values, layer_of
 
+# Operators that bear their ONNX node's name; reshapes and transposes that the passes put beside them do not.
+_NAMED = ("nn.conv2d", "matmul", "nn.max_pool2d", "nn.avg_pool2d", "mean", "max", "take")
 # Operators without weights that may clamp at their end.
 _CLAMPING = ("add", "multiply", "avg_pool2d")
 
@@ -32,6 +34,7 @@ class _Found:
     tensors: dict[rt.Expr, str] = field(default_factory=dict)
     tuples: dict[rt.Expr, list[str]] = field(default_factory=dict)
     taken: Counter[str] = field(default_factory=Counter)
+    named: frozenset[str] = frozenset()
 
     def unique(self, name: str) -> str:
         """``name``, or with a number behind it where a tensor has it already."""
@@ -59,11 +62,13 @@ def find_layers(mod: IRModule) -> Graph:
     Raises HwqError "model-unsupported" for an operator for which TVM has no kernel.
     """
     main = mod["main"]
-    found = _Found(mod=mod, uses=rt.count_uses(mod))
+    bindings = rt.bindings_of(mod)
+    named = frozenset(rt.origin(value) for _, value in bindings if rt.op_name(value) in _NAMED)
+    found = _Found(mod=mod, uses=rt.count_uses(mod), named=named)
     for param in main.params:
         found.tensors[param] = found.unique(str(param.name))
         found.dtypes[found.tensors[param]] = rt.dtype_of(param)
-    for var, value in rt.bindings_of(mod):
+    for var, value in bindings:
         if isinstance(value, relax.Var):
             found.tensors[var] = found.tensors[value]
         elif isinstance(value, relax.TupleGetItem):
@@ -90,8 +95,8 @@ def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
     name = rt.origin(value) or rt.op_name(value).replace(".", "_") or "layer"
     layer = layer_of(found.mod, value, name, found.tensors)
     if layer is not None:
-        if layer.op == "transpose" and (not rt.origin(value) or found.taken[name]):
-            name = f"{layer.inputs[0]}:transposed"
+        if layer.op in ("transpose", "reshape") and (not rt.origin(value) or name in found.named):
+            name = f"{layer.inputs[0]}:{layer.op}"
         output = found.unique(name)
         found.layers[output] = replace(layer, name=output, output=output)
         found.dtypes[output] = rt.dtype_of(value)

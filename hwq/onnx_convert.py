@@ -89,10 +89,7 @@ def _conv(node: Node) -> Any:
     )
     if node.given(2):
         out = node.emit(relax.op.add(out, node.emit(relax.op.reshape(node.inputs[2], (1, kernel_shape[0], 1, 1)))))
-    if rank == 1:
-        full = rt.shape_of(out)
-        out = node.emit(relax.op.reshape(out, (full[0], full[1], full[3])))
-    return [out]
+    return [_row(out) if rank == 1 else out]
 
 
 def _pool(node: Node) -> Any:
@@ -102,7 +99,7 @@ def _pool(node: Node) -> Any:
     shape = rt.shape_of(data)
     kernel = rt.ints(node.attrs["kernel_shape"])
     rank = len(kernel)
-    if rank != 2:
+    if rank not in (1, 2):
         return None
     strides = rt.ints(node.attrs.get("strides", [1] * rank))
     dilation = rt.ints(node.attrs.get("dilations", [1] * rank))
@@ -122,10 +119,31 @@ def _pool(node: Node) -> Any:
         if node.op == "AveragePool" and include and any(extra):
             return None
         after = tuple(a + b for a, b in zip(after, extra, strict=True))
+    if rank == 1:  # a row of height 1
+        data = node.emit(relax.op.reshape(data, (*shape[:2], 1, shape[2])))
+        kernel, strides, dilation, before, after = (1, *kernel), (1, *strides), (1, *dilation), (0, *before), (0, *after)
     padding = (*before, *after)
     if node.op == "MaxPool":
-        return [relax.op.nn.max_pool2d(data, kernel, strides, padding, dilation)]
-    return [relax.op.nn.avg_pool2d(data, kernel, strides, padding, dilation, False, include)]
+        out = node.emit(relax.op.nn.max_pool2d(data, kernel, strides, padding, dilation))
+    else:
+        out = node.emit(relax.op.nn.avg_pool2d(data, kernel, strides, padding, dilation, False, include))
+    return [_row(out) if rank == 1 else out]
+
+
+def _row(out: rt.Expr) -> rt.Expr:
+    """(N, C, 1, W) as (N, C, W)."""
+    n, c, _, w = rt.shape_of(out)
+    return relax.op.reshape(out, (n, c, w))
+
+
+def _global_pool(node: Node) -> Any:
+    """Over a row: as over a plane of height 1."""
+    shape = rt.shape_of(node.inputs[0])
+    if len(shape) != 3:
+        return None
+    make = relax.op.mean if node.op == "GlobalAveragePool" else relax.op.max
+    data = node.emit(relax.op.reshape(node.inputs[0], (*shape[:2], 1, shape[2])))
+    return [_row(node.emit(make(data, [2, 3], True)))]
 
 
 def _clip(node: Node) -> Any:
@@ -335,6 +353,8 @@ CONVERTERS: Mapping[str, Callable[[Node], Any]] = {
     "Conv": _conv,
     "MaxPool": _pool,
     "AveragePool": _pool,
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
     "Clip": _clip,
     "Pad": _pad,
     "Reshape": _reshape,

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm import IRModule, relax
 
+from hwq.passes.flatten_dense import FlattenDense
 from hwq.passes.fold_batch_norm import FoldBatchNorm
 from hwq.passes.fold_constants import FoldConstants
 from hwq.passes.fold_padding import FoldPadding
@@ -20,16 +21,19 @@ from hwq.passes.fold_transpose import FoldTranspose
 from hwq.passes.recognize_activations import RecognizeActivations
 from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.simplify_layout import SimplifyLayout
+from hwq.passes.sink_reshape import SinkReshape
 from hwq.passes.to_nhwc import ToNHWC
 
 PASSES: tuple[Any, ...] = (
     # Clean up what the importer wrote.
     RemoveIdentity(),
     FoldConstants(),
-    # Activations, before their arithmetic is pulled apart.
-    RecognizeActivations(),
-    # Weights: batch norms, scales and shifts go into convolutions and dense layers.
+    # Weights: batch norms, scales and shifts go into convolutions and dense layers; activations are named before their
+    # arithmetic is pulled apart.
     FoldBatchNorm(),
+    FlattenDense(),
+    SinkReshape(),
+    RecognizeActivations(),
     FoldScale(),
     RemoveIdentity(),
     # Shapes: padding into its reader, channels last, and no transpose left inside.

@@ -139,7 +139,7 @@ def test_names_are_those_of_the_nodes_and_unique() -> None:
     nodes = [node("Conv", ["x", "w"], ["a"]), node("Conv", ["a", "w"], ["c"], name="twin"), node("Conv", ["c", "w"], ["y"], name="twin")]
     model = load(network(nodes, consts={"w": W1}))  # ONNX Runtime refuses two nodes of one name
     names = [layer.name for layer in model.graph.layers]
-    assert names == ["x:transposed", "a", "twin", "twin:2", "twin:2:transposed"]
+    assert names == ["x:transpose", "a", "twin", "twin:2", "twin:2:transpose"]
     assert len(set(names)) == len(names)
 
 
