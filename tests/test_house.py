@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     ("assembly", None, ("pipeline", "model", "work", "plan", "study", "choose", "library", "artifact", "deliver")),
     ("whole", None, ("compiler", "demo", "report")),
     ("face", None, ("__init__",)),
-    ("shell", None, ("cli",)),
+    ("shell", None, ("shell", "cli")),
 )
 LEVEL = {module: level for level, (_, _, modules) in enumerate(LAYERS) for module in modules}
 
