@@ -70,6 +70,16 @@ def test_the_name_holds_all_that_makes_the_object(tmp_path: Path) -> None:
     assert Path(other.stdout.strip()) == object_path(first, machine(), tmp_path)
 
 
+def test_arguments_are_checked_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kernel,) = kernels(1)
+    quick = compile_object(kernel, machine(), tmp_path)
+    monkeypatch.setenv("HWQ_VERIFY", "1")
+    checked = compile_object(kernel, machine(), tmp_path)
+    assert checked.stat().st_size > 2 * quick.stat().st_size
+    with pytest.raises(ValueError, match="Mismatched"):
+        runs(load_kernels([checked]), kernel, 9)
+
+
 def test_a_missing_instruction_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     (kernel,) = kernels(1)
     with pytest.raises(HwqError, match=r"amx\.tdpbssd") as caught:
