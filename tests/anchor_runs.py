@@ -1,0 +1,163 @@
+"""Workloads of conv2d, depthwise_conv2d and dense, their arguments, and the check of a kernel against the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_runs import Array, numbers, run
+
+from hwq import numerics
+from hwq.graph import Activation, Shape
+from hwq.reference import evaluate
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+Apply = Callable[..., Kernel | None]
+TIERS = ("x86-avx512-vnni", "x86-avx2", "x86-generic")
+SCHEMES = ("f32", "w8a8", "w4a8")
+RELU = Activation(kind="relu")
+RELU6 = Activation(kind="clip", lo=0.0, hi=6.0)
+# In integer kernels every activation but these is a table.
+TABLED = Activation(kind="silu")
+
+
+def tier(name: str) -> Target:
+    """The target of that name; skips where this CPU cannot run its code."""
+    target = Target.load(name)
+    if target.missing_flags():
+        pytest.skip(f"{name} needs {', '.join(target.missing_flags())}, which this CPU lacks")
+    return target
+
+
+def anchor(
+    op: str,
+    scheme: str,
+    shape: Shape,
+    out_c: int,
+    *,
+    kernel: tuple[int, int] = (1, 1),
+    strides: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    activation: Activation | None = None,
+    residual: bool = False,
+    out: str = "int8",
+    has_bias: bool = True,
+    parallel: int = 1,
+) -> Workload:
+    """The workload of one layer on an input of ``shape``, NHWC or (N, K)."""
+    attrs: dict[str, Any] = {}
+    output: Shape = (*shape[:-1], out_c)
+    if op != "dense":
+        attrs = {"kernel": kernel, "strides": strides, "padding": padding, "dilation": dilation}
+        attrs |= {"groups": groups} if op == "conv2d" else {}
+        span = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        high = (shape[1] + padding[0] + padding[2] - span[0]) // strides[0] + 1
+        wide = (shape[2] + padding[1] + padding[3] - span[1]) // strides[1] + 1
+        output = (shape[0], high, wide, out_c)
+    return Workload(
+        op=op,
+        scheme=scheme,
+        input_shapes=(shape, output) if residual else (shape,),
+        output_shape=output,
+        attrs=tuple(sorted(attrs.items())),
+        activation=activation or Activation(),
+        has_bias=has_bias or scheme != "f32",
+        residual=residual,
+        out_dtype="float32" if scheme == "f32" else out,
+        parallel=parallel,
+    )
+
+
+def weight_shape(workload: Workload) -> Shape:
+    """(O, KH, KW, I / groups), (C, KH, KW, 1) or (O, I)."""
+    in_c, out_c = workload.input_shapes[0][-1], workload.output_shape[-1]
+    if workload.op == "dense":
+        return (out_c, in_c)
+    groups = in_c if workload.op == "depthwise_conv2d" else workload.attr("groups")
+    return (out_c, *workload.attr("kernel"), in_c // groups)
+
+
+def make_arguments(workload: Workload, target: Target, rng: np.random.Generator) -> list[Array]:
+    """What the kernel takes, in order, the weight unpacked. Outputs spread over the range and beyond both its ends."""
+    out_c, shape = workload.output_shape[-1], weight_shape(workload)
+    residual = workload.input_shapes[1:]
+    if workload.scheme == "f32":
+        floats = [workload.input_shapes[0], *residual, shape, *([(out_c,)] if workload.has_bias else [])]
+        return [numbers(rng, each, "float32") for each in floats]
+    storage, offset = target.activation_storage, target.activation_offset
+    lo, hi = (-127, 128) if workload.scheme == "w8a8" else (-8, 8)
+    weight = rng.integers(lo, hi, shape).astype(np.int8)
+    zero_x, zero_r, zero_y = (int(value) for value in rng.integers((-128, -128, -50), (128, 128, 50)) + offset)
+    terms = int(np.prod(shape[1:]))
+    spread = 74.0 * float(np.std(np.arange(lo, hi))) * np.sqrt(terms)  # 74: the deviation of a uniform byte
+    multiplier = (rng.uniform(0.5, 1.5, out_c) * 90.0 / spread).astype(np.float32)
+    bias = numerics.fold_zero_point(rng.integers(-999, 999, out_c).astype(np.int32), weight, zero_x)
+    least = zero_y if workload.activation.kind == "relu" else offset - 100
+    ints = np.array([zero_x, zero_r, zero_y, least, offset + 110], np.int32)
+    scalars = np.array([0.37, -30.0, 35.0], np.float32)
+    x = [numbers(rng, each, storage) for each in workload.input_shapes]
+    table = [] if workload.activation.clamps else [rng.integers(0, 256, 256).astype(np.uint8)]
+    return [*x, weight, bias, multiplier, ints, scalars, *table]
+
+
+def packed(workload: Workload, kernel: Kernel, arguments: list[Array]) -> list[Array]:
+    """``arguments`` with the weight as the kernel reads it."""
+    assert kernel.pack is not None
+    at = len(workload.input_shapes)
+    return [*arguments[:at], kernel.pack(arguments[at]), *arguments[at + 1 :]]
+
+
+def result_of(workload: Workload, target: Target, kernel: Kernel, arguments: list[Array]) -> Array:
+    """What the kernel writes."""
+    dtype = target.activation_storage if workload.out_dtype == "int8" else "float32"
+    return run(kernel, target, packed(workload, kernel, arguments), workload.output_shape, dtype)
+
+
+def float_error(workload: Workload, arguments: list[Array]) -> Array:
+    """The most by which a float kernel may differ from the exact value, rounded.
+
+    A sum of n products in any order, fused or not, errs by at most (n + 2) * 2^-24 times the sum of their absolute
+    values to first order (Higham, Accuracy and Stability, 3.1), here doubled. The activations' slopes are at most 1.5
+    (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones.
+    """
+    plain = replace(workload, activation=Activation())
+    sizes = evaluate(plain, [np.abs(argument) for argument in arguments])
+    terms = int(np.prod(weight_shape(workload)[1:])) + 4
+    return np.asarray(1.5 * terms * 2.0**-23 * sizes + 1e-6 * np.maximum(sizes, 1.0))
+
+
+def check_anchor(
+    apply: Apply, workload: Workload, target: Target, rng: np.random.Generator, *, seed: int | None = None
+) -> Kernel:
+    """The kernel equals the reference (f32: within ``float_error``); the kernel."""
+    kernel = apply(workload, target, seed=seed)
+    assert kernel is not None, workload
+    arguments = make_arguments(workload, target, rng)
+    result = result_of(workload, target, kernel, arguments)
+    expected = evaluate(workload, arguments, target.activation_storage)
+    assert result.dtype == expected.dtype
+    if workload.scheme == "f32":
+        assert np.all(np.abs(result - expected) <= float_error(workload, arguments))
+    else:
+        np.testing.assert_array_equal(result, expected)
+        assert expected.size < 99 or len(np.unique(expected)) > 5  # not all clamped
+    return kernel
+
+
+def loop_bodies(lines: list[str], mnemonic: str) -> list[list[str]]:
+    """The stretches between labels and jumps that hold ``mnemonic``, of an assembly text, the fullest first."""
+    stretches: list[list[str]] = [[]]
+    for line in lines:
+        if re.match(r"\s+[a-z]", line):
+            stretches[-1].append(line)
+        if re.match(r"\.LBB\w+:|\s+j", line):
+            stretches.append([])
+    having = [body for body in stretches if any(mnemonic in line for line in body)]
+    return sorted(having, key=lambda body: -sum(mnemonic in line for line in body))

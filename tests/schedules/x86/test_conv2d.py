@@ -1,0 +1,193 @@
+"""Convolution and dense kernels equal the reference on every tier at any shape, and use the tier's instruction."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from anchor_runs import (
+    RELU,
+    RELU6,
+    SCHEMES,
+    TABLED,
+    TIERS,
+    anchor,
+    check_anchor,
+    loop_bodies,
+    make_arguments,
+    result_of,
+    tier,
+    weight_shape,
+)
+from kernel_runs import assembly
+
+from hwq.graph import Activation
+from hwq.reference import evaluate
+from hwq.schedules.x86.conv2d import apply
+from hwq.target import Target
+from hwq.workload import Workload
+
+SQUARE: dict[str, Any] = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
+# name: (input shape, output channels, the rest of ``anchor``)
+CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
+    "3x3": ((1, 7, 7, 16), 32, SQUARE),
+    "residual, lopsided": (
+        (3, 17, 7, 33),
+        17,
+        {"kernel": (3, 3), "strides": (2, 2), "padding": (0, 1, 1, 2), "residual": True},
+    ),
+    "stem": (
+        (1, 16, 33, 3),
+        64,
+        {"kernel": (7, 7), "strides": (2, 2), "padding": (3, 3, 3, 3), "activation": RELU},
+    ),
+    "dilated, float out": (
+        (1, 9, 17, 32),
+        48,
+        {"kernel": (3, 3), "padding": (2, 2, 2, 2), "dilation": (2, 2), "out": "float32", "residual": True},
+    ),
+    "1x1 table": ((3, 7, 7, 127), 24, {"activation": TABLED}),
+    "1x1 float out": ((3, 1, 7, 16), 127, {"out": "float32", "activation": RELU6}),
+    "2 groups": ((1, 8, 8, 32), 24, {**SQUARE, "groups": 2, "residual": True}),
+    "3 ragged groups": ((3, 8, 8, 33), 27, {**SQUARE, "strides": (2, 1), "groups": 3, "residual": True}),
+    "2 ragged groups, table": ((1, 8, 8, 34), 14, {"kernel": (3, 3), "groups": 2, "activation": TABLED}),
+    "strided 1x1": ((1, 15, 14, 64), 256, {"strides": (2, 2)}),
+    "smallest": ((1, 1, 1, 1), 1, {"has_bias": False}),
+    "column": ((1, 33, 1, 1), 7, {"kernel": (3, 1), "padding": (1, 0, 1, 0)}),
+    "tall input, few pixels": ((1, 16, 4, 7), 127, {"kernel": (4, 3), "strides": (4, 1), "activation": RELU6}),
+    "one tile": ((1, 4, 4, 64), 64, {**SQUARE, "activation": RELU}),
+}
+DENSE: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
+    "wide": ((1, 128), 1000, {"out": "float32"}),
+    "odd": ((3, 127), 33, {"activation": TABLED}),
+    "one": ((1, 17), 1, {"activation": RELU, "has_bias": False}),
+    "many": ((33, 16), 16, {"residual": True}),
+}
+
+
+def make(scheme: str, case: str) -> Workload:
+    op, (shape, out_c, more) = ("conv2d", CASES[case]) if case in CASES else ("dense", DENSE[case])
+    return anchor(op, scheme, shape, out_c, **more)
+
+
+@pytest.mark.parametrize("case", [*CASES, *DENSE])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", TIERS)
+def test_equals_the_reference(name: str, scheme: str, case: str, rng: np.random.Generator) -> None:
+    check_anchor(apply, make(scheme, case), tier(name), rng)
+
+
+@pytest.mark.parametrize("case", ["3x3", "3 ragged groups", "tall input, few pixels", "many"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_sampled_decisions_are_right_too(scheme: str, case: str, rng: np.random.Generator) -> None:
+    workload, target = make(scheme, case), tier("x86-avx2")
+    texts = {str(check_anchor(apply, workload, target, rng, seed=seed).func) for seed in (1, 2, 3)}
+    assert len(texts) > 1  # the seeds reach different decisions
+
+
+@pytest.mark.parametrize("kind", ["leaky_relu", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "tanh", "gelu"])
+def test_float_activations(kind: str, rng: np.random.Generator) -> None:
+    activation = Activation(kind=kind, alpha=0.2, beta=0.5)
+    check_anchor(apply, anchor("conv2d", "f32", (1, 5, 5, 4), 16, activation=activation), tier("x86-avx2"), rng)
+
+
+@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("weight", ["least", "most"])
+def test_extreme_values_do_not_saturate(name: str, scheme: str, weight: str, rng: np.random.Generator) -> None:
+    """All inputs 255 with all weights at one end: where instructions add pairs in 16 bits, they would saturate."""
+    workload, target = anchor("dense", scheme, (2, 512), 32, out="float32"), tier(name)
+    arguments = make_arguments(workload, target, rng)
+    ends = {"w8a8": (-127, 127), "w4a8": (-8, 7)}[scheme]
+    arguments[0][:] = 255
+    arguments[1][:] = ends[weight == "most"]
+    arguments[5][1:] = (-1e30, 1e30)
+    kernel = apply(workload, target)
+    assert kernel is not None
+    np.testing.assert_array_equal(result_of(workload, target, kernel, arguments), evaluate(workload, arguments))
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_halves_round_to_even(name: str, rng: np.random.Generator) -> None:
+    """Sums of every integer from -200 to 200 times one half."""
+    workload, target = anchor("dense", "w8a8", (401, 2), 4), tier(name)
+    arguments = make_arguments(workload, target, rng)
+    arguments[0][:] = np.stack([np.minimum(np.arange(401), 200), np.maximum(np.arange(401), 200) - 200], axis=1)
+    arguments[1][:], arguments[2][:], arguments[3][:] = 1, -200, 0.5
+    arguments[4][:] = (0, 0, 128, 28, 228)
+    kernel = apply(workload, target)
+    assert kernel is not None
+    result = result_of(workload, target, kernel, arguments)
+    np.testing.assert_array_equal(result[:, 0], np.clip(np.rint(np.arange(-200, 201) / 2) + 128, 28, 228))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_threads_share_out_the_work(scheme: str, rng: np.random.Generator) -> None:
+    target = tier("x86-avx2")
+    for shape, out_c, more in (
+        ((1, 33, 33, 16), 128, {**SQUARE, "residual": True}),  # in rows
+        ((1, 7, 7, 256), 512, {}),  # in blocks of channels
+        ((3, 12, 12, 64), 40, {**SQUARE, "strides": (2, 2)}),  # in neither evenly
+    ):
+        kernel = check_anchor(apply, anchor("conv2d", scheme, shape, out_c, **more, parallel=2), target, rng)
+        assert "T.parallel" in kernel.func.script()
+
+
+def test_threads_are_left_alone_where_they_do_not_pay() -> None:
+    target = Target.load("x86-avx2")
+    for shape, parallel in (((1, 33, 33, 64), 1), ((1, 7, 7, 16), 2)):
+        kernel = apply(anchor("conv2d", "w8a8", shape, 64, **SQUARE, parallel=parallel), target)
+        assert kernel is not None
+        assert "T.parallel" not in kernel.func.script()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "mnemonic", "register"),
+    [
+        ("x86-avx512-vnni", "w8a8", "vpdpbusd", "%zmm"),
+        ("x86-avx512-vnni", "w4a8", "vpdpbusd", "%zmm"),
+        ("x86-avx512-vnni", "f32", "vfmadd", "%zmm"),
+        ("x86-avx2", "w8a8", "vpmaddwd", "%ymm"),
+        ("x86-avx2", "w4a8", "vpmaddwd", "%ymm"),
+        ("x86-avx2", "f32", "vfmadd", "%ymm"),
+    ],
+)
+@pytest.mark.parametrize("case", ["3x3 14x14", "1x1 7x7"])
+def test_sums_stay_in_registers(name: str, scheme: str, mnemonic: str, register: str, case: str) -> None:
+    """The innermost loop multiplies as its instruction does, eight sums or more at a time, and stores nothing; nothing
+    is gathered anywhere, and pairs are never added in 16 bits."""
+    shape, out_c, more = {"3x3 14x14": ((1, 14, 14, 128), 128, SQUARE), "1x1 7x7": ((1, 7, 7, 256), 256, {})}[case]
+    target = Target.load(name)
+    kernel = apply(anchor("conv2d", scheme, shape, out_c, **more), target)
+    assert kernel is not None
+    assert kernel.instruction == mnemonic
+    lines = assembly(kernel, target)
+    inner = loop_bodies(lines, mnemonic)[0]
+    multiplies = [line for line in inner if mnemonic in line]
+    assert len(multiplies) >= 7
+    assert all(register in line for line in multiplies)
+    assert [line for line in inner if re.search(rf"{register}\d+, -?\w*\(", line)] == []
+    assert [line for line in lines if "gather" in line or "vpmaddubsw" in line] == []
+
+
+def test_weights_are_packed_without_waste() -> None:
+    """int4 weights take half a byte each where channels fill the vectors, int8 one."""
+    for scheme, expected in (("w8a8", 64 * 9 * 64), ("w4a8", 64 * 9 * 64 // 2)):
+        workload = anchor("conv2d", scheme, (1, 14, 14, 64), 64, **SQUARE)
+        kernel = apply(workload, Target.load("x86-avx512-vnni"))
+        assert kernel is not None
+        assert kernel.pack is not None
+        assert kernel.pack(np.zeros(weight_shape(workload), np.int8)).nbytes == expected
+
+
+def test_declines_what_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    vnni = Target.load("x86-avx512-vnni")
+    assert apply(anchor("depthwise_conv2d", "w8a8", (1, 8, 8, 16), 16, **SQUARE), vnni) is None
+    assert apply(anchor("dense", "w8a8", (1, 16), 16), Target.load("cuda-t4")) is None
+    assert apply(anchor("dense", "w8a8", (1, 16), 16), replace(vnni, activation_storage="int8")) is None
+    assert caplog.text.count("declined") == 3
