@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -20,6 +22,9 @@ from hwq.workload import Workload
 REPEATS = 5
 MIN_REPEAT_MS = 2
 PASSES = 2
+# Calls with weights that are not near: which weights are worth it, and how long one figure may take.
+SMALL_WEIGHTS_BYTES = 32_000
+ROUND_S = 0.006
 
 
 def fill(shape: tuple[int, ...], dtype: str) -> tvm.runtime.Tensor:
@@ -30,16 +35,49 @@ def fill(shape: tuple[int, ...], dtype: str) -> tvm.runtime.Tensor:
     return tvm.runtime.tensor(values.astype(dtype))
 
 
-def time_step(step: Step, program: Program, kernels: KernelSet) -> list[float]:
-    """Seconds a call of the step's kernel takes, one figure for each repeat, on made-up activations."""
+def home_of_weights(footprint_bytes: int, target: Target) -> str:
+    """Where a layer's weights are when its turn comes, in a network whose weights take ``footprint_bytes`` in all:
+
+    "l2" where they all stay near the core, "l3" where they fill no more than half of it (others and the activations
+    have the rest), else "memory". They were last read one call of the network ago.
+    """
+    if footprint_bytes <= target.l2_bytes:
+        return "l2"
+    return "l3" if 2 * footprint_bytes <= target.l3_bytes else "memory"
+
+
+def time_step(step: Step, program: Program, kernels: KernelSet, home: str, target: Target) -> list[float]:
+    """Seconds a call of the step's kernel takes, one figure for each repeat, on made-up activations.
+
+    ``home`` beyond "l2" gives each call weights of its own, as many in turn as make them come from there, or as
+    ``ROUND_S`` allows: a kernel that is slow for its weights hardly feels where they come from.
+    """
     assert step.workload is not None
     values = [fill(*program.values[name]) for name in step.inputs]
-    values += [tvm.runtime.tensor(constant) for constant in packed_constants(step, kernels)]
-    values.append(tvm.runtime.empty(*program.values[step.output]))
-    timer = kernels.libraries[step.workload].time_evaluator(
-        kernels.of(step).symbol, tvm.cpu(), number=1, repeat=REPEATS, min_repeat_ms=MIN_REPEAT_MS
-    )
-    return list(timer(*values).results)
+    out = tvm.runtime.empty(*program.values[step.output])
+    packed = packed_constants(step, kernels)
+    first = (*values, *map(tvm.runtime.tensor, packed), out)
+    size = sum(array.nbytes for array in packed)
+    if home == "l2" or size < SMALL_WEIGHTS_BYTES:
+        timer = kernels.libraries[step.workload].time_evaluator(
+            kernels.of(step).symbol, tvm.cpu(), number=1, repeat=REPEATS, min_repeat_ms=MIN_REPEAT_MS
+        )
+        return list(timer(*first).results)
+    call = kernels.function(step.workload)
+    hot_s = min(_round_s(call, [first]) for _ in range(3))
+    span = 4 * target.l2_bytes if home == "l3" else 2 * max(target.l3_bytes, 4 * target.l2_bytes)
+    copies = max(2, min(-(-span // size), int(ROUND_S / hot_s)))
+    turns = [first, *((*values, *map(tvm.runtime.tensor, packed), out) for _ in range(copies - 1))]
+    _round_s(call, turns)
+    return [_round_s(call, turns) for _ in range(REPEATS)]
+
+
+def _round_s(call: Any, turns: Sequence[tuple[Any, ...]]) -> float:
+    """Seconds a call takes, over one call with each of ``turns``."""
+    start = time.perf_counter()
+    for args in turns:
+        call(*args)
+    return (time.perf_counter() - start) / len(turns)
 
 
 def measure_kernels(
@@ -48,10 +86,13 @@ def measure_kernels(
     target: Target,
     store_path: Path,
     threads: int,
+    footprints: Mapping[str, int],
     progress: Progress = quiet,
 ) -> dict[Workload, Record]:
     """A record for every distinct kernel of ``programs``: the store's, or a new one, kept there at once.
 
+    footprints: for each scheme the bytes of all weights of the network in it, see ``home_of_weights``; where the
+    weights were is a part of the record's schedule name ("x86/conv2d:1@l3").
     New ones are measured in ``PASSES`` turns, so that a passing load on the machine does not fall on one kernel alone.
     Of a kernel's figures the faster half counts: whatever else runs here only adds.
     """
@@ -60,12 +101,16 @@ def measure_kernels(
     steps = {
         step.workload: (step, program) for program in programs for step in program.steps if step.workload is not None
     }
-    keys = {workload: key_of(workload, kernels.kernels[workload].schedule, target, tools) for workload in steps}
+    homes = {workload: home_of_weights(footprints.get(workload.scheme, 0), target) for workload in steps}
+    keys = {
+        workload: key_of(workload, f"{kernels.kernels[workload].schedule}@{homes[workload]}", target, tools)
+        for workload in steps
+    }
     known = get_many(store_path, keys.values())
     times: dict[Workload, list[float]] = {workload: [] for workload, key in keys.items() if key not in known}
     for turn in range(PASSES):
         for done, workload in enumerate(times):
-            times[workload] += time_step(*steps[workload], kernels)
+            times[workload] += time_step(*steps[workload], kernels, homes[workload], target)
             if turn == PASSES - 1:
                 fast = sorted(times[workload])[: (len(times[workload]) + 1) // 2]
                 known[keys[workload]] = summarize(keys[workload], fast)

@@ -139,10 +139,14 @@ def study(
         with stages("sensitivity") as progress:
             chosen = {unit: program for unit, program in units.items() if unit in wanted}
             losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))
-    with stages("measure") as progress:
-        records = measure_kernels(programs, kernels, target, default_store_path(), threads, progress) if measure else {}
+    packed = _packed_bytes(programs, kernels)
+    records: dict[Workload, Record] = {}
+    if measure:
+        footprints = _footprints(programs, packed)
+        with stages("measure") as progress:
+            records = measure_kernels(programs, kernels, target, default_store_path(), threads, footprints, progress)
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
-    costs = _costs(graph, candidates, target, threads, records, _packed_bytes(programs, kernels))
+    costs = _costs(graph, candidates, target, threads, records, packed)
     return Study(
         model=model,
         target=target,
@@ -287,6 +291,16 @@ def _packed_bytes(programs: Sequence[Program], kernels: KernelSet) -> dict[Workl
         for step in program.steps
         if step.workload is not None
     }
+
+
+def _footprints(programs: Sequence[Program], packed: Mapping[Workload, int]) -> dict[str, int]:
+    """For each scheme the bytes of all layers' constants in it."""
+    found: dict[str, int] = {}
+    for program in programs:
+        for step in program.steps:
+            if step.workload is not None:
+                found[step.workload.scheme] = found.get(step.workload.scheme, 0) + packed[step.workload]
+    return found
 
 
 def _costs(
