@@ -72,16 +72,14 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
 
 
 def uniform(study: Study, scheme: str) -> Solution | None:
-    """The whole network in ``scheme`` where that is legal, the rest as fast as may be; None if no layer can."""
-    able = [layer.name for layer in study.graph.layers if scheme in study.candidates[layer.name]]
-    fixed = dict.fromkeys(able, scheme)
-    if scheme != "f32" and SCHEMES[scheme].weight is not None:
-        fixed = {
-            name: scheme
-            for name in able
-            if any(layer.name == name and layer.op in ANCHORS for layer in study.graph.layers)
-        }
-    return assign(problem_of(study, fixed)) if fixed else None
+    """The network in ``scheme``: all of it in f32, or all weights that can be in an integer scheme, the rest as fast as
+    may be. None if a layer cannot be float, or no weights can be in ``scheme``."""
+    able = [layer for layer in study.graph.layers if scheme in study.candidates[layer.name]]
+    if SCHEMES[scheme].weight is None:
+        able = able if len(able) == len(study.graph.layers) else []
+    else:
+        able = [layer for layer in able if layer.op in ANCHORS]
+    return assign(problem_of(study, {layer.name: scheme for layer in able})) if able else None
 
 
 def uniforms(study: Study) -> dict[str, Solution]:

@@ -1,0 +1,175 @@
+"""Choosing: the problem is what lowering does, budgets hold, and a drop is judged on outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from demo_study import anchors, demo_evaluation, demo_study, demo_work, priced, random_schemes
+
+from hwq import choose as module
+from hwq.assignment import Solution, evaluate, within
+from hwq.choose import BISECTIONS, SLACK, choose, problem_of, run_accuracy, uniform, uniforms
+from hwq.errors import HwqError
+from hwq.evaluate import Evaluation
+from hwq.scheme import Budget
+from hwq.study import Study
+from hwq.verify import Accuracy
+from hwq.work import Work
+
+# int8 is faster than float, int4 slower than int8; conversions cost a little.
+TIMES = {"f32": 10.0, "w8a8": 4.0, "w4a8": 5.0}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return priced(demo_study(), TIMES, conversion_us=0.5)
+
+
+def test_conversions_priced_are_the_conversions_lowered(study: Study, rng: np.random.Generator) -> None:
+    """Any assignment at all: one unit for each quantize, a thousand for each dequantize."""
+    counted = problem_of(replace(study, conversions=dict.fromkeys(study.conversions, (1.0, 1000.0))))
+    for _ in range(40):
+        schemes = random_schemes(study, rng)
+        names = [step.name for step in study.program(schemes).steps]
+        steps = sum(name.endswith(":quantize") for name in names) + 1000 * sum(
+            name.endswith(":dequantize") for name in names
+        )
+        layers = sum(study.costs[layer, scheme].latency_s for layer, scheme in schemes.items())
+        assert evaluate(counted, schemes).latency_s - layers == pytest.approx(steps, abs=1e-6)
+
+
+def test_problem_has_the_study_s_figures(study: Study) -> None:
+    problem = problem_of(study, fixed={"stem": "w4a8"})
+    assert [one.scheme for one in problem.candidates if one.layer == "stem"] == ["w4a8"]
+    others = {(one.layer, one.scheme): one for one in problem.candidates if one.layer != "stem"}
+    assert len(others) == sum(len(names) for layer, names in study.candidates.items() if layer != "stem")
+    for unit, one in others.items():
+        assert (one.loss, one.cost) == (study.losses[unit], study.costs[unit])
+
+
+def test_uniform_assignments(study: Study) -> None:
+    found = uniforms(study)
+    assert found.keys() == {"f32", "w8a8", "w4a8"}
+    assert set(found["f32"].schemes.values()) == {"f32"}
+    for scheme in ("w8a8", "w4a8"):
+        assert {found[scheme].schemes[name] for name in anchors(study)} == {scheme}
+    assert found["w4a8"].weight_bytes < found["w8a8"].weight_bytes < found["f32"].weight_bytes
+
+
+def test_a_scheme_that_only_some_layers_have_is_no_uniform_float(study: Study) -> None:
+    """Layers that know nothing but float do not make a network of int8 and int4 "all f32"."""
+    integers = {layer: tuple(name for name in names if name != "f32") for layer, names in study.candidates.items()}
+    candidates = integers | {"classifier": ("f32",)}
+    assert uniforms(replace(study, candidates=candidates)).keys() == {"w8a8", "w4a8"}
+    assert uniform(replace(study, candidates=candidates), "f32") is None
+
+
+def test_without_budget_the_fastest_but_for_slack_is_taken(study: Study) -> None:
+    found = choose(study, demo_work(), Budget(), None).solution
+    best = min(one.latency_s for one in uniforms(study).values())
+    assert best * 0.9 < found.latency_s <= best * (1 + SLACK)
+    assert set(found.schemes[name] for name in anchors(study)) <= {"w8a8", "f32"}
+    near = priced(study, {"f32": 10.0, "w8a8": 4.0, "w4a8": 3.9})
+    assert {choose(near, demo_work(), Budget(), None).solution.schemes[name] for name in anchors(study)} == {"w8a8"}, (
+        "2.5% of time is noise, the loss of int4 is not"
+    )
+
+
+@pytest.mark.parametrize("share", [0.6, 0.75, 0.9])
+def test_weight_budget_holds_with_the_least_loss_of_its_time(study: Study, share: float) -> None:
+    whole = uniforms(study)["w8a8"]
+    budget = share * whole.weight_bytes
+    found = choose(study, demo_work(), Budget(weight_bytes=budget), None).solution
+    assert found.weight_bytes <= budget
+    assert "w4a8" in found.schemes.values()
+    assert found.loss < uniforms(study)["w4a8"].loss
+
+
+def test_latency_budget_holds_by_measured_time(study: Study) -> None:
+    """Where networks took twice what was predicted, half the budget is left to predictions."""
+    slow, fast = uniforms(study)["f32"].latency_s, uniforms(study)["w8a8"].latency_s
+    budget = (slow + fast) / 2
+    loose = choose(study, demo_work(), Budget(latency_s=budget), None).solution
+    tight = choose(study, demo_work(), Budget(latency_s=budget), None, latency_ratio=1.3).solution
+    assert fast < tight.latency_s <= budget / 1.3 < loose.latency_s <= budget
+    assert loose.loss < tight.loss, "what a budget leaves free is used for accuracy"
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(latency_s=1e-9), Budget(weight_bytes=100), Budget(latency_s=1e-9, weight_bytes=100)]
+)
+def test_an_impossible_budget_names_the_closest(study: Study, budget: Budget) -> None:
+    with pytest.raises(HwqError, match=r"closest that can be met is \d") as caught:
+        choose(study, demo_work(), budget, None)
+    assert caught.value.code == "budget-impossible"
+
+
+def fake_accuracy(drops: list[Solution], slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy as a straight line of the predicted loss; ``drops`` collects what was run."""
+
+    def run(_: Study, __: Work, solution: Solution, ___: Evaluation) -> Accuracy:
+        drops.append(solution)
+        drop = slope * solution.loss
+        return Accuracy(score=1 - drop, float_score=1.0, drop=drop, agreement=None, sqnr_db=(), samples=1)
+
+    monkeypatch.setattr(module, "run_accuracy", run)
+
+
+@pytest.mark.parametrize("part", [1.5, 0.9, 0.5, 0.1, 0.01])
+def test_drop_budget_is_honoured_as_fast_as_may_be(study: Study, part: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Solution] = []
+    fake_accuracy(ran, 1.0, monkeypatch)
+    fastest = choose(study, demo_work(), Budget(), None).solution
+    found = choose(study, demo_work(), Budget(drop=part * fastest.loss), demo_evaluation())
+    assert found.accuracy is not None
+    assert found.accuracy.drop == found.solution.loss <= part * fastest.loss
+    assert len(ran) <= BISECTIONS + 2
+    kept = [one for one in ran if one.loss <= part * fastest.loss]
+    assert found.solution.latency_s == min(one.latency_s for one in kept)
+    if part > 1:
+        assert ran == [fastest], "the first proposal was good"
+    elif part >= 0.1:
+        assert found.solution.latency_s < uniforms(study)["f32"].latency_s, "float is not the only way"
+
+
+def test_drop_budget_holds_within_the_others(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_accuracy([], 1.0, monkeypatch)
+    size = 1.5 * uniforms(study)["w8a8"].weight_bytes
+    first = choose(study, demo_work(), Budget(weight_bytes=size), None).solution
+    found = choose(study, demo_work(), Budget(weight_bytes=size, drop=0.5 * first.loss), demo_evaluation())
+    assert found.solution.weight_bytes <= size
+    assert found.solution.loss <= 0.5 * first.loss
+    with pytest.raises(HwqError, match="the closest assignment found loses") as caught:
+        choose(study, demo_work(), Budget(weight_bytes=size, drop=1e-9), demo_evaluation())
+    assert caught.value.code == "budget-impossible"
+
+
+def test_no_drop_at_all_is_float(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_accuracy([], 1.0, monkeypatch)
+    found = choose(study, demo_work(), Budget(drop=0.0), demo_evaluation())
+    assert {found.solution.schemes[name] for name in anchors(study)} == {"f32"}
+
+
+def test_drop_budget_needs_something_to_judge_by(study: Study) -> None:
+    with pytest.raises(HwqError, match="a budget of drop needs samples") as caught:
+        choose(study, demo_work(), Budget(drop=0.1), None)
+    assert caught.value.code == "evaluate-missing"
+
+
+def test_accuracy_is_run_on_kernels(study: Study) -> None:
+    """Float against itself is exact; int4 loses more than int8."""
+    runs = {name: run_accuracy(study, demo_work(), one, demo_evaluation()) for name, one in uniforms(study).items()}
+    assert runs["f32"].agreement == 1.0
+    assert runs["f32"].sqnr_db[0] > 100
+    assert runs["w8a8"].sqnr_db[0] > runs["w4a8"].sqnr_db[0] + 10
+    assert runs["w8a8"].agreement is not None
+    assert runs["w8a8"].agreement >= 0.95
+
+
+def test_solutions_are_sums_of_their_candidates(study: Study) -> None:
+    found = choose(study, demo_work(), Budget(weight_bytes=0.7 * uniforms(study)["w8a8"].weight_bytes), None).solution
+    again = evaluate(problem_of(study), found.schemes)
+    assert again == found
+    assert within(found, module.Limits(weight_bytes=0.7 * uniforms(study)["w8a8"].weight_bytes))
