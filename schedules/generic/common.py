@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PARALLEL_GAIN = 4.0
 # Bytes a core moves in a second, whatever its caches could: these kernels compute a little with each.
 CORE_BYTES_PER_S = 40e9
-ITEM_BYTES = {"int8": 1, "uint8": 1, "bool": 1, "float16": 2, "float32": 4, "int32": 4, "float64": 8, "int64": 8}
+ITEM_BYTES = {"int8": 1, "uint8": 1, "float32": 4}
 
 
 def is_integer(workload: Workload) -> bool:
@@ -33,10 +33,8 @@ def is_integer(workload: Workload) -> bool:
 
 
 def element_type(workload: Workload, target: Target) -> str:
-    """The element type of an operator that keeps its type: the target's storage, or float32 (or attribute "dtype")."""
-    if is_integer(workload):
-        return target.activation_storage
-    return str(dict(workload.attrs).get("dtype", "float32"))
+    """The element type of an operator that keeps its type: the target's storage, or float32."""
+    return target.activation_storage if is_integer(workload) else "float32"
 
 
 def decline(workload: Workload, why: str) -> Kernel | None:
