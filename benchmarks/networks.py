@@ -57,7 +57,7 @@ class _Builder:
 
 
 def resnet50(seed: int = 0, *, size: int = 224, classes: int = 1000) -> onnx.ModelProto:
-    """ResNet-50 (arXiv:1512.03385, stride in the 3x3): "input" (N, 3, size, size) to "logits" (N, classes), opset 13."""
+    """ResNet-50 (arXiv:1512.03385, strides in the 3x3): "input" (N, 3, size, size) to "logits" (N, classes)."""
     net = _Builder(np.random.default_rng(seed))
     x = net.node("Relu", [net.conv_bn("input", "conv1", (3, 64, 7), stride=2)], "relu1")
     x = net.node("MaxPool", [x], "maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])

@@ -1,7 +1,7 @@
 """Operators without kernels of their own: each as the PrimFunc that TVM legalizes it to, in a "float" layer.
 
-Used by ``hwq.layers``. A call with several results gives one layer a result; a call that TVM lowers to several functions
-gives one layer a function. Constants of more than one element become arguments, after the tensors.
+Used by ``hwq.layers``. A call with several results gives one layer a result; a call that TVM lowers to several
+functions gives one layer a function. Constants of more than one element become arguments, after the tensors.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from tvm.s_tir.stmt import SBlock, SBlockRealize
 from tvm.target import Target
 
 from hwq import relax_tools as rt
-from hwq.errors import HwqError
 from hwq.graph import Layer
+
+
+class NoKernelError(Exception):
+    """TVM lowers an operator to something that is not a PrimFunc."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +36,11 @@ def float_layers(
 ) -> FloatLayers:
     """Lower one call. ``tensors`` names the tensor of each variable, ``unique`` makes a name that nothing has yet.
 
-    Raises HwqError "model-unsupported" where TVM has no PrimFunc for the operator.
+    Raises NoKernelError.
     """
     leaves = _leaves(value)
     params = [relax.Var(f"p{index}", leaf.ty) for index, leaf in enumerate(leaves)]
-    lowered = _lower(mod, _replaced(value, iter(params)), params, name)
+    lowered = _lower(mod, _replaced(value, iter(params)), params)
     found = FloatLayers()
     label = rt.op_name(value).removeprefix("nn.") or str(value.args[0].name_hint).rstrip("_0123456789")
     env: dict[rt.Expr, Any] = dict(zip(params, leaves, strict=True))
@@ -46,7 +49,7 @@ def float_layers(
     result = _resolve(lowered["main"].body.body, env)
     for item in result if isinstance(result, tuple) else (result,):
         if not isinstance(item, str):
-            raise _unsupported(value, name)
+            raise NoKernelError
         found.results.append(item)
     return found
 
@@ -73,7 +76,7 @@ def _replaced(value: rt.Expr, params: Any) -> rt.Expr:
     return value
 
 
-def _lower(mod: IRModule, call: rt.Expr, params: list[rt.Expr], name: str) -> IRModule:
+def _lower(mod: IRModule, call: rt.Expr, params: list[rt.Expr]) -> IRModule:
     """A module whose ``main`` computes the one call with PrimFuncs."""
     builder = relax.BlockBuilder()
     with builder.function("main", params):
@@ -82,17 +85,13 @@ def _lower(mod: IRModule, call: rt.Expr, params: list[rt.Expr], name: str) -> IR
     for gvar in [arg for arg in call.args if isinstance(arg, ir.GlobalVar)]:
         shell[gvar] = mod[gvar]
     with Target({"kind": "llvm"}):
-        lowered = relax.backend.DispatchSortScan()(relax.transform.LegalizeOps(enable_warning=False)(shell))
+        try:
+            lowered = relax.backend.DispatchSortScan()(relax.transform.LegalizeOps(enable_warning=False)(shell))
+        except Exception as error:  # whatever a legalization raises: there is no kernel
+            raise NoKernelError from error
     if any(rt.op_name(item) not in ("call_tir", "") for _, item in rt.bindings_of(lowered)):
-        raise _unsupported(call, name)
+        raise NoKernelError
     return lowered
-
-
-def _unsupported(call: rt.Expr, name: str) -> HwqError:
-    return HwqError(
-        "model-unsupported",
-        f"operator {rt.op_name(call) or 'call'} of {name!r} has no kernel in TVM; replace it in the model",
-    )
 
 
 def _resolve(value: rt.Expr, env: Mapping[rt.Expr, Any]) -> Any:
@@ -105,14 +104,15 @@ def _resolve(value: rt.Expr, env: Mapping[rt.Expr, Any]) -> Any:
 
 
 def _step(
-    lowered: IRModule, item: rt.Expr, env: Mapping[rt.Expr, Any], tensors: Mapping[rt.Expr, str], found: FloatLayers, name: str,
+    lowered: IRModule, item: rt.Expr, env: Mapping[rt.Expr, Any], tensors: Mapping[rt.Expr, str], found: FloatLayers,
+    name: str,
     unique: Callable[[str], str], label: str,
 ) -> Any:  # fmt: skip
     """One binding of the lowered function; adds its layers to ``found`` and returns what its variable is."""
     if rt.op_name(item) != "call_tir":
         return _resolve(item, env)
     if len(item.args) > 2:
-        raise _unsupported(item, name)
+        raise NoKernelError
     func, args = lowered[item.args[0]], _resolve(item.args[1], env)
     types = list(item.ty_args[0].fields) if isinstance(item.ty_args[0], relax.TupleType) else [item.ty_args[0]]
     is_tensor = [isinstance(arg, str) or arg in tensors for arg in args]
@@ -124,8 +124,8 @@ def _step(
         output = unique(name)
         layer = Layer(
             name=output, op="float", inputs=tuple(inputs), output=output, input_shapes=tuple(shapes),
-            output_shape=rt.ints(out.shape), func=_single_output(func, order, len(args), index, len(types)), attrs={"operator": label},
-            constants=tuple(rt.value_of(args[i]).copy() for i in order if not is_tensor[i]),
+            output_shape=rt.ints(out.shape), func=_single_output(func, order, len(args), index, len(types)),
+            attrs={"operator": label}, constants=tuple(rt.value_of(args[i]).copy() for i in order if not is_tensor[i]),
         )  # fmt: skip
         found.layers.append(layer)
         found.dtypes[output] = str(out.dtype)

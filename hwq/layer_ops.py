@@ -62,7 +62,7 @@ def _all_float32(value: rt.Expr) -> bool:
 def _layer(
     value: rt.Expr, name: str, tensors: Tensors, op: str, args: list[rt.Expr] | None = None, **rest: Any
 ) -> Layer | None:
-    """A layer over the variables ``args`` (default: the call's first argument); None where one of them is a constant."""
+    """A layer over the variables ``args`` (default: the call's first argument); None where one of them is constant."""
     args = [value.args[0]] if args is None else args
     if not all(arg in tensors for arg in args if isinstance(arg, relax.Var)) or any(rt.is_const(arg) for arg in args):
         return None
@@ -95,7 +95,8 @@ def _dense(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
 
 def _pool(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     attrs = value.attrs
-    if attrs.layout != "NHWC" or attrs.ceil_mode:
+    averages = rt.op_name(value) == "nn.avg_pool2d"
+    if attrs.layout != "NHWC" or attrs.ceil_mode or (averages and set(rt.ints(attrs.dilation)) != {1}):
         return None
     found = {
         "strides": rt.ints(attrs.strides), "padding": rt.ints(attrs.padding), "dilation": rt.ints(attrs.dilation),

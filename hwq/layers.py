@@ -1,7 +1,8 @@
 """From a prepared Relax module to the ``Graph`` of layers that every later stage works on.
 
-Stands after ``hwq.pipeline``. Each call becomes a layer; a constant addition becomes the bias, an addition of tensors the
-residual, an activation the epilogue of the anchor before it. What has no place in ``hwq.graph`` becomes a "float" layer.
+Stands after ``hwq.pipeline``. Each call becomes a layer; a constant addition becomes the bias, an addition of tensors
+the residual, an activation the epilogue of the anchor before it. What has no place in ``hwq.graph`` becomes a "float"
+layer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from tvm import IRModule, ir, relax
 
 from hwq import relax_tools as rt
-from hwq.float_ops import float_layers
+from hwq.errors import HwqError
+from hwq.float_ops import NoKernelError, float_layers
 from hwq.graph import ANCHORS, Activation, Graph, Layer
 from hwq.layer_ops import activation_of, channel_values, layer_of
 
@@ -25,7 +27,7 @@ _CLAMPING = ("add", "multiply", "avg_pool2d")
 
 @dataclass(slots=True, kw_only=True)
 class _Found:
-    """The layers found so far by the tensor each writes, in order; and which tensor (or tuple of them) a variable is."""
+    """The layers found so far by the tensor each writes, in order, and which tensors a variable is."""
 
     mod: IRModule
     uses: dict[rt.Expr, int]
@@ -35,6 +37,7 @@ class _Found:
     tuples: dict[rt.Expr, list[str]] = field(default_factory=dict)
     taken: Counter[str] = field(default_factory=Counter)
     named: frozenset[str] = frozenset()
+    refused: Counter[str] = field(default_factory=Counter)
 
     def unique(self, name: str) -> str:
         """``name``, or with a number behind it where a tensor has it already."""
@@ -59,7 +62,7 @@ class _Found:
 def find_layers(mod: IRModule) -> Graph:
     """The graph of a module that went through ``hwq.pipeline.run``.
 
-    Raises HwqError "model-unsupported" for an operator for which TVM has no kernel.
+    Raises HwqError "model-unsupported" listing every operator for which TVM has no kernel.
     """
     main = mod["main"]
     bindings = rt.bindings_of(mod)
@@ -75,6 +78,12 @@ def find_layers(mod: IRModule) -> Graph:
             found.tensors[var] = found.tuples[value.tuple_value][value.index]
         elif not _fuse(found, var, value):
             _append(found, var, value)
+    if found.refused:
+        listed = ", ".join(f"{op} ({count})" for op, count in sorted(found.refused.items()))
+        raise HwqError(
+            "model-unsupported",
+            f"operators for which TVM has no kernel: {listed}; accepted: operators that it can lower",
+        )
     result = main.body.body
     outputs = tuple(found.tensors[item] for item in (result.fields if isinstance(result, ir.Tuple) else [result]))
     layers = tuple(found.layers.values())
@@ -102,7 +111,14 @@ def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
         found.dtypes[output] = rt.dtype_of(value)
         found.tensors[var] = output
         return
-    made = float_layers(found.mod, value, name, found.tensors, found.unique)
+    try:
+        made = float_layers(found.mod, value, name, found.tensors, found.unique)
+    except NoKernelError:
+        found.refused[rt.op_name(value) or "call"] += 1
+        found.tensors[var] = found.unique(name)
+        fields = value.ty.fields if isinstance(value.ty, relax.TupleType) else []
+        found.tuples[var] = [found.tensors[var] for _ in fields]
+        return
     found.layers.update({layer.output: layer for layer in made.layers})
     found.dtypes.update(made.dtypes)
     if isinstance(value.ty, relax.TupleType):

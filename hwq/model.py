@@ -35,9 +35,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Model:
-    """A loaded network. ``graph.inputs`` and ``graph.outputs`` name the tensors of ``inputs`` and ``outputs``, in order.
+    """A loaded network. ``graph.inputs`` and ``graph.outputs`` name the tensors of ``inputs``, ``outputs``, in order.
 
-    fingerprint: SHA-256 of the model's content and its fixed shapes. float_ops: operators that stay in float, with counts.
+    fingerprint: SHA-256 of the model's content and its fixed shapes. float_ops: operators that stay in float, with
+    counts.
     """
 
     name: str
@@ -53,9 +54,10 @@ class Model:
 def load(source: str | Path | onnx.ModelProto, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None) -> Model:
     """Load an ONNX network (opset 8 to 21) and find its layers.
 
-    batch fixes a free first dimension of every input; shapes gives the whole shape of inputs with other free dimensions.
-    Raises HwqError: "model-missing", "model-invalid", "model-kind", "model-opset", "model-dynamic", "model-unsupported",
-    "shapes-invalid".
+    batch fixes a free first dimension of every input; shapes gives the whole shape of inputs with other free
+    dimensions.
+    Raises HwqError: "model-missing", "model-invalid", "model-kind", "model-opset", "model-dynamic",
+    "model-unsupported", "shapes-invalid".
     """
     name, proto = read_proto(source)
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True))

@@ -107,7 +107,7 @@ def _pool(node: Node) -> Any:
     include = bool(node.attrs.get("count_include_pad", 0))
     ceil = bool(node.attrs.get("ceil_mode", 0))
     if ceil:
-        # Windows that start inside the input (or its leading padding) and reach beyond: padding that counts for nothing.
+        # Windows that start inside the input or its leading padding and reach beyond: padding that counts for nothing.
         extra = []
         for i in range(rank):
             span = (kernel[i] - 1) * dilation[i] + 1
@@ -121,7 +121,8 @@ def _pool(node: Node) -> Any:
         after = tuple(a + b for a, b in zip(after, extra, strict=True))
     if rank == 1:  # a row of height 1
         data = node.emit(relax.op.reshape(data, (*shape[:2], 1, shape[2])))
-        kernel, strides, dilation, before, after = (1, *kernel), (1, *strides), (1, *dilation), (0, *before), (0, *after)
+        kernel, strides, dilation = (1, *kernel), (1, *strides), (1, *dilation)
+        before, after = (0, *before), (0, *after)
     padding = (*before, *after)
     if node.op == "MaxPool":
         out = node.emit(relax.op.nn.max_pool2d(data, kernel, strides, padding, dilation))
@@ -328,7 +329,7 @@ def _resize(node: Node) -> Any:
 
 
 def nearest_sources(old: int, new: int, scale: np.float32, coordinates: str, rounding: str) -> rt.Array:
-    """For each of ``new`` positions the source position among ``old``, by ONNX's formulas, in float32 as ONNX Runtime does."""
+    """For each of ``new`` positions its source among ``old``, by ONNX's formulas in float32, as ONNX Runtime does."""
     at, half = np.arange(new, dtype=np.float32), np.float32(0.5)
     if coordinates == "asymmetric":
         at = at / scale

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,17 +27,19 @@ from hwq.errors import HwqError
 from hwq.onnx_convert import CONVERTERS, Node
 from hwq.onnx_prepare import free_inputs, opset_of
 
-# Operators whose result is not a function of their inputs alone, or that hold graphs.
+# Operators whose result is not a function of their inputs, and those over graphs or lists of tensors.
 _NOT_FOLDED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-_CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
+_REFUSED = ("If", "Loop", "Scan", "SplitToSequence", "ConcatFromSequence")
+_REFUSED_PREFIXES = ("Sequence", "Optional")
 _FOLD_LIMIT_BYTES = 1 << 28
+_LATER = 21
 # Float constants of at least this many elements enter the importer as variables, which saves two copies of the weights.
 _BIG = 64
 
 
 @dataclass(slots=True, kw_only=True)
 class _State:
-    """What is known so far: tensors by ONNX name, as arrays where their value is known, and the functions and failures."""
+    """What is known so far: tensors by ONNX name, as arrays where their value is known, and what was refused."""
 
     opset: int
     exprs: dict[str, rt.Expr] = field(default_factory=dict)
@@ -62,8 +65,8 @@ class _State:
 def import_graph(proto: onnx.ModelProto) -> IRModule:
     """The Relax module of a prepared network: ``main`` takes its inputs in order and returns a tuple of its outputs.
 
-    Raises HwqError "model-unsupported" listing every operator that cannot be imported with its count, "model-dynamic" for a tensor whose
-    shape depends on data, "model-kind" for a network with a constant output.
+    Raises HwqError "model-unsupported" listing every operator that cannot be imported with its count, "model-dynamic"
+    for a tensor whose shape depends on data, "model-kind" for a network with a constant output.
     """
     state = _State(opset=opset_of(proto))
     for tensor in proto.graph.initializer:
@@ -107,7 +110,7 @@ def _node_names(graph: onnx.GraphProto) -> list[str]:
 
 def _import_node(state: _State, node: onnx.NodeProto, name: str) -> bool:
     """Import one node into ``state``; False where that cannot be, which is then noted."""
-    if node.op_type in _CONTROL_FLOW:
+    if node.op_type in _REFUSED or node.op_type.startswith(_REFUSED_PREFIXES):
         return _refuse(state, node)
     if any(item and item not in state.exprs and item not in state.arrays for item in node.input):
         return _refuse_unknown(state, node)
@@ -153,25 +156,31 @@ def _fold(state: _State, node: onnx.NodeProto) -> bool:
     if node.op_type in _NOT_FOLDED or any(item and item not in state.arrays for item in node.input):
         return False
     feeds = {item: state.arrays[item] for item in node.input if item}
-    inputs = [
-        helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        for key, value in feeds.items()
-    ]
-    outputs = [helper.make_empty_tensor_value_info(out) for out in node.output if out]
-    graph = helper.make_graph([node], "fold", inputs, outputs)
+    outputs = [out for out in node.output if out]
+    # The reference has quantization in its later forms only, which take in the earlier ones.
+    opset = _LATER if node.op_type in ("QuantizeLinear", "DequantizeLinear") else state.opset
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            results = ReferenceEvaluator(
-                helper.make_model(graph, opset_imports=[helper.make_opsetid("", state.opset)])
-            ).run(None, feeds)
+        results = _evaluate(node, feeds, outputs, opset)
     except Exception:  # whatever the reference cannot do is left to the importer
         return False
     if not all(isinstance(value, np.ndarray | np.generic) and value.nbytes <= _FOLD_LIMIT_BYTES for value in results):
         return False
-    for info, value in zip(outputs, results, strict=True):
-        state.set(info.name, np.asarray(value))
+    for out, value in zip(outputs, results, strict=True):
+        state.set(out, np.asarray(value))
     return True
+
+
+def _evaluate(node: onnx.NodeProto, feeds: dict[str, rt.Array], outputs: list[str], opset: int) -> list[Any]:
+    """The outputs of one node by ONNX's reference; raises whatever it raises."""
+    inputs = [
+        helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for key, value in feeds.items()
+    ]
+    graph = helper.make_graph([node], "fold", inputs, [helper.make_empty_tensor_value_info(out) for out in outputs])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return list(ReferenceEvaluator(model).run(None, feeds))
 
 
 def _through_tvm(state: _State, node: onnx.NodeProto, inputs: tuple[rt.Expr | None, ...]) -> list[rt.Expr]:
@@ -233,7 +242,7 @@ def _refuse(state: _State, node: onnx.NodeProto) -> bool:
 
 
 def _refuse_unknown(state: _State, node: onnx.NodeProto) -> bool:
-    """A node behind a refused one, its input types unknown: refused itself only where its operator is unknown to TVM."""
+    """A node behind a refused one, its input types unknown: refused only where TVM does not know its operator."""
     single = helper.make_node(node.op_type, [], ["o0"])
     model = helper.make_model(
         helper.make_graph([single], "node", [], [helper.make_empty_tensor_value_info("o0")]),
@@ -252,7 +261,8 @@ def _refuse_unknown(state: _State, node: onnx.NodeProto) -> bool:
 
 def _unsupported_text(state: _State) -> str:
     listed = [f"{label} ({count}, first {state.first[label]!r})" for label, count in sorted(state.unsupported.items())]
-    return f"operators that cannot be imported: {', '.join(listed)}; accepted: those of TVM's ONNX importer, in valid forms"
+    found = f"operators that cannot be imported: {', '.join(listed)}"
+    return f"{found}; accepted: those of TVM's ONNX importer, in valid forms"
 
 
 def _module(state: _State, params: list[rt.Expr], outputs: list[rt.Expr]) -> IRModule:

@@ -58,15 +58,21 @@ def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelPro
 def prepare(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
     """The network with functions inlined and every input's shape fixed, checked by ONNX itself, with inferred types.
 
-    Raises HwqError "model-kind" for what is not an inference network over tensors, "model-opset", "model-dynamic" for an
-    input dimension that neither ``batch`` nor ``shapes`` fixes, "model-invalid" for what ONNX's checker refuses.
+    Raises HwqError "model-kind" for what is not an inference network over tensors, "model-opset", "model-dynamic" for
+    an input dimension that neither ``batch`` nor ``shapes`` fixes, "model-invalid" for what ONNX's checker refuses.
     """
     check_kind(proto)
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     fix_inputs(proto, batch=batch, shapes=shapes)
+    outputs = list(proto.graph.output)
+    # The checker wants a shape, known or not, for every output; exporters leave it out where they cannot infer it.
+    del proto.graph.output[:]
+    proto.graph.output.extend(value for value in outputs if value.type.tensor_type.HasField("shape"))
     try:
         onnx.checker.check_model(proto)
+        del proto.graph.output[:]
+        proto.graph.output.extend(outputs)
         return shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
         raise HwqError("model-invalid", f"ONNX refuses the model: {_first_line(error)}") from None
@@ -122,7 +128,8 @@ def opset_of(proto: onnx.ModelProto) -> int:
 def fix_inputs(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape]) -> None:
     """Write the fixed shape of every input into ``proto``. A free first dimension becomes ``batch``.
 
-    Raises HwqError "model-dynamic" where another dimension is free, "shapes-invalid" where ``shapes`` or ``batch`` does not fit.
+    Raises HwqError "model-dynamic" where another dimension is free, "shapes-invalid" where ``shapes`` or ``batch`` does
+    not fit.
     """
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise HwqError("shapes-invalid", f"batch is {batch!r}; accepted: a positive integer")
@@ -145,13 +152,14 @@ def fix_inputs(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape
             )
         else:
             free = _free_shape(tensor)
-            given = tuple(batch if axis == 0 and dim is None else dim for axis, dim in enumerate(free))  # type: ignore[misc]
+            given = tuple((batch if axis == 0 else -1) if dim is None else dim for axis, dim in enumerate(free))
             for axis, dim in enumerate(given):
-                if dim is None:
+                if dim == -1:
                     label = tensor.shape.dim[axis].dim_param or "?"
                     raise HwqError(
                         "model-dynamic",
-                        f"dimension {axis} ({label}) of input {value.name!r} is free; give the whole shape in shapes={{{value.name!r}: (...)}}",
+                        f"dimension {axis} ({label}) of input {value.name!r} is free; give the whole shape in "
+                        f"shapes={{{value.name!r}: (...)}}",
                     )
         del tensor.shape.dim[:]
         for dim in given:

@@ -1,7 +1,7 @@
 """The float-preserving Relax passes in order, on one page.
 
-Stands between ``hwq.onnx_import`` and ``hwq.layers``. With HWQ_DUMP=folder the module is written there after every pass,
-numbered; with HWQ_VERIFY=1 it is checked to be well formed.
+Stands between ``hwq.onnx_import`` and ``hwq.layers``. With HWQ_DUMP=folder the module is written there after every
+pass, numbered; with HWQ_VERIFY=1 it is checked to be well formed.
 """
 
 from __future__ import annotations

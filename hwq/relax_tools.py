@@ -1,8 +1,8 @@
 """Rewriting Relax functions: what every pass in ``hwq.passes`` stands on.
 
-A network is one Relax function ``main`` whose body is one dataflow block over tensors of static shape. ``rewrite`` walks
-its bindings once, in order, hands each to a rule, and builds the function anew without dead bindings. The name of the
-ONNX node that a call came from travels in the call's span (``origin``), which structural equality ignores.
+A network is one Relax function ``main`` whose body is one dataflow block over tensors of static shape. ``rewrite``
+walks its bindings once, in order, hands each to a rule, and builds the function anew without dead bindings. The name of
+the ONNX node that a call came from travels in the call's span (``origin``), which structural equality ignores.
 """
 
 from __future__ import annotations
@@ -21,17 +21,24 @@ Expr = Any  # relax.Expr; TVM carries no types for it
 Array = npt.NDArray[Any]
 
 
+# Spans of the TVM script parser name files; those with this prefix are ours.
+_OURS = "onnx node "
+
+
 def origin(expr: Expr) -> str:
     """The name of the ONNX node that a call came from, "" if unknown."""
     span = getattr(expr, "span", None)
-    return str(span.source_name.name) if span is not None else ""
+    name = "" if span is None else str(span.source_name.name)
+    return name.removeprefix(_OURS) if name.startswith(_OURS) else ""
 
 
 def with_origin(expr: Expr, name: str) -> Expr:
     """The same call, said to come from the ONNX node ``name``; anything that is not a call is returned as it is."""
     if not name or not isinstance(expr, ir.Call) or origin(expr) == name:
         return expr
-    return ir.Call(expr.op, expr.args, expr.attrs, expr.ty_args, ir.Span(ir.SourceName(name), 0, 0, 0, 0), expr.ty)
+    return ir.Call(
+        expr.op, expr.args, expr.attrs, expr.ty_args, ir.Span(ir.SourceName(_OURS + name), 0, 0, 0, 0), expr.ty
+    )
 
 
 def op_name(expr: Expr) -> str:

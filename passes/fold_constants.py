@@ -3,7 +3,8 @@
 Before:  lv = R.reshape(b, R.shape([1, 8, 1, 1])); gv = R.add(x, lv)      with b a constant
 After:   gv = R.add(x, c)                                                  with c a constant
 
-Stands wherever a pass leaves operators on constants. Relax's own FoldConstant compiles each of them, which takes seconds.
+Stands wherever a pass leaves operators on constants. Relax's own FoldConstant compiles each of them, which takes
+seconds.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
 
 
 def _per_channel(data: rt.Expr, other: rt.Expr) -> rt.Array | None:
-    """The constant ``other`` as (C,), where it varies along the channel axis of ``data`` only: axis 1 of 4, else the last."""
+    """The constant ``other`` as (C,), where it varies along the channel axis of ``data`` only: axis 1 of 4, else the
+    last."""
     if not rt.is_const(other) or rt.dtype_of(data) != "float32" or rt.dtype_of(other) != "float32":
         return None
     shape = rt.shape_of(data)

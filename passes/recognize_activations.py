@@ -3,10 +3,10 @@
 Before:  lv = R.add(x, 3); lv1 = R.clip(lv, 0, 6); lv2 = R.divide(lv1, 6); gv = R.multiply(x, lv2)
 After:   gv = hard_swish(x)              a private function of the module with that very body, attribute "activation"
 
-Stands before fold_scale, which would pull the arithmetic apart. Likewise hard_sigmoid; ``x * sigmoid(x)`` becomes R.nn.silu;
-GELU by erf R.nn.gelu; maximum and minimum by constants, and chains of clips, one R.clip, from 0 to infinity R.nn.relu;
-``maximum(x, a * x)`` and a parametric ReLU of one slope R.nn.leakyrelu. Where a value in between has another reader, the
-arithmetic is left alone.
+Stands before fold_scale, which would pull the arithmetic apart. Likewise hard_sigmoid; ``x * sigmoid(x)`` becomes
+R.nn.silu; GELU by erf R.nn.gelu; maximum and minimum by constants, and chains of clips, one R.clip, from 0 to infinity
+R.nn.relu; ``maximum(x, a * x)`` and a parametric ReLU of one slope R.nn.leakyrelu. Where a value in between has another
+reader, the arithmetic is left alone.
 """
 
 from __future__ import annotations

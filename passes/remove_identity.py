@@ -3,8 +3,8 @@
 Before:  lv = R.nn.dropout(x); lv1 = lv[0]; gv = R.nn.relu(lv1)
 After:   gv = R.nn.relu(x)
 
-Stands first, and again after every pass that moves shapes. Squeezes and the like become reshapes, a reshape of a reshape becomes
-one, as does a transpose that moves only axes of size 1.
+Stands first, and again after every pass that moves shapes. Squeezes and the like become reshapes, a reshape of a
+reshape becomes one, as does a transpose that moves only axes of size 1.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 Before:  lv = R.permute_dims(x, [0, 3, 1, 2]); lv1 = R.reshape(lv, [n, c, h * w]); gv = R.permute_dims(lv1, [0, 2, 1])
 After:   gv = R.reshape(x, [n, h * w, c])
 
-Stands after to_nhwc, whose transposes meet those of the network here: the heads of detectors, the shuffling of channels. A
-reshape that splits an axis in a way that does not divide it ends the chain.
+Stands after to_nhwc, whose transposes meet those of the network here: the heads of detectors, the shuffling of
+channels. A reshape that splits an axis in a way that does not divide it ends the chain.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 from tvm import IRModule, relax
@@ -45,7 +46,8 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
 
 
 def _shorter(chain: list[rt.Expr], scope: rt.Scope) -> rt.Expr | None:
-    """The chain, first operator first, with fewer transposes, or as many and fewer reshapes; None where there is no such."""
+    """The chain, first operator first, with fewer transposes, or as many and fewer reshapes; None where there is no
+    such."""
     source, target = chain[0].args[0], rt.shape_of(chain[-1])
     axes = moved_axes(chain)
     if axes is None:
@@ -110,7 +112,7 @@ def moved_axes(chain: list[rt.Expr]) -> tuple[Shape, Shape] | None:
 
 def _joined(sizes: list[int], source: list[int], current: list[int]) -> tuple[Shape, Shape]:
     """Pieces that follow each other in both orders, as one."""
-    follows = {a: b for a, b in zip(source, source[1:], strict=False)}
+    follows = {a: b for a, b in pairwise(source)}
     starts = [piece for i, piece in enumerate(current) if i == 0 or follows.get(current[i - 1]) != piece]
     place = {piece: axis for axis, piece in enumerate(sorted(starts, key=source.index))}
     shape = [1] * len(starts)

@@ -1,11 +1,11 @@
-"""A reshape moves behind the elementwise operator that reads it, so that bias and activation stand next to their anchor.
+"""A reshape moves behind the elementwise operator that reads it, so that an anchor's epilogue stands next to it.
 
 Before:  lv = R.nn.conv2d(x, w); lv1 = R.reshape(lv, [n, c, w]); gv = R.nn.relu(lv1)
 After:   lv = R.nn.conv2d(x, w); lv1 = R.nn.relu(lv); gv = R.reshape(lv1, [n, c, w])
 
-Stands after fold_batch_norm and flatten_dense, before recognize_activations. Convolutions over one axis, and dense layers
-over more than two, meet their epilogues this way. A constant moves along where it varies over one axis, which the shape
-before has too; of two tensors both must come from the same shape.
+Stands after fold_batch_norm and flatten_dense, before recognize_activations. Convolutions over one axis, and dense
+layers over more than two, meet their epilogues this way. A constant moves along where it varies over one axis, which
+the shape before has too; of two tensors both must come from the same shape.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ After:   lv = R.permute_dims(x, [0, 2, 3, 1])
          lv1 = R.nn.conv2d(lv, w', data_layout="NHWC", kernel_layout="OHWI"); lv2 = R.nn.relu(lv1)
          gv = R.permute_dims(lv2, [0, 3, 1, 2])
 
-Stands after fold_padding; run once. Each rewritten operator yields its NCHW form through a transpose that its readers look
-through, so that a transpose remains only where something truly needs the NCHW order: at the network's border, or before
-an operator that this pass does not know, which keeps working on NCHW.
+Stands after fold_padding; run once. Each rewritten operator yields its NCHW form through a transpose that its readers
+look through, so that a transpose remains only where something truly needs the NCHW order: at the network's border, or
+before an operator that this pass does not know, which keeps working on NCHW.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 _AXIS = (0, 3, 1, 2)
 
 _UNARY = (
-    "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus", "nn.selu", "sigmoid", "tanh",
-    "clip", "exp", "log", "sqrt", "rsqrt", "abs", "negative", "erf", "round", "floor", "ceil", "sign", "square", "astype",
-)  # fmt: skip
+    *("nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus", "nn.selu", "clip"),
+    *("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "negative", "erf", "round", "floor", "ceil", "sign"),
+    *("square", "astype"),
+)
 _BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
 _REDUCE = ("mean", "max", "min", "sum")
 
@@ -94,7 +95,8 @@ class _Layouts:
             return None
         if op == "image.resize2d":
             return relax.op.image.resize2d(
-                self.form(data, scope), value.args[1], [float(item) for item in attrs.roi], "NHWC", attrs.method, attrs.coordinate_transformation_mode,
+                self.form(data, scope), value.args[1], [float(item) for item in attrs.roi], "NHWC", attrs.method,
+                attrs.coordinate_transformation_mode,
                 attrs.rounding_method, attrs.cubic_alpha, attrs.cubic_exclude, attrs.extrapolation_value,
             )  # fmt: skip
         make = relax.op.nn.max_pool2d if op == "nn.max_pool2d" else relax.op.nn.avg_pool2d

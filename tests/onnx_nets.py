@@ -34,7 +34,10 @@ def network(
     graph = helper.make_graph(
         list(nodes),
         "tiny",
-        [helper.make_tensor_value_info(k, known.get(k, TensorProto.FLOAT), s) for k, s in ({"x": x} if inputs is None else inputs).items()],
+        [
+            helper.make_tensor_value_info(k, known.get(k, TensorProto.FLOAT), s)
+            for k, s in ({"x": x} if inputs is None else inputs).items()
+        ],
         [helper.make_tensor_value_info(k, known.get(k, TensorProto.FLOAT), None) for k in wanted],
         [numpy_helper.from_array(np.asarray(v), k) for k, v in (consts or {}).items()],
     )

@@ -1,7 +1,7 @@
 """A float32 interpreter of ``hwq.graph.Graph`` in plain NumPy, for tests: right rather than fast.
 
-``run_graph`` evaluates every layer and returns every tensor, in NHWC where the graph has it so. "float" layers run their
-PrimFunc, compiled without a schedule.
+``run_graph`` evaluates every layer and returns every tensor, in NHWC where the graph has it so. "float" layers run
+their PrimFunc, compiled without a schedule.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def test_of_two_anchors_the_later_takes_the_other() -> None:
 
 def test_the_anchor_waits_for_a_later_residual() -> None:
     model = _model(
-        _conv("x", "a"), _conv("x", "c"), node("Relu", ["c"], ["r"]), node("MaxPool", ["r"], ["m"], kernel_shape=[1, 2], pads=[0, 0, 0, 1]),
-        node("Add", ["a", "m"], ["y"]),
+        _conv("x", "a"), _conv("x", "c"), node("Relu", ["c"], ["r"]), node("MaxPool", ["r"], ["m"], kernel_shape=[1, 2],
+        pads=[0, 0, 0, 1]), node("Add", ["a", "m"], ["y"]),
     )  # fmt: skip
     names = [layer.name for layer in model.graph.layers]
     assert _layer(model, "conv_a").residual
@@ -68,7 +68,13 @@ def test_an_anchor_read_twice_keeps_its_own_output() -> None:
 
 
 def test_an_activation_before_the_sum_stays_before_it() -> None:
-    model = _model(_conv("x", "a"), node("Relu", ["a"], ["r"]), _conv("x", "c"), node("Relu", ["c"], ["q"]), node("Add", ["r", "q"], ["y"]))
+    model = _model(
+        _conv("x", "a"),
+        node("Relu", ["a"], ["r"]),
+        _conv("x", "c"),
+        node("Relu", ["c"], ["q"]),
+        node("Add", ["r", "q"], ["y"]),
+    )
     assert ops(model) == ["transpose", "conv2d", "conv2d", "add", "transpose"]
 
 
@@ -98,8 +104,9 @@ def test_squeeze_and_excitation() -> None:
 def test_one_number_a_channel_is_a_depthwise_layer() -> None:
     consts = {"m": weights(1, 8, 1, 1), "n": weights(8, 1, 1)}
     model = _model(
-        node("MaxPool", ["x"], ["p"], kernel_shape=[2, 2]), node("Mul", ["p", "m"], ["q"], name="scale"), node("Add", ["q", "n"], ["r"]),
-        node("Relu", ["r"], ["s"]), node("MaxPool", ["s"], ["y"], kernel_shape=[2, 2]), consts=consts,
+        node("MaxPool", ["x"], ["p"], kernel_shape=[2, 2]), node("Mul", ["p", "m"], ["q"], name="scale"), node("Add",
+        ["q", "n"], ["r"]), node("Relu", ["r"], ["s"]), node("MaxPool", ["s"], ["y"], kernel_shape=[2, 2]),
+        consts=consts,
     )  # fmt: skip
     assert ops(model)[2] == "depthwise_conv2d"
     layer = _layer(model, "scale")
@@ -119,14 +126,24 @@ def test_batch_norm_before_a_padded_convolution() -> None:
 
 
 def test_flatten_into_a_dense_layer_moves_no_tensor() -> None:
-    model = _model(_conv("x", "a"), node("Flatten", ["a"], ["f"]), node("Gemm", ["f", "d"], ["y"], name="fc"), consts={"d": weights(240, 3)})
+    model = _model(
+        _conv("x", "a"),
+        node("Flatten", ["a"], ["f"]),
+        node("Gemm", ["f", "d"], ["y"], name="fc"),
+        consts={"d": weights(240, 3)},
+    )
     assert ops(model) == ["transpose", "conv2d", "reshape", "dense"]
     assert _layer(model, "fc").activation.kind == "none"
 
 
 def test_a_detector_head_needs_no_transpose() -> None:
     shape = {"s": np.array([1, -1, 2], np.int64), "t": np.array([1, 2, -1], np.int64)}
-    model = _model(_conv("x", "a"), node("Transpose", ["a"], ["t1"], perm=[0, 2, 3, 1]), node("Reshape", ["t1", "s"], ["y"]), consts=shape)
+    model = _model(
+        _conv("x", "a"),
+        node("Transpose", ["a"], ["t1"], perm=[0, 2, 3, 1]),
+        node("Reshape", ["t1", "s"], ["y"]),
+        consts=shape,
+    )
     assert ops(model) == ["transpose", "conv2d", "reshape"]
     model = _model(
         _conv("x", "a"), node("Reshape", ["a", "u"], ["r"]), node("Transpose", ["r"], ["y"], perm=[0, 2, 1]),
@@ -136,7 +153,11 @@ def test_a_detector_head_needs_no_transpose() -> None:
 
 
 def test_names_are_those_of_the_nodes_and_unique() -> None:
-    nodes = [node("Conv", ["x", "w"], ["a"]), node("Conv", ["a", "w"], ["c"], name="twin"), node("Conv", ["c", "w"], ["y"], name="twin")]
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]),
+        node("Conv", ["a", "w"], ["c"], name="twin"),
+        node("Conv", ["c", "w"], ["y"], name="twin"),
+    ]
     model = load(network(nodes, consts={"w": W1}))  # ONNX Runtime refuses two nodes of one name
     names = [layer.name for layer in model.graph.layers]
     assert names == ["x:transpose", "a", "twin", "twin:2", "twin:2:transpose"]
@@ -149,7 +170,12 @@ def test_a_layer_called_like_an_input() -> None:
 
 
 def test_outputs_may_repeat_and_be_inputs() -> None:
-    model = same_as_onnxruntime(network([node("Identity", ["x"], ["y"]), node("Relu", ["x"], ["a"]), node("Identity", ["a"], ["z"])], outputs=["y", "a", "z"]))
+    model = same_as_onnxruntime(
+        network(
+            [node("Identity", ["x"], ["y"]), node("Relu", ["x"], ["a"]), node("Identity", ["a"], ["z"])],
+            outputs=["y", "a", "z"],
+        )
+    )
     assert model.graph.outputs == ("x", "a", "a")
     assert [spec.name for spec in model.outputs] == ["y", "a", "z"]
 

@@ -64,7 +64,9 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_free_batch_is_fixed(batch: int) -> None:
-    same_as_onnxruntime(network([node("Conv", ["x", "w"], ["h"]), node("Relu", ["h"], ["y"])], ("N", 3, 6, 6), consts=CONV), batch=batch)
+    same_as_onnxruntime(
+        network([node("Conv", ["x", "w"], ["h"]), node("Relu", ["h"], ["y"])], ("N", 3, 6, 6), consts=CONV), batch=batch
+    )
 
 
 def test_all_dimensions_may_be_given() -> None:
@@ -94,7 +96,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "gone.onnx" in _refused(tmp_path / "gone.onnx", "model-missing")
     assert "folder" in _refused(tmp_path, "model-missing")
     whole = _conv_net().SerializeToString()
-    for name, content in {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"this is no model\n" * 9, "zeros": bytes(999)}.items():
+    for name, content in {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"this is no model\n" * 9,
+        "zeros": bytes(999),
+    }.items():
         path = tmp_path / f"{name}.onnx"
         path.write_bytes(content)
         assert name in _refused(path, "model-invalid")
@@ -120,7 +127,9 @@ def test_an_onnx_file_of_another_kind() -> None:
     )  # fmt: skip
     assert "BatchNormalization" in _refused(norm, "model-kind")
     sequence = _conv_net()
-    sequence.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1])))
+    sequence.graph.input[0].type.CopyFrom(
+        helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
+    )
     assert "sequence" in _refused(sequence, "model-kind")
     inputs = network([node("Relu", ["c"], ["y"])], inputs={}, consts={"c": weights(2)})
     assert "no input" in _refused(inputs, "model-kind")
@@ -147,7 +156,9 @@ def test_all_unsupported_operators_at_once() -> None:
         node("Det", ["p"], ["e"]),
         node("NonsenseOp", ["e"], ["y"], domain="com.example"),
     ]
-    proto = network([nodes[i] for i in (0, 1, 3, 4)], consts={"w": CONV["w"]}, x=(1, 3, 6, 6), dtypes={"q": TensorProto.INT64})
+    proto = network(
+        [nodes[i] for i in (0, 1, 3, 4)], consts={"w": CONV["w"]}, x=(1, 3, 6, 6), dtypes={"q": TensorProto.INT64}
+    )
     proto.graph.node.append(nodes[5])
     proto.opset_import.append(helper.make_opsetid("com.example", 1))
     message = _refused(proto, "model-unsupported")
@@ -170,12 +181,18 @@ def test_a_quantized_network_is_refused_by_its_operators() -> None:
 def test_control_flow_is_refused() -> None:
     value = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
     branch = helper.make_graph([node("Relu", ["x"], ["b"])], "branch", [], [value])
-    nodes = [node("ReduceSum", ["x"], ["s"], keepdims=0), node("Cast", ["s"], ["c"], to=TensorProto.BOOL), node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
+    nodes = [
+        node("ReduceSum", ["x"], ["s"], keepdims=0),
+        node("Cast", ["s"], ["c"], to=TensorProto.BOOL),
+        node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+    ]
     assert "If (1," in _refused(network(nodes), "model-unsupported")
 
 
 def test_a_shape_that_depends_on_data() -> None:
-    message = _refused(network([node("NonZero", ["x"], ["i"], name="where")], dtypes={"i": TensorProto.INT64}), "model-dynamic")
+    message = _refused(
+        network([node("NonZero", ["x"], ["i"], name="where")], dtypes={"i": TensorProto.INT64}), "model-dynamic"
+    )
     assert "NonZero 'where'" in message
 
 

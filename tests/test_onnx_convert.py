@@ -38,9 +38,12 @@ def test_conv(shape: tuple[int, ...], attrs: dict[str, Any], opset: int) -> None
         network([node("Conv", ["x", "w", "b"], ["y"], name="c", **attrs)], consts=consts, opset=opset)
     )
     layer = model.graph.layers[1]
-    assert ops(model)[0] == ops(model)[-1] == "transpose" and len(ops(model)) == 3
-    assert layer.name == "c" and layer.op == ("depthwise_conv2d" if shape[:2] == (8, 1) else "conv2d")
-    assert layer.weight is not None and layer.weight.shape == (shape[0], shape[2], shape[3], shape[1])
+    assert ops(model)[0] == ops(model)[-1] == "transpose"
+    assert len(ops(model)) == 3
+    assert layer.name == "c"
+    assert layer.op == ("depthwise_conv2d" if shape[:2] == (8, 1) else "conv2d")
+    assert layer.weight is not None
+    assert layer.weight.shape == (shape[0], shape[2], shape[3], shape[1])
     assert model.float_ops == {}
 
 
@@ -49,7 +52,8 @@ def test_conv1d_is_a_convolution_of_height_one() -> None:
     model = same_as_onnxruntime(
         network([node("Conv", ["x", "w", "b"], ["y"], pads=[1, 0], strides=[2])], (1, 8, 9), consts=consts)
     )
-    assert "conv2d" in ops(model) and model.float_ops == {}
+    assert "conv2d" in ops(model)
+    assert model.float_ops == {}
 
 
 def test_conv3d_and_transposed_conv_stay_in_float() -> None:
@@ -131,7 +135,8 @@ def test_global_pool(op: str, attrs: dict[str, Any], layer: str, keepdims: int) 
 )
 def test_gemm(attrs: dict[str, Any], consts: dict[str, Any]) -> None:
     model = same_as_onnxruntime(network([node("Gemm", ["x", *consts], ["y"], **attrs)], (3, 12), consts=consts))
-    assert ops(model) == ["dense"] and model.graph.layers[0].weight is not None
+    assert ops(model) == ["dense"]
+    assert model.graph.layers[0].weight is not None
     assert model.graph.layers[0].weight.shape == (7, 12)
 
 

@@ -52,21 +52,23 @@ def _gelu(e: Any, x: rt.Expr, order: int) -> rt.Expr:
 SPELLINGS: list[tuple[str, Activation, Any]] = [
     ("relu by maximum", Activation(kind="relu"), lambda e, x: e(op.maximum(x, _number(0.0)))),
     ("relu by clip", Activation(kind="relu"), lambda e, x: e(op.clip(x, 0.0, INF))),
-    ("min of max", Activation(kind="clip", lo=-1.0, hi=2.0), lambda e, x: e(op.minimum(e(op.maximum(x, _number(-1.0))), _number(2.0)))),
-    ("clip of relu", Activation(kind="clip", lo=0.0, hi=6.0), lambda e, x: e(op.clip(e(op.nn.relu(x)), -INF, 6.0))),
-    ("prelu", Activation(kind="leaky_relu", alpha=0.25), lambda e, x: e(op.nn.prelu(x, rt.const(np.full(3, 0.25, "float32")), 1))),
-    ("max of slopes", Activation(kind="leaky_relu", alpha=0.125), lambda e, x: e(op.maximum(x, e(op.multiply(x, _number(0.125)))))),
-    ("silu", Activation(kind="silu"), lambda e, x: e(op.multiply(e(op.sigmoid(x)), x))),
-    ("gelu", Activation(kind="gelu"), lambda e, x: _gelu(e, x, 0)),
-    ("gelu, half first", Activation(kind="gelu"), lambda e, x: _gelu(e, x, 1)),
     (
+        "min of max", Activation(kind="clip", lo=-1.0, hi=2.0),
+        lambda e, x: e(op.minimum(e(op.maximum(x, _number(-1.0))), _number(2.0))),
+    ),
+    ("clip of relu", Activation(kind="clip", lo=0.0, hi=6.0), lambda e, x: e(op.clip(e(op.nn.relu(x)), -INF, 6.0))),
+    ("prelu", Activation(kind="leaky_relu", alpha=0.25), lambda e, x: e(op.nn.prelu(x, rt.const(np.full(3, 0.25,
+    "float32")), 1))), ("max of slopes", Activation(kind="leaky_relu", alpha=0.125), lambda e, x: e(op.maximum(x,
+    e(op.multiply(x, _number(0.125)))))), ("silu", Activation(kind="silu"), lambda e, x: e(op.multiply(e(op.sigmoid(x)),
+    x))), ("gelu", Activation(kind="gelu"), lambda e, x: _gelu(e, x, 0)), ("gelu, half first", Activation(kind="gelu"),
+    lambda e, x: _gelu(e, x, 1)), (
         "hard sigmoid", Activation(kind="hard_sigmoid", alpha=0.25, beta=0.5),
         lambda e, x: e(op.clip(e(op.add(e(op.multiply(_number(0.25), x)), _number(0.5))), 0.0, 1.0)),
     ),
-    ("gate over 6", Activation(kind="hard_sigmoid", alpha=1 / 6, beta=0.5), lambda e, x: e(op.divide(_hard_gate(e, x), _number(6.0)))),
-    ("hard swish", Activation(kind="hard_swish"), lambda e, x: e(op.multiply(x, e(op.divide(_hard_gate(e, x), _number(6.0)))))),
-    ("hard swish, 6 last", Activation(kind="hard_swish"), lambda e, x: e(op.divide(e(op.multiply(x, _hard_gate(e, x))), _number(6.0)))),
-    (
+    ("gate over 6", Activation(kind="hard_sigmoid", alpha=1 / 6, beta=0.5), lambda e, x: e(op.divide(_hard_gate(e, x),
+    _number(6.0)))), ("hard swish", Activation(kind="hard_swish"), lambda e, x: e(op.multiply(x,
+    e(op.divide(_hard_gate(e, x), _number(6.0)))))), ("hard swish, 6 last", Activation(kind="hard_swish"), lambda e, x:
+    e(op.divide(e(op.multiply(x, _hard_gate(e, x))), _number(6.0)))), (
         "hard swish, times a sixth", Activation(kind="hard_swish"),
         lambda e, x: e(op.multiply(e(op.multiply(_hard_gate(e, x), x)), _number(1 / 6))),
     ),
