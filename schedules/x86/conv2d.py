@@ -76,6 +76,7 @@ class Plan:
 
 
 def core_of(workload: Workload, found: Form, target: Target) -> Core:
+    """What the tile model wants to know of ``target``."""
     row = compute_row(workload, target)
     assert row is not None
     far = target.l3_bytes_per_s or target.memory_bytes_per_s
@@ -89,6 +90,7 @@ def core_of(workload: Workload, found: Form, target: Target) -> Core:
 
 
 def make_plan(workload: Workload, found: Form, core: Core) -> Plan:
+    """The plan with the best tile by the model."""
     shape = geometry(workload)
     tile = best_tile(shape, found, core)
     vectors = math.ceil(shape.group_out / tile.lanes)
@@ -259,6 +261,7 @@ def default_chunks(plan: Plan, target: Target, extent: int) -> int:
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:
+    """Whether the work takes longer than PARALLEL_LEAST_S at the target's rate, and there are threads to share it."""
     row = compute_row(plan.workload, target)
     assert row is not None
     return plan.workload.parallel > 1 and plan.geometry.macs > PARALLEL_LEAST_S * row.macs_per_cycle * target.clock_hz

@@ -124,4 +124,5 @@ def best_tile(geometry: Geometry, form: Form, core: Core) -> Tile:
 
 
 def divisors(extent: int, largest: int) -> list[int]:
+    """Those of ``extent`` up to ``largest``, rising."""
     return [size for size in range(1, min(extent, largest) + 1) if extent % size == 0]
