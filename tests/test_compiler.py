@@ -1,0 +1,283 @@
+"""compile, plan and build on the demo network: budgets held by what was measured, and the verdict's arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from demo_study import CALIBRATION, anchors, demo_evaluation, demo_model, demo_pictures, demo_study, demo_work, priced
+
+from hwq import compiler
+from hwq.artifact import Artifact
+from hwq.assignment import Solution
+from hwq.choose import choose, uniforms
+from hwq.compiler import NOISE, build, compile, interleaved, plan
+from hwq.demo import load_demo
+from hwq.errors import HwqError
+from hwq.numerics import sqnr_db
+from hwq.plan import Plan
+from hwq.progress import silent
+from hwq.scheme import Budget
+from hwq.study import Study
+
+SAMPLES = load_demo()[1][:CALIBRATION]
+GIVEN: dict[str, Any] = {"calibration": SAMPLES, "threads": 1, "measure": False}
+
+
+def size_of(scheme: str) -> int:
+    return uniforms(demo_study())[scheme].weight_bytes
+
+
+# The whole flow
+
+
+def test_compiled_with_nothing_asked() -> None:
+    artifact = compile(demo_model(), evaluate=demo_pictures(), calibration=SAMPLES, threads=1)
+    report = artifact.report
+    assert report["budget"] == {"drop": None, "latency_s": None, "weight_bytes": None}
+    assert "all f32" in report["alternatives"] or set(artifact.plan.schemes.values()) == {"f32"}
+    times = {name: one["latency_s"] for name, one in report["alternatives"].items()}
+    assert report["measured"]["latency_s"] <= min(times.values()) * (1 + NOISE), "never slower than a uniform scheme"
+    for name, value in times.items():
+        assert f"{name} {value * 1e3:.4g} ms" in report["verdict"]
+    assert {row["price_source"] for row in report["layers"]} == {"measured"}
+    assert artifact.plan.weight_bytes <= report["measured"]["weight_bytes"]
+    assert artifact.plan.why.keys() == artifact.plan.schemes.keys()
+
+
+def test_drop_budget() -> None:
+    artifact = compile(demo_model(), evaluate=demo_pictures(), budget=Budget(drop=0.0), **GIVEN)
+    assert artifact.report["measured"]["drop"] <= 0.0
+
+
+def test_drop_budget_by_a_function_of_the_user() -> None:
+    """Which may score by anything: here by how near logits are to float's, in dB, so that only float is good enough."""
+    pictures, _ = demo_pictures()
+    clean = demo_evaluation().float_outputs[0]
+
+    def score(run: Any) -> float:
+        return min(sqnr_db(clean, run(pictures)), 60.0)
+
+    artifact = compile(demo_model(), evaluate=score, budget=Budget(drop=1.0), **GIVEN)
+    assert {artifact.plan.schemes[name] for name in anchors(demo_study())} == {"f32"}
+    assert artifact.report["measured"]["accuracy"]["float_score"] == 60.0
+
+
+@pytest.mark.parametrize("share", [0.7, 0.85])
+def test_weight_budget_is_held_by_what_is_measured(share: float) -> None:
+    budget = share * size_of("w8a8")
+    artifact = compile(demo_model(), budget=Budget(weight_bytes=budget), evaluate=demo_pictures(), **GIVEN)
+    assert artifact.report["measured"]["weight_bytes"] <= budget
+    assert "w4a8" in artifact.plan.schemes.values()
+    assert artifact.report["budget"]["weight_bytes"] == budget
+
+
+def test_latency_budget() -> None:
+    fastest = compile(demo_model(), **GIVEN).report["measured"]["latency_s"]
+    artifact = compile(demo_model(), budget=Budget(latency_s=20 * fastest), **GIVEN)
+    assert artifact.report["measured"]["latency_s"] <= 20 * fastest
+    assert {artifact.plan.schemes[name] for name in anchors(demo_study())} == {"f32"}, "the least loss that fits"
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        (Budget(latency_s=1e-9), "closest that can be met"),
+        (Budget(weight_bytes=1000), "closest that can be met"),
+        (Budget(weight_bytes=30_000, drop=1.0), "the closest assignment found loses"),
+    ],
+)
+def test_impossible_budgets(budget: Budget, text: str) -> None:
+    def score(run: Any) -> float:  # no integer network is good enough
+        return min(sqnr_db(demo_evaluation().float_outputs[0], run(demo_pictures()[0])), 99.0)
+
+    with pytest.raises(HwqError, match=text) as caught:
+        compile(demo_model(), budget=budget, evaluate=score, **GIVEN)
+    assert caught.value.code == "budget-impossible"
+
+
+def test_plan_is_what_compile_starts_from_and_build_gives_its_bits() -> None:
+    budget = Budget(weight_bytes=0.8 * size_of("w8a8"))
+    proposed = plan(demo_model(), budget=budget, **GIVEN)
+    artifact = build(demo_model(), Plan.from_dict(proposed.to_dict()), evaluate=demo_pictures())
+    compiled = compile(demo_model(), budget=budget, schemes=["w8a8", "w4a8"], **GIVEN)
+    again = build(demo_model(), compiled.plan)
+    pictures, _ = demo_pictures()
+    np.testing.assert_array_equal(again(pictures), compiled(pictures))
+    assert artifact.plan.schemes == proposed.schemes
+    assert artifact.report["measured"]["accuracy"]["samples"] == len(pictures)
+    assert artifact.report["measured"]["weight_bytes"] <= budget.weight_bytes + 8 * 20
+
+
+def test_an_edited_plan_is_built_as_it_says() -> None:
+    proposed = plan(demo_model(), schemes=["w8a8"], **GIVEN)
+    edited = replace(proposed, schemes={**proposed.schemes, "classifier": "f32", "stem": "w4a8"})
+    artifact = build(demo_model(), edited)
+    rows = {row["name"]: row for row in artifact.report["layers"]}
+    assert (rows["classifier"]["scheme"], rows["stem"]["scheme"]) == ("f32", "w4a8")
+    assert artifact.report["measured"]["weight_bytes"] > 0
+
+
+# The verdict, on made-up times
+
+
+class Bench:
+    """A compile whose networks take the times it is given: of what was chosen, and of each "all scheme"."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: Mapping[str, float], study: Study | None = None) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.study = study or priced(demo_study(), {"f32": 10.0, "w8a8": 4.0, "w4a8": 4.5})
+
+        def timed(contenders: Mapping[str, Artifact], x: Any, **_: Any) -> dict[str, float]:
+            self.asked.append(tuple(contenders))
+            return {name: times[name] for name in contenders}
+
+        monkeypatch.setattr(compiler, "interleaved", timed)
+
+    def dispose(self, budget: Budget | None = None) -> Artifact:
+        return compiler._dispose(self.study, demo_work(), budget or Budget(), demo_evaluation(), silent)
+
+
+def test_the_choice_stays_where_it_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, {"chosen": 1.0, "all f32": 2.0, "all w4a8": 1.5, "all w8a8": 1.1})
+    artifact = bench.dispose()
+    assert artifact.report["verdict"].startswith("the program's choice: 1000 ms against all f32 2000 ms")
+    assert artifact.report["measured"]["latency_s"] == 1.0
+    assert {artifact.plan.schemes[name] for name in anchors(bench.study)} == {"w8a8"}
+
+
+@pytest.mark.parametrize(("ratio", "wins"), [(1 + NOISE / 2, False), (1 + 2 * NOISE, True)])
+def test_float_is_delivered_where_it_wins_beyond_noise(
+    ratio: float, wins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(monkeypatch, {"chosen": ratio, "all f32": 1.0, "all w8a8": 3.0, "all w4a8": 3.0})
+    artifact = bench.dispose()
+    assert (set(artifact.plan.schemes.values()) == {"f32"}) == wins
+    assert ("uniform f32, faster than the program's choice" in artifact.report["verdict"]) == wins
+    assert ("chosen" in artifact.report["alternatives"]) == wins
+    assert artifact.report["measured"]["drop"] == (0.0 if wins else artifact.report["measured"]["drop"])
+
+
+def test_a_faster_uniform_that_misses_the_budget_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, {"chosen": 1.0, "all f32": 0.5, "all w8a8": 0.5, "all w4a8": 2.0})
+    artifact = bench.dispose(Budget(weight_bytes=0.8 * size_of("w8a8")))
+    assert "w4a8" in artifact.plan.schemes.values()
+    assert artifact.report["alternatives"]["all f32"]["latency_s"] == 0.5
+
+
+def test_weight_budget_to_the_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is predicted leaves out the numbers of conversions; a budget of exactly that much is held all the same."""
+    bench = Bench(monkeypatch, {"chosen": 1.0, "all f32": 2.0, "all w8a8": 2.0, "all w4a8": 2.0})
+    proposed = choose(bench.study, demo_work(), Budget(weight_bytes=0.8 * size_of("w8a8")), None).solution
+    artifact = bench.dispose(Budget(weight_bytes=proposed.weight_bytes))
+    assert artifact.report["measured"]["weight_bytes"] <= proposed.weight_bytes
+    assert artifact.report["verdict"].startswith("the program's choice")
+    assert bench.asked[:2] == [("chosen",), ("chosen",)], "proposed twice"
+
+
+def test_within_a_latency_budget_the_least_loss_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faster ones are there, and not asked for; where the choice misses, the fastest that fits is delivered."""
+    times = {"chosen": 1.0, "all f32": 0.5, "all w8a8": 0.6, "all w4a8": 0.7}
+    bench = Bench(monkeypatch, times)
+    limit = uniforms(bench.study)["f32"].latency_s * 1e6
+    assert bench.dispose(Budget(latency_s=limit)).report["measured"]["latency_s"] == 1.0
+    late = Bench(monkeypatch, times | {"chosen": 2 * limit}).dispose(Budget(latency_s=limit))
+    assert late.report["measured"]["latency_s"] == 0.5
+    assert "since the program's choice misses the budget (latency is" in late.report["verdict"]
+
+
+def test_slow_uniforms_are_not_built_but_float_always_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = priced(demo_study(), {"f32": 50.0, "w8a8": 4.0, "w4a8": 40.0})
+    bench = Bench(monkeypatch, {"chosen": 1.0, "all f32": 5.0}, study)
+    assert bench.dispose().report["alternatives"].keys() == {"all f32"}
+
+
+def test_what_was_measured_tightens_the_next_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions are half of what is measured: a slower proposal misses, a faster one is found."""
+    study = priced(demo_study(), {"f32": 10.0, "w8a8": 4.0, "w4a8": 4.5})
+    proposals: list[Solution] = []
+    real = compiler.choose
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        proposals.append(found.solution)
+        return found
+
+    def timed(contenders: Mapping[str, Artifact], x: Any, **_: Any) -> dict[str, float]:
+        return {name: 2 * one.plan.latency_s for name, one in contenders.items()}
+
+    monkeypatch.setattr(compiler, "choose", watched)
+    monkeypatch.setattr(compiler, "interleaved", timed)
+    everything = uniforms(study)
+    budget = Budget(latency_s=everything["w8a8"].latency_s + everything["f32"].latency_s)
+    artifact = compiler._dispose(study, demo_work(), budget, demo_evaluation(), silent)
+    assert len(proposals) == 2
+    assert proposals[1].latency_s <= budget.latency_s / 2 < proposals[0].latency_s
+    assert artifact.report["measured"]["latency_s"] <= budget.latency_s
+
+
+def test_a_budget_missed_by_all_that_was_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, dict.fromkeys(["chosen", "all f32", "all w8a8", "all w4a8"], 9.0))
+    with pytest.raises(HwqError) as caught:
+        bench.dispose(Budget(latency_s=uniforms(bench.study)["w8a8"].latency_s * 1.5))
+    assert caught.value.code == "budget-impossible"
+
+
+def test_times_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def times(self, x: Any, runs: int, warm_up: int) -> list[float]:
+            order.append(self.name)
+            return [float(len(order))] * runs
+
+    fakes: Any = {name: Fake(name) for name in "ab"}
+    assert interleaved(fakes, None, rounds=3, runs=2) == {"a": 3.0, "b": 4.0}
+    assert order == list("ababab")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"trials": 5}, "trials-unsupported"),
+        ({"threads": 0}, "threads-invalid"),
+        ({"threads": 1.5}, "threads-invalid"),
+        ({"schemes": ["w3a3"]}, "scheme-unknown"),
+        ({"target": "arm-cortex-a72"}, "target-no-build"),
+        ({"target": "pdp-11"}, "target-unknown"),
+        ({"observer": "none"}, "observer-unknown"),
+        ({"calibration": None}, "samples-empty"),
+        ({"evaluate": 3}, "evaluate-invalid"),
+        ({"model": "digits.onnx"}, "model-type"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_arguments_that_are_refused(options: dict[str, Any], code: str) -> None:
+    given: dict[str, Any] = {"model": demo_model(), **GIVEN} | options
+    with pytest.raises(HwqError) as caught:
+        compile(**given)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("schemes", "code"),
+    [({"stm": "w8a8"}, "plan-layers"), ({"stem": None}, "plan-layers"), ({"flatten": "w4a8"}, "plan-illegal")],
+)
+def test_plans_that_do_not_fit_the_model(schemes: dict[str, Any], code: str) -> None:
+    whole = {**dict.fromkeys(demo_study().candidates, "w8a8"), **schemes}
+    given = {layer: scheme for layer, scheme in whole.items() if scheme is not None}
+    with pytest.raises(HwqError) as caught:
+        build(
+            demo_model(),
+            Plan(model="", target="host", threads=1, schemes=given, latency_s=0.0, weight_bytes=0, loss=0.0),
+        )
+    assert caught.value.code == code
