@@ -16,7 +16,7 @@ from hwq.workload import Workload
 _FORMS: dict[str, tuple[int, str | None, int, str | None]] = {
     "avx512.vpdpbusd": (4, None, 16, "vpdpbusd"),
     "avx2.vpmaddwd": (2, "int16", 8, "vpmaddwd"),
-    "generic.mul": (1, None, 16, None),
+    "generic.mul": (1, "int16", 16, None),
     "avx512.fma": (1, None, 16, "vfmadd"),
     "avx2.fma": (1, None, 8, "vfmadd"),
     "generic.fma": (1, None, 16, None),

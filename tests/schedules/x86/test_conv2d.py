@@ -24,10 +24,13 @@ from anchor_runs import (
     weight_shape,
 )
 from kernel_runs import assembly
+from tvm import te
+from tvm.s_tir import Schedule
 
 from hwq.graph import Activation
 from hwq.reference import evaluate
-from hwq.schedules.x86.conv2d import apply
+from hwq.schedules.x86.conv2d import apply, computation, core_of, make_plan, schedule
+from hwq.schedules.x86.geometry import form
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -89,6 +92,26 @@ def test_sampled_decisions_are_right_too(scheme: str, case: str, rng: np.random.
     assert len(texts) > 1  # the seeds reach different decisions
 
 
+def test_decisions_can_be_replayed_and_changed() -> None:
+    """What auto-scheduling does: the trace on a fresh computation gives the same function, another decision another."""
+    target, workload = Target.load("x86-avx512-vnni"), make("w4a8", "3x3")
+    found = form(workload, target)
+    assert found is not None
+    plan = make_plan(workload, found, core_of(workload, found, target))
+    function = te.create_prim_func(computation(plan)[0])
+    scheduled = Schedule(function)
+    schedule(scheduled, plan, target)
+    decisions = [[int(value) for value in decision] for decision in scheduled.trace.decisions.values()]
+    assert [plan.out_w // plan.tile.pixels, plan.tile.pixels] in decisions
+    again, other = Schedule(function), Schedule(function)
+    scheduled.trace.apply_to_schedule(again, remove_postproc=False)
+    assert again.mod.script() == scheduled.mod.script()
+    first = next(iter(scheduled.trace.decisions))
+    changed = scheduled.trace.with_decision(first, [plan.out_w, 1], remove_postproc=False)
+    changed.apply_to_schedule(other, remove_postproc=False)
+    assert other.mod.script() != scheduled.mod.script()
+
+
 @pytest.mark.parametrize("kind", ["leaky_relu", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "tanh", "gelu"])
 def test_float_activations(kind: str, rng: np.random.Generator) -> None:
     activation = Activation(kind=kind, alpha=0.2, beta=0.5)
@@ -123,6 +146,13 @@ def test_halves_round_to_even(name: str, rng: np.random.Generator) -> None:
     assert kernel is not None
     result = result_of(workload, target, kernel, arguments)
     np.testing.assert_array_equal(result[:, 0], np.clip(np.rint(np.arange(-200, 201) / 2) + 128, 28, 228))
+
+
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-generic"])
+@pytest.mark.parametrize("case", ["residual, lopsided", "1x1 table", "odd"])
+def test_activations_may_be_stored_signed(name: str, case: str, rng: np.random.Generator) -> None:
+    for scheme in ("w8a8", "w4a8"):
+        check_anchor(apply, make(scheme, case), replace(tier(name), activation_storage="int8"), rng)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_sampled_decisions_are_right_too(scheme: str, rng: np.random.Generator) 
     workload, target = make(scheme, "127 channels"), tier("x86-avx2")
     texts = {str(check_anchor(apply, workload, target, rng, seed=seed).func) for seed in (1, 2, 3)}
     assert len(texts) > 1  # the seeds reach different decisions
+
+
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-generic"])
+@pytest.mark.parametrize("case", ["residual, lopsided", "5x5 table"])
+def test_activations_may_be_stored_signed(name: str, case: str, rng: np.random.Generator) -> None:
+    for scheme in ("w8a8", "w4a8"):
+        check_anchor(apply, make(scheme, case), replace(tier(name), activation_storage="int8"), rng)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
