@@ -20,9 +20,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """Samples with float's outputs on them. source: "evaluate" (the user's) or "calibration".
+    """Samples with float's outputs on them. source: "evaluate" (the user's), "calibration", or "function".
 
-    labels: classes, where given. function: the user's score of a run, with float's score in ``float_score``.
+    labels: classes, where given. function: the user's score of a run, with float's score in ``float_score``; the
+    samples are then calibration's.
     """
 
     inputs: Batch
@@ -62,7 +63,7 @@ def prepare(evaluate: Any, kept: tuple[Batch, ...], runner: Runner, inputs: Inpu
                 return None
             batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in inputs.items()}
         outputs = verify.outputs_of(reference, batch)
-        source = "calibration" if evaluate is None else "evaluate"
+        source = "calibration" if evaluate is None else "function"
         return Evaluation(inputs=batch, float_outputs=outputs, function=evaluate, float_score=score, source=source)
     if not (isinstance(evaluate, tuple | list) and len(evaluate) == 2):
         found = type(evaluate).__name__

@@ -1,98 +1,232 @@
-"""Reports for people: the layer table and the figures of an artifact or a plan, as terminal tables."""
+"""Reports for people: what an artifact, a plan or a target holds, as tables that fit 80 columns.
+
+Names come from users' files, so they are never read as markup.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from hwq.plan import Plan
 
 RESOLUTION_S = 1e-7  # what is shorter cannot be told from the clock's own cost
+DASH = "-"
 
 
 def seconds(value: float | None) -> str:
-    """A time with the unit that fits it: 12.3 us, 4.56 ms, 1.2 s; a dash for None."""
+    """A time with the unit that fits it: 12.3 us, 4.56 ms, 1.20 s; a dash for None."""
     if value is None:
-        return "-"
+        return DASH
     if 0 < value < RESOLUTION_S:
         return f"< {RESOLUTION_S * 1e6:g} us"
     for factor, unit in ((1.0, "s"), (1e-3, "ms")):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value * 1e6:.3g} us"
+        if value >= 0.9995 * factor:
+            return f"{_digits(value / factor)} {unit}"
+    return f"{_digits(value * 1e6)} us"
 
 
 def size(value: float | None) -> str:
-    """Bytes with the unit that fits: 812 B, 4.2 kB, 3.1 MB (powers of ten); a dash for None."""
+    """Bytes with the unit that fits: 812 B, 4.20 kB, 3.10 MB (powers of ten); a dash for None."""
     if value is None:
-        return "-"
-    for factor, unit in ((1e6, "MB"), (1e3, "kB")):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
+        return DASH
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= 0.9995 * factor:
+            return f"{_digits(value / factor)} {unit}"
     return f"{value:.0f} B"
 
 
 def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}%"
+    """A fraction as 12.34%; a dash for None."""
+    return DASH if value is None else f"{100 * value:.2f}%"
 
 
 def decibels(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.1f} dB" for value in values)
+    """One figure an output: 36.7 dB, or "equal" where nothing differs."""
+    return ", ".join("equal" if value == math.inf else f"{value:.1f} dB" for value in values)
+
+
+def count(number: int, thing: str) -> str:
+    """1 thread, 2 threads."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, never with an exponent."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def _loss(value: float | None) -> str:
+    return DASH if not value else f"{value:.1e}"
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table: columns of text, of which the first folds where there is no room, then columns of numbers."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    for i, name in enumerate(texts):
+        table.add_column(name, overflow="fold", no_wrap=i > 0)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(cell) for cell in cells))
 
 
 def layer_table(report: Mapping[str, Any]) -> Table:
     """One row a layer: scheme, times, bytes, loss."""
-    table = Table(title=f"{report['model']} on {report['target']}, {report['threads']} thread(s)")
-    table.add_column("layer", overflow="fold")
-    for column in ("op", "scheme"):
-        table.add_column(column)
-    for column in ("predicted", "measured", "weights", "loss"):
-        table.add_column(column, justify="right")
+    threads = count(report["threads"], "thread")
+    title = f"{report['model']} on {report['target']}, {threads}"
+    table = _table(title, ("layer", "op", "scheme"), ("predicted", "measured", "weights", "loss"))
     for row in report["layers"]:
-        measured = row.get("measured_s")
-        loss = "-" if row["loss"] is None else f"{row['loss']:.1e}"
-        cells = (seconds(row["predicted_s"]), seconds(measured), size(row["weight_bytes"] or None), loss)
-        table.add_row(row["name"], row["op"], row["scheme"], *cells)
+        times = (seconds(row["predicted_s"] or None), seconds(row.get("measured_s") or None))
+        cells = (*times, size(row["weight_bytes"] or None), _loss(row["loss"]))
+        _row(table, row["name"], _op(row["op"]), row["scheme"], *cells)
     return table
 
 
 def figures_table(report: Mapping[str, Any]) -> Table:
-    """Predicted against measured: latency, bytes, accuracy."""
-    table = Table(title="the whole network")
-    table.add_column("figure")
-    table.add_column("predicted", justify="right")
-    table.add_column("measured", justify="right")
+    """The whole network, predicted against measured: latency, bytes, accuracy."""
+    table = _table("the whole network", ("figure",), ("predicted", "measured"))
     predicted, measured = report["predicted"], report.get("measured") or {}
-    table.add_row("latency", seconds(predicted["latency_s"]), seconds(measured.get("latency_s")))
-    table.add_row("weights", size(predicted["weight_bytes"]), size(measured.get("weight_bytes")))
-    table.add_row("library, code and weights", "-", size(measured.get("library_bytes")))
-    table.add_row(f"conversions ({measured.get('conversions', 0)}) in that latency", "-", seconds(measured.get("conversions_s")))
-    for name, other in (report.get("alternatives") or {}).items():
-        table.add_row(f"latency of {name}", "-", seconds(other.get("latency_s")))
-    accuracy = measured.get("accuracy")
-    if accuracy is not None:
-        where = f"{accuracy['samples']} {accuracy['source']} samples"
-        if accuracy["score"] is not None:
-            table.add_row(f"float score, {where}", "-", percent(accuracy["float_score"]))
-            table.add_row("compiled score", "-", percent(accuracy["score"]))
-        table.add_row(f"drop, {where}", "-", percent(accuracy["drop"]))
-        table.add_row("agreement with float", "-", percent(accuracy["agreement"]))
-        table.add_row("SQNR of the outputs", "-", decibels(accuracy["sqnr_db"]))
+    _row(table, "latency of a call", seconds(predicted["latency_s"]), seconds(measured.get("latency_s")))
+    conversions = measured.get("conversions", 0)
+    if conversions:
+        _row(table, f"  of it in {count(conversions, 'conversion')}", DASH, seconds(measured.get("conversions_s")))
+    _row(table, "weights", size(predicted["weight_bytes"]), size(measured.get("weight_bytes")))
+    _row(table, "library, code and weights", DASH, size(measured.get("library_bytes")))
+    if measured.get("accuracy"):
+        for figure, value in _accuracy_rows(measured["accuracy"]):
+            _row(table, figure, DASH, value)
+    return table
+
+
+def _accuracy_rows(accuracy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was found on the samples, as (figure, value)."""
+    samples = f"{accuracy['samples']} {'calibration' if accuracy['source'] != 'evaluate' else 'evaluation'} samples"
+    found = []
+    if accuracy["source"] == "function":  # in the user's own unit
+        for figure, key in (("score of float", "float_score"), ("score of this", "score"), ("score lost", "drop")):
+            found.append((figure, f"{accuracy[key]:.4g}"))
+    elif accuracy["score"] is not None:
+        found.append((f"top-1 of float, {samples}", percent(accuracy["float_score"])))
+        found.append(("top-1 of this", percent(accuracy["score"])))
+        found.append(("top-1 lost", percent(accuracy["drop"])))
+    if accuracy["agreement"] is not None:
+        found.append((f"same class as float, {samples}", percent(accuracy["agreement"])))
+    found.append((f"SQNR against float, {samples}", decibels(accuracy["sqnr_db"])))
+    return found
+
+
+def alternatives_table(report: Mapping[str, Any]) -> Table:
+    """What else was built and measured, beside what was taken."""
+    table = _table("what was compared", ("schemes",), ("latency", "weights", "drop"))
+    measured = report["measured"]
+    score = (measured.get("accuracy") or {}).get("source") == "function"
+    for name, one in ({"taken": measured} | dict(report["alternatives"])).items():
+        shown = {"taken": "this one", "chosen": "mixed, as first proposed"}.get(name, name)
+        drop = one.get("drop")
+        lost = f"{drop:.4g}" if score and drop is not None else percent(drop)
+        _row(table, shown, seconds(one.get("latency_s")), size(one.get("weight_bytes")), lost)
     return table
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
-    """Print both tables and what stayed in float."""
+    """Print the tables, the verdict and what a reader should know."""
     console.print(layer_table(report))
     console.print(figures_table(report))
+    if report.get("alternatives"):
+        console.print(alternatives_table(report))
+    if report.get("verdict"):
+        _say(console, f"taken: {report['verdict']}")
     for line in report.get("notes", ()):
-        console.print(f"note: {line}", highlight=False)
+        _say(console, f"note: {line}")
 
 
 def explain(report: Mapping[str, Any], layers: Sequence[str], console: Console) -> None:
     """Why each of ``layers`` (all where empty) runs in what it runs in."""
     for row in report["layers"]:
         if not layers or row["name"] in layers:
-            console.print(f"[bold]{row['name']}[/bold] ({row['op']}): {row['why']}", highlight=False)
+            console.print(f"[bold]{escape(row['name'])}[/bold] ({_op(row['op'])})", highlight=False)
+            console.print(_indented(row["why"]))
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print a plan: one row a layer, and what the whole is predicted to take."""
+    title = f"plan for {plan.target}, {count(plan.threads, 'thread')}"
+    table = _table(title, ("layer", "scheme"), ("predicted", "weights", "loss"))
+    for name, scheme in plan.schemes.items():
+        cost, loss = plan.layers.get(name, (None, None))
+        cells = (seconds(cost.latency_s or None), size(cost.weight_bytes or None)) if cost else (DASH, DASH)
+        _row(table, name, scheme, *cells, _loss(loss))
+    console.print(table)
+    used = ", ".join(f"{number} in {scheme}" for scheme, number in sorted(Counter(plan.schemes.values()).items()))
+    _say(console, f"layers: {used}")
+    whole = f"{seconds(plan.latency_s)} a call with conversions, {size(plan.weight_bytes)} of weights"
+    _say(console, f"predicted: {whole}, loss {_loss(plan.loss)}")
+
+
+def show_targets(targets: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Print the machines there are, by name."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in ("target", "builds now", "machine"):
+        table.add_column(name, no_wrap=name != "machine")
+    for name, one in targets.items():
+        _row(table, name, "yes" if one["builds"] else "no", one["machine"])
+    console.print(table)
+
+
+def show_target(target: Mapping[str, Any], console: Console) -> None:
+    """Print a target: the machine, then what it can compute."""
+    builds = "yes" if target["builds"] else "no, it is only described so far"
+    levels = {f"L{level}": target[f"l{level}_bytes"] for level in (1, 2, 3)}
+    caches = ", ".join(f"{name} {_binary(value)}" for name, value in levels.items() if value)
+    rows = (
+        ("target", target["name"]),
+        ("machine", target["description"]),
+        ("builds now", builds),
+        ("cores", f"{target['cores']} at {target['clock_hz'] / 1e9:.3g} GHz"),
+        ("vectors", f"{target['vector_bits']} bits"),
+        ("caches", caches),
+        ("memory", f"{target['memory_bytes_per_s'] / 1e9:.3g} GB/s"),
+        ("needs", ", ".join(target["cpu_flags"]) or "no special instructions"),
+    )
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        _row(facts, *row)
+    console.print(facts)
+    table = _table("what it computes", ("operators", "weights", "values", "instruction"), ("per cycle",))
+    for way in target["compute"]:
+        ops = "all others" if "*" in way["ops"] else ", ".join(_op(op) for op in way["ops"])
+        rate = f"{way['macs_per_cycle']:g}"
+        _row(table, ops, way["weight"], way["act"], way["instruction"], rate)
+    console.print(table)
+    _say(console, "per cycle: multiply-adds of one core, or elements where nothing is multiplied")
+
+
+def _op(name: str) -> str:
+    return "depthwise" if name == "depthwise_conv2d" else name
+
+
+def _binary(value: int) -> str:
+    """A cache's size: 48 KiB, 2 MiB."""
+    return f"{value / 1024**2:g} MiB" if value >= 1024**2 else f"{value / 1024:g} KiB"
+
+
+def _indented(text: str) -> Table:
+    grid = Table.grid(padding=(0, 0, 0, 4))
+    grid.add_row(Text(text))
+    return grid
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text))

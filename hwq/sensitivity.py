@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hwq.quantize import Weights
 from hwq.samples import Batch
 from hwq.target import Target
 
+log = logging.getLogger(__name__)
 Unit = tuple[str, str]
 
 
@@ -65,12 +67,7 @@ def measure(
 
     A journal of an interrupted call on the same network, ranges and samples is taken up after its last whole sample.
     """
-    noise = dict.fromkeys(units, 0.0)
-    signal, skip = 0.0, 0
-    if journal is not None and journal.exists():
-        state = json.loads(journal.read_text())
-        signal, skip = state["signal"], state["done"]
-        noise = {(layer, scheme): value for layer, scheme, value in state["noise"]}
+    noise, signal, skip = _taken_up(journal, units)
     runners = {unit: bind(program, kernels) for unit, program in units.items()}
     scratch = Runner(program=reference.program, steps=reference.steps)
     tails = {unit: downstream(reference, runners[unit].program.outputs[0]) for unit in units}
@@ -93,6 +90,22 @@ def measure(
             state = {"signal": signal, "done": done + 1, "noise": [[*unit, value] for unit, value in noise.items()]}
             write_atomic(journal, json.dumps(state).encode())
     return {unit: value / max(signal, np.finfo(np.float64).tiny) for unit, value in noise.items()}
+
+
+def _taken_up(journal: Path | None, units: Iterable[Unit]) -> tuple[dict[Unit, float], float, int]:
+    """(noise, signal, samples done) of the journal; a start from nothing if there is none, or it is damaged."""
+    nothing = dict.fromkeys(units, 0.0)
+    if journal is None or not journal.exists():
+        return nothing, 0.0, 0
+    try:
+        state = json.loads(journal.read_bytes())
+        noise = {(layer, scheme): float(value) for layer, scheme, value in state["noise"]}
+        signal, done = float(state["signal"]), int(state["done"])
+        assert noise.keys() == nothing.keys()
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        log.debug("%s is damaged (%r): sensitivity starts again", journal, error)
+        return nothing, 0.0, 0
+    return {unit: noise[unit] for unit in nothing}, signal, done
 
 
 def needed_units(graph: Graph, candidates: Mapping[str, Iterable[str]]) -> list[tuple[Layer, str]]:
