@@ -122,6 +122,7 @@ def free_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that the model uses."""
     return next(int(opset.version) for opset in proto.opset_import if opset.domain in ("", "ai.onnx"))
 
 

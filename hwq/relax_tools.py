@@ -49,6 +49,7 @@ def op_name(expr: Expr) -> str:
 
 
 def is_const(expr: Expr) -> bool:
+    """Whether an expression is a tensor of known values."""
     return isinstance(expr, ir.GenericConst)
 
 
@@ -66,6 +67,7 @@ def scalar_of(expr: Expr) -> float | None:
 
 
 def const(array: Array) -> Expr:
+    """An array as a constant of its own type and shape."""
     return relax.const(np.ascontiguousarray(array).reshape(np.shape(array)), str(array.dtype))
 
 
@@ -82,10 +84,12 @@ def shape_of(expr: Expr) -> Shape:
 
 
 def dtype_of(expr: Expr) -> str:
+    """The type of a tensor's elements, by NumPy's name."""
     return str(expr.ty.dtype)
 
 
 def ints(values: Any) -> tuple[int, ...]:
+    """TVM's integers as Python's."""
     return tuple(int(value) for value in values)
 
 

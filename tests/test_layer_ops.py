@@ -27,17 +27,29 @@ def _layer(call: rt.Expr) -> Any:
     [
         (op.mean(X, [1, -2], True), "avg_pool2d", {"kernel": (4, 6), "strides": (1, 1)}),
         (op.max(X, [1, 2], True), "max_pool2d", {"kernel": (4, 6), "padding": (0, 0, 0, 0)}),
-        (op.nn.pad(X, [0, 0, 1, 2, 0, 0, 3, 0], "constant", 2.0), "pad", {"pads": ((0, 0), (1, 2), (0, 0), (3, 0)), "value": 2.0}),
-        (op.strided_slice(X, [1], [-2], [100]), "slice", {"begin": (0, 2, 0, 0), "end": (1, 4, 6, 8), "strides": (1, 1, 1, 1)}),
+        (
+            op.nn.pad(X, [0, 0, 1, 2, 0, 0, 3, 0], "constant", 2.0),
+            "pad",
+            {"pads": ((0, 0), (1, 2), (0, 0), (3, 0)), "value": 2.0},
+        ),
+        (
+            op.strided_slice(X, [1], [-2], [100]),
+            "slice",
+            {"begin": (0, 2, 0, 0), "end": (1, 4, 6, 8), "strides": (1, 1, 1, 1)},
+        ),
         (op.concat([X, X], -1), "concat", {"axis": 3}),
         (op.take(X, rt.const(np.array([3, 0])), 1), "resize_nearest", {"map_h": (3, 0), "map_w": (0, 1, 2, 3, 4, 5)}),
         (op.nn.softmax(X, -1), "softmax", {"axis": 3}),
         (op.permute_dims(X), "transpose", {"axes": (3, 2, 1, 0)}),
         (op.multiply(Y, X), "multiply", {}),
         (op.add(X, X), "add", {}),
-        (op.nn.avg_pool2d(X, (2, 2), padding=(0, 1, 0, 1), layout="NHWC"), "avg_pool2d", {"padding": (0, 1, 0, 1), "count_include_pad": False}),
+        (
+            op.nn.avg_pool2d(X, (2, 2), padding=(0, 1, 0, 1), layout="NHWC"),
+            "avg_pool2d",
+            {"padding": (0, 1, 0, 1), "count_include_pad": False},
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_a_layer(call: rt.Expr, name: str, attrs: dict[str, Any]) -> None:
     layer = _layer(call)
     assert layer.op == name

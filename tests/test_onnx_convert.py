@@ -67,29 +67,46 @@ def test_conv3d_and_transposed_conv_stay_in_float() -> None:
     assert model.float_ops == {"conv2d_transpose": 1}
 
 
-@pytest.mark.parametrize("opset", [8, 13])
-@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+BOTH_POOLS: list[dict[str, Any]] = [
+    {"kernel_shape": [2, 2], "strides": [2, 2]},
+    {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 1]},
+    {"kernel_shape": [3, 2], "pads": [0, 1, 2, 0]},
+    {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]},
+    {"kernel_shape": [2, 2], "auto_pad": "SAME_LOWER"},
+]
+LATER_POOLS: list[dict[str, Any]] = [
+    {"kernel_shape": [2, 3], "strides": [3, 2], "ceil_mode": 1},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1},
+]
+
+
 @pytest.mark.parametrize(
-    "attrs",
+    ("op", "attrs", "opset"),
     [
-        {"kernel_shape": [2, 2], "strides": [2, 2]},
-        {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 1]},
-        {"kernel_shape": [3, 2], "pads": [0, 1, 2, 0]},
-        {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]},
-        {"kernel_shape": [2, 2], "auto_pad": "SAME_LOWER"},
-        {"kernel_shape": [2, 3], "strides": [3, 2], "ceil_mode": 1},
-        {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1},
-        {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1},
-        {"kernel_shape": [2, 2], "dilations": [2, 2], "pads": [1, 1, 0, 1]},
+        *((op, attrs, opset) for op in ("MaxPool", "AveragePool") for attrs in BOTH_POOLS for opset in (8, 13)),
+        *((op, attrs, 11) for op in ("MaxPool", "AveragePool") for attrs in LATER_POOLS),
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}, 8),
+        ("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 2], "pads": [1, 1, 0, 1]}, 13),
     ],
 )
 def test_pool(op: str, attrs: dict[str, Any], opset: int) -> None:
-    if (op == "MaxPool" and "count_include_pad" in attrs) or (op == "AveragePool" and "dilations" in attrs):
-        pytest.skip(f"{op} has no such attribute")
-    if opset < 10 and ("ceil_mode" in attrs or "dilations" in attrs):
-        pytest.skip("an attribute of later opsets")
     model = same_as_onnxruntime(network([node(op, ["x"], ["y"], **attrs)], opset=opset))
     assert ops(model) == ["transpose", {"MaxPool": "max_pool2d", "AveragePool": "avg_pool2d"}[op], "transpose"]
+
+
+def test_a_dilated_average_stays_in_float() -> None:
+    net = network([node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2])], opset=19)
+    assert same_as_onnxruntime(net).float_ops == {"avg_pool2d": 1}
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
+def test_a_pool_over_one_axis_is_one_of_height_one(op: str) -> None:
+    attrs = {} if "Global" in op else {"kernel_shape": [3], "pads": [1, 0], "strides": [2]}
+    nodes = [node("Conv", ["x", "w"], ["h"]), node(op, ["h"], ["p"], **attrs), node("Conv", ["p", "v"], ["y"])]
+    model = same_as_onnxruntime(network(nodes, (2, 4, 9), consts={"w": weights(8, 4, 1), "v": weights(3, 8, 1)}))
+    pool = "max_pool2d" if "Max" in op else "avg_pool2d"
+    assert [name for name in ops(model) if name not in ("reshape", "transpose")] == ["conv2d", pool, "conv2d"]
+    assert model.float_ops == {}
 
 
 def test_average_pool_that_counts_padding_beyond_its_edge() -> None:

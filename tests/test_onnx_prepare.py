@@ -48,9 +48,11 @@ def test_local_functions_are_inlined() -> None:
         [helper.make_opsetid("", 13)],
     )
     graph = helper.make_graph(
-        [node("Twice", ["x"], ["y"], domain="local")], "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
-    )  # fmt: skip
+        [node("Twice", ["x"], ["y"], domain="local")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+    )
     opsets = [helper.make_opsetid("", 13), helper.make_opsetid("local", 1)]
     proto = helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=8)
     assert [item.op_type for item in prepare(proto, batch=1, shapes={}).graph.node] == ["Relu", "Add"]

@@ -19,7 +19,7 @@ class Chain:
         with R.dataflow():
             lv = R.nn.relu(x)
             lv1 = R.exp(lv)
-            lv2 = R.sqrt(lv)
+            lv2 = R.sqrt(lv)  # noqa: F841
             gv = R.add(lv1, lv1)
             R.output(gv)
         return gv
