@@ -15,10 +15,11 @@ from typing import Any
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact
 from hwq.assignment import Solution
-from hwq.choose import Choice, choose, uniforms
+from hwq.choose import SLACK, Choice, choose, uniforms
 from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, weight_bytes
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
+from hwq.graph import ANCHORS
 from hwq.lower import legal_schemes
 from hwq.model import Model
 from hwq.plan import Plan
@@ -32,8 +33,8 @@ from hwq.work import Work, open_work
 # Predicted slower than the proposal by this factor, a uniform assignment is not built to be compared.
 WORTH_BUILDING = 1.25
 ROUNDS = 3
-# Times closer than this are the same: the choice stays.
-NOISE = 0.02
+# Times closer than this are the same, as they are when proposing: of those the least loss is delivered.
+NOISE = SLACK
 
 
 def compile(
@@ -195,10 +196,10 @@ def _evaluation(found: Study, evaluate: Any, progress: Stages) -> Evaluation | N
 
 
 def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages) -> Artifact:
-    """Build what the program proposes, and the uniform assignments that could beat it; deliver the fastest that fits.
+    """Build what the program proposes and the uniform assignments that could beat it, and deliver the best that fits.
 
-    Under a budget of latency the proposal, which then has the least loss, stays if it fits. Raises HwqError
-    "budget-impossible" where what was measured misses the budget.
+    That is the least loss among those as fast as the fastest but for ``NOISE``; among all of them under a budget of
+    latency. Raises HwqError "budget-impossible" where what was measured misses the budget.
     """
     ratio, held = 1.0, budget
     x = network_input(found)
@@ -238,9 +239,9 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
         fitting = [name for name in contenders if not misses[name]]
         if not fitting:
             raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(misses['chosen'])}")
-        fastest = min(fitting, key=lambda name: times[name])
-        stays = budget.latency_s is not None or times["chosen"] <= times[fastest] * (1 + NOISE)
-        picked = "chosen" if "chosen" in fitting and stays else fastest
+        least_s = min(times[name] for name in fitting)
+        fast = [name for name in fitting if budget.latency_s is not None or times[name] <= least_s * (1 + NOISE)]
+        picked = min(fast, key=lambda name: (contenders[name].plan.loss, name != "chosen"))
         best = contenders[picked]
         alternatives = {
             name: _figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
@@ -254,12 +255,15 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
 
 
 def _others(found: Study, chosen: Solution) -> dict[str, Solution]:
-    """The uniform assignments worth building beside ``chosen``: float always, others if they might be faster."""
-    everything = uniforms(found)
+    """The uniform assignments worth building beside ``chosen``: float always, others if they might be faster.
+
+    One that gives every weight the scheme it has already is no other assignment.
+    """
+    weighted = [layer.name for layer in found.graph.layers if layer.op in ANCHORS]
     return {
         f"all {name}": solution
-        for name, solution in everything.items()
-        if solution.schemes != chosen.schemes
+        for name, solution in uniforms(found).items()
+        if any(solution.schemes[layer] != chosen.schemes[layer] for layer in weighted)
         and (name == "f32" or solution.latency_s <= WORTH_BUILDING * chosen.latency_s)
     }
 
@@ -293,7 +297,8 @@ def _verdict(picked: str, times: Mapping[str, float], missed: list[str]) -> str:
     others = ", ".join(f"{name} {value * 1e3:.4g} ms" for name, value in times.items() if name != picked)
     what = "the program's choice"
     if picked != "chosen":
-        why = f"since the program's choice misses the budget ({'; '.join(missed)})" if missed else f"faster than {what}"
+        better = "faster than" if times[picked] < times["chosen"] else "as fast and with less loss than"
+        why = f"since {what} misses the budget ({'; '.join(missed)})" if missed else f"{better} {what}"
         what = f"uniform {picked.removeprefix('all ')}, {why}"
     return f"{what}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
 

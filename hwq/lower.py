@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq import numerics
-from hwq.graph import ANCHORS, Graph, Layer, Shape
+from hwq.graph import ANCHORS, PASS_THROUGH, Graph, Layer, Shape
 from hwq.numerics import QParams
 from hwq.operators import pool_multiplier
 from hwq.quantize import IntegerWeights, Weights
@@ -60,8 +60,11 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
     """The schemes among ``allowed`` that ``target`` has a way to compute ``layer`` in; ("f32",) where there is none.
 
     A layer without weights knows int8 (named w8a8) and float only; int8 is open to it if any integer scheme is allowed.
+    One that only passes values through may always be float: between float layers int8 would only cost it conversions.
     """
     floats = tuple(scheme.name for scheme in allowed if scheme.domain == "f32")
+    if layer.op in PASS_THROUGH:
+        floats = ("f32",)
     on_target = target.schemes_for(layer.op)
     native = all(graph.dtypes[tensor] == FLOAT for tensor in (*layer.inputs, layer.output))
     clamped = layer.op in (*ANCHORS, "unary") or layer.activation.clamps

@@ -123,10 +123,8 @@ def study(
         (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, target, threads)
         for layer in graph.layers
         for scheme in candidates[layer.name]
-        if scheme != "f32"
     }
-    plain = lower(graph, {}, {}, {}, target, threads)
-    programs = [plain, *units.values()] if _needs_float(candidates) else list(units.values())
+    programs = list(units.values())
     with stages("compile") as progress:
         kernels |= compile_kernels(programs, target, work.cache, progress)
     losses = dict.fromkeys(units, 0.0)
@@ -212,10 +210,6 @@ def _sensitivity_samples(program: Program, units: int) -> int:
     macs = sum(op_macs(step.workload) for step in program.steps if step.workload is not None)
     least, most = SENSITIVITY_SAMPLES
     return int(min(max(SENSITIVITY_MACS / (units * macs / 2), least), most))
-
-
-def _needs_float(candidates: Mapping[str, tuple[str, ...]]) -> bool:
-    return any("f32" in names for names in candidates.values())
 
 
 def _calibrate(
