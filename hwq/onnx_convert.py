@@ -245,6 +245,21 @@ def _slice(node: Node) -> Any:
     return [relax.op.strided_slice(node.inputs[0], list(axes), begin, end, step)]
 
 
+def _gather(node: Node) -> Any:
+    """One index, or neighbours, along an axis: a slice. Others: a take, which wraps negative indices as ONNX does."""
+    data, index = node.inputs[0], node.array(1)
+    shape = rt.shape_of(data)
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    if index is None:
+        return [relax.op.take(data, node.inputs[1], axis, "wrap")]
+    index = index.astype(np.int64) % shape[axis]
+    flat = index.reshape(-1)
+    if flat.size and index.ndim <= 1 and np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size)):
+        cut = node.emit(relax.op.strided_slice(data, [axis], [int(flat[0])], [int(flat[-1]) + 1]))
+        return [cut if index.ndim else relax.op.reshape(cut, (*shape[:axis], *shape[axis + 1 :]))]
+    return [relax.op.take(data, rt.const(index), axis, "clip")]
+
+
 def _split(node: Node) -> Any:
     shape = rt.shape_of(node.inputs[0])
     axis = int(node.attrs.get("axis", 0)) % len(shape)
@@ -363,6 +378,7 @@ CONVERTERS: Mapping[str, Callable[[Node], Any]] = {
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
     "Slice": _slice,
+    "Gather": _gather,
     "Split": _split,
     "Gemm": _gemm,
     "Sum": _fold_binary,

@@ -70,7 +70,13 @@ def import_graph(proto: onnx.ModelProto) -> IRModule:
     """
     state = _State(opset=opset_of(proto))
     for tensor in proto.graph.initializer:
-        state.arrays[tensor.name] = numpy_helper.to_array(tensor)
+        try:
+            state.arrays[tensor.name] = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError):
+            shape = "x".join(map(str, tensor.dims))
+            raise HwqError(
+                "model-invalid", f"weight {tensor.name!r} does not hold the {shape} numbers it claims"
+            ) from None
     params = [_input_var(value) for value in free_inputs(proto)]
     state.exprs.update({value.name: param for value, param in zip(free_inputs(proto), params, strict=True)})
     known = {value.name: value for value in [*proto.graph.value_info, *proto.graph.output]}

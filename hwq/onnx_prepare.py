@@ -5,6 +5,7 @@ Stands before ``hwq.onnx_import``. Refuses files that are not a float inference 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hwq.errors import HwqError
 from hwq.graph import Shape
 
 OPSETS = range(8, 22)
+_LARGE = 4096  # elements of a float weight whose values no shape depends on
 
 
 def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelProto]:
@@ -65,17 +67,37 @@ def prepare(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape]) 
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     fix_inputs(proto, batch=batch, shapes=shapes)
-    outputs = list(proto.graph.output)
+    skeleton = _skeleton(proto)
+    outputs = list(skeleton.graph.output)
     # The checker wants a shape, known or not, for every output; exporters leave it out where they cannot infer it.
-    del proto.graph.output[:]
-    proto.graph.output.extend(value for value in outputs if value.type.tensor_type.HasField("shape"))
+    del skeleton.graph.output[:]
+    skeleton.graph.output.extend(value for value in outputs if value.type.tensor_type.HasField("shape"))
     try:
-        onnx.checker.check_model(proto)
-        del proto.graph.output[:]
-        proto.graph.output.extend(outputs)
-        return shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(skeleton)
+        del skeleton.graph.output[:]
+        skeleton.graph.output.extend(outputs)
+        inferred = shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
         raise HwqError("model-invalid", f"ONNX refuses the model: {_first_line(error)}") from None
+    proto.graph.value_info.extend(inferred.graph.value_info)
+    del proto.graph.output[:]
+    proto.graph.output.extend(inferred.graph.output)
+    return proto
+
+
+def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large weights as inputs: all that checking and inference look at, and no copy of weights."""
+    bare = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    bare.graph.name = proto.graph.name or "graph"
+    for name in ("node", "input", "output", "sparse_initializer"):
+        getattr(bare.graph, name).extend(getattr(proto.graph, name))
+    there = {value.name for value in bare.graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) < _LARGE:
+            bare.graph.initializer.append(tensor)
+        elif tensor.name not in there:
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return bare
 
 
 def check_kind(proto: onnx.ModelProto) -> None:

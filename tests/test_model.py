@@ -117,6 +117,13 @@ def test_every_cut_of_a_file_is_refused_clearly(tmp_path: Path) -> None:
             load(path)
 
 
+@pytest.mark.parametrize("size", [3, 64])
+def test_a_weight_that_is_cut_short(size: int) -> None:
+    proto = _conv_net(consts={"w": weights(size, 3, 6, 6)})
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
+    assert "w" in _refused(proto, "model-invalid")
+
+
 def test_an_onnx_file_of_another_kind() -> None:
     training = _conv_net()
     training.training_info.add()

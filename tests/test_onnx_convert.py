@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx_nets import network, node, ops, same_as_onnxruntime, weights
 
@@ -268,6 +267,27 @@ def test_split_is_slices(consts: dict[str, Any], attrs: dict[str, Any], opset: i
     assert ops(same_as_onnxruntime(network(nodes, consts=consts, opset=opset))) == ["slice", "slice", "unary"]
 
 
+@pytest.mark.parametrize(
+    ("index", "axis", "wanted"),
+    [
+        (np.int64(-1), 1, ["slice", "reshape"]),
+        (_i(1, 2), -2, ["slice"]),
+        (_i(3), 1, ["slice"]),
+        (_i(0, 5, -2), 2, ["resize_nearest"]),
+        (np.array([[0, 1], [2, 3]]), 1, ["float"]),
+    ],
+)
+def test_gather_by_constants(index: Any, axis: int, wanted: list[str]) -> None:
+    model = same_as_onnxruntime(network([node("Gather", ["x", "i"], ["y"], axis=axis)], consts={"i": index}))
+    assert ops(model) == wanted
+
+
+def test_an_embedding() -> None:
+    inputs = {"i": (2, 5)}
+    net = network([node("Gather", ["t", "i"], ["y"])], inputs=inputs, consts={"t": weights(4, 3)}, dtypes={"i": 7})
+    assert ops(same_as_onnxruntime(net)) == ["float"]
+
+
 @pytest.mark.parametrize("mode", ["asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"])
 @pytest.mark.parametrize("nearest", ["round_prefer_floor", "floor", "ceil"])
 @pytest.mark.parametrize("by", ["scales", "sizes"])
@@ -339,39 +359,3 @@ def test_activation_alone_and_fused(op: str, kind: str) -> None:
 def test_clip(consts: dict[str, Any], attrs: dict[str, Any], opset: int, kind: str) -> None:
     model = same_as_onnxruntime(network([node("Clip", ["x", *consts], ["y"], **attrs)], consts=consts, opset=opset))
     assert [layer.activation.kind for layer in model.graph.layers] == [kind]
-
-
-@pytest.mark.parametrize(
-    ("op", "attrs", "opset", "layer"),
-    [
-        ("Softmax", {"axis": 1}, 13, "softmax"),
-        ("Softmax", {}, 11, None),
-        ("LogSoftmax", {}, 13, "float"),
-        ("Exp", {}, 13, "float"),
-        ("LpPool", {"kernel_shape": [2, 2]}, 13, None),
-        ("InstanceNormalization", {}, 13, None),
-        ("LRN", {"size": 3}, 13, "float"),
-        ("DepthToSpace", {"blocksize": 2}, 13, None),
-        ("TopK", {"axis": 1}, 11, None),
-        ("ArgMax", {"axis": 1}, 13, "float"),
-        ("Cast", {"to": onnx.TensorProto.INT32}, 13, "float"),
-        ("PRelu", {}, 13, "float"),
-        ("Where", {}, 13, None),
-    ],
-)
-def test_other_operators_run_in_float(op: str, attrs: dict[str, Any], opset: int, layer: str | None) -> None:
-    extra: dict[str, Any] = {
-        "InstanceNormalization": {"a": weights(8), "b": weights(8)},
-        "TopK": {"k": _i(3)},
-        "PRelu": {"a": weights(8, 1, 1)},
-        "Where": {"m": weights(1, 8, 6, 5) > 0, "v": F(1)},
-    }.get(op, {})
-    inputs = ["m", "x", "v"] if op == "Where" else ["x", *extra]
-    outputs = ["y", "i"] if op == "TopK" else ["y"]
-    dtypes = {
-        "i": onnx.TensorProto.INT64,
-        **({"y": attrs["to"]} if op == "Cast" else {"y": onnx.TensorProto.INT64} if op == "ArgMax" else {}),
-    }
-    proto = network([node(op, inputs, outputs, **attrs)], consts=extra, dtypes=dtypes, opset=opset)
-    model = same_as_onnxruntime(proto)
-    assert layer is None or layer in ops(model)

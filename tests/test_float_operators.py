@@ -1,0 +1,72 @@
+"""Operators without layers of their own, against ONNX Runtime: they run in float, and the model says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_nets import network, node, ops, same_as_onnxruntime, weights
+
+F = np.float32
+
+
+def _i(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "opset", "layer"),
+    [
+        ("Softmax", {"axis": 1}, 13, "softmax"),
+        ("Softmax", {}, 11, None),
+        ("LogSoftmax", {}, 13, "float"),
+        ("Exp", {}, 13, "float"),
+        ("LpPool", {"kernel_shape": [2, 2]}, 13, None),
+        ("InstanceNormalization", {}, 13, None),
+        ("LRN", {"size": 3}, 13, "float"),
+        ("DepthToSpace", {"blocksize": 2}, 13, None),
+        ("TopK", {"axis": 1}, 11, None),
+        ("ArgMax", {"axis": 1}, 13, "float"),
+        ("Cast", {"to": onnx.TensorProto.INT32}, 13, "float"),
+        ("PRelu", {}, 13, "float"),
+        ("Where", {}, 13, None),
+        ("ReduceMean", {"keepdims": 0}, 18, None),
+        ("ReduceSum", {"keepdims": 1}, 13, "float"),
+        ("Expand", {}, 13, "float"),
+        ("Tile", {}, 13, "float"),
+        ("Pow", {}, 13, "float"),
+        ("LayerNormalization", {}, 17, "float"),
+        ("GatherND", {}, 13, "float"),
+        ("Einsum", {"equation": "nchw->nc"}, 13, None),
+        ("CumSum", {}, 14, "float"),
+        ("GridSample", {}, 16, None),
+        ("Erf", {}, 13, "float"),
+    ],
+)
+def test_other_operators_run_in_float(op: str, attrs: dict[str, Any], opset: int, layer: str | None) -> None:
+    extra: dict[str, Any] = {
+        "InstanceNormalization": {"a": weights(8), "b": weights(8)},
+        "TopK": {"k": _i(3)},
+        "PRelu": {"a": weights(8, 1, 1)},
+        "ReduceMean": {"a": _i(2, 3)},
+        "ReduceSum": {"a": _i(1)},
+        "Expand": {"s": _i(3, 8, 6, 5)},
+        "Tile": {"r": _i(1, 2, 1, 1)},
+        "Pow": {"e": F(2)},
+        "LayerNormalization": {"g": weights(5), "b": weights(5)},
+        "GatherND": {"i": np.array([[0, 1], [0, 7]])},
+        "CumSum": {"a": np.int64(1)},
+        "GridSample": {"g": np.clip(weights(1, 3, 3, 2), -1, 1)},
+        "Where": {"m": weights(1, 8, 6, 5) > 0, "v": F(1)},
+    }.get(op, {})
+    inputs = ["m", "x", "v"] if op == "Where" else ["x", *extra]
+    outputs = ["y", "i"] if op == "TopK" else ["y"]
+    dtypes = {
+        "i": onnx.TensorProto.INT64,
+        **({"y": attrs["to"]} if op == "Cast" else {"y": onnx.TensorProto.INT64} if op == "ArgMax" else {}),
+    }
+    proto = network([node(op, inputs, outputs, **attrs)], consts=extra, dtypes=dtypes, opset=opset)
+    model = same_as_onnxruntime(proto)
+    assert layer is None or layer in ops(model)
