@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import helper
 
 from hwq import pipeline
+from hwq.errors import HwqError
 from hwq.graph import Graph, Shape
 from hwq.layers import find_layers
 from hwq.onnx_import import import_graph
@@ -60,7 +62,10 @@ def load(source: str | Path | onnx.ModelProto, *, batch: int = 1, shapes: Mappin
     "model-unsupported", "shapes-invalid".
     """
     name, proto = read_proto(source)
-    digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
+    try:
+        digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError):
+        raise HwqError("model-invalid", f"model {name!r} holds 2 GiB or more; accepted: models below that") from None
     proto = prepare(proto, batch=batch, shapes=dict(shapes or {}))
     inputs = tuple(_spec(value) for value in free_inputs(proto))
     digest.update(json.dumps([[spec.name, spec.shape, spec.dtype] for spec in inputs]).encode())

@@ -55,8 +55,8 @@ def is_const(expr: Expr) -> bool:
 
 def value_of(expr: Expr) -> Array:
     """A constant's values as a NumPy array; a view, not to be written to."""
-    array = np.from_dlpack(expr.value) if expr.value.dtype != "bool" else expr.value.numpy()
-    return np.asarray(array)
+    plain = str(expr.value.dtype).startswith(("float32", "float64", "float16", "int", "uint"))
+    return np.asarray(np.from_dlpack(expr.value) if plain else expr.value.numpy())
 
 
 def scalar_of(expr: Expr) -> float | None:
