@@ -18,6 +18,7 @@ import logging
 import os
 import queue
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def compile_object(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
     Raises HwqError "compile-failed", or "instruction-missing" if the assembly lacks ``kernel.instruction``.
     """
     path = object_path(kernel, target, cache_dir)
-    if not path.exists():
+    if not _is_whole(path):
         compile_to(path, kernel.func, kernel.symbol, kernel.instruction, target.tvm())
     return path
 
@@ -74,6 +75,19 @@ def object_path(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
         "checked" if verify_wanted() else "",
     )
     return cache_dir / "objects" / f"{hashlib.sha256(chr(0).join(content).encode()).hexdigest()}.o"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is an object file that reaches to its end, which a full disk or a crash may have cut off."""
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(64), os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    if len(head) < 64 or not head.startswith(b"\x7fELF"):
+        return False
+    (start,), (entry, count) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
+    return 0 < start and start + entry * count <= size  # LLVM writes the table of sections last
 
 
 def compile_to(path: Path, func: Any, symbol: str, instruction: str | None, target: tvm.target.Target) -> None:
@@ -120,7 +134,7 @@ def compile_many(
     """
     paths = {kernel.symbol: object_path(kernel, target, cache_dir) for kernel in kernels}
     distinct = {kernel.symbol: kernel for kernel in kernels}.values()
-    missing = [kernel for kernel in distinct if not paths[kernel.symbol].exists()]
+    missing = [kernel for kernel in distinct if not _is_whole(paths[kernel.symbol])]
     ready = len(paths) - len(missing)
 
     def report(done: int) -> None:
@@ -211,7 +225,8 @@ def _feed(
 
 def _start_worker() -> subprocess.Popen[str]:
     command = [sys.executable, "-c", _BOOTSTRAP, str(Path(__file__).parent)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A session of its own: Ctrl-C goes to the caller alone, even while the helper is still starting.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def _end_worker(process: subprocess.Popen[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -70,7 +71,7 @@ def _loss(value: float | None) -> str:
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
     """An empty table: columns of text, of which the first folds where there is no room, then columns of numbers."""
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(texts):
         table.add_column(name, overflow="fold", no_wrap=i > 0)
     for name in numbers:
@@ -133,7 +134,7 @@ def alternatives_table(report: Mapping[str, Any]) -> Table:
     measured = report["measured"]
     score = (measured.get("accuracy") or {}).get("source") == "function"
     for name, one in ({"taken": measured} | dict(report["alternatives"])).items():
-        shown = {"taken": "this one", "chosen": "mixed, as first proposed"}.get(name, name)
+        shown = {"taken": "this one", "chosen": "as first proposed"}.get(name, name)
         drop = one.get("drop")
         lost = f"{drop:.4g}" if score and drop is not None else percent(drop)
         _row(table, shown, seconds(one.get("latency_s")), size(one.get("weight_bytes")), lost)
@@ -157,7 +158,7 @@ def explain(report: Mapping[str, Any], layers: Sequence[str], console: Console) 
     for row in report["layers"]:
         if not layers or row["name"] in layers:
             console.print(f"[bold]{escape(row['name'])}[/bold] ({_op(row['op'])})", highlight=False)
-            console.print(_indented(row["why"]))
+            console.print(Padding(Text(row["why"]), (0, 0, 0, 4)))
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -177,7 +178,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def show_targets(targets: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """Print the machines there are, by name."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("target", "builds now", "machine"):
         table.add_column(name, no_wrap=name != "machine")
     for name, one in targets.items():
@@ -220,12 +221,6 @@ def _op(name: str) -> str:
 def _binary(value: int) -> str:
     """A cache's size: 48 KiB, 2 MiB."""
     return f"{value / 1024**2:g} MiB" if value >= 1024**2 else f"{value / 1024:g} KiB"
-
-
-def _indented(text: str) -> Table:
-    grid = Table.grid(padding=(0, 0, 0, 4))
-    grid.add_row(Text(text))
-    return grid
 
 
 def _say(console: Console, text: str) -> None:

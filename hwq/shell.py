@@ -20,7 +20,7 @@ import click
 from rich.console import Console
 
 from hwq.errors import HwqError
-from hwq.progress import Stages, bars, lines
+from hwq.progress import Callback, Stages, bars, lines
 from hwq.switches import debug_wanted
 
 FAILED = 1
@@ -42,7 +42,7 @@ class Shell(click.Group):
         as_json = "--json" in arguments
         with _interrupts() as interrupted:
             try:
-                super().main(arguments, prog_name or "hwq", standalone_mode=False)
+                super().main(arguments, prog_name or "hwq", standalone_mode=False, obj=interrupted)
             except Exception as error:
                 if interrupted():  # whatever became of it on its way through the layers
                     _end_interrupted(arguments, as_json)
@@ -116,10 +116,28 @@ def count(value: Any) -> int:
 
 
 def stages() -> Stages:
-    """Progress on stderr: bars on a terminal, else lines."""
+    """Progress on stderr: bars on a terminal, else lines. Each step looks for a Ctrl-C that some library swallowed."""
     console = Console(stderr=True)
     live = sys.stderr.isatty() and not console.is_dumb_terminal
-    return bars(console) if live else lines(sys.stderr)
+    shown = bars(console) if live else lines(sys.stderr)
+    interrupted: Callable[[], bool] = click.get_current_context().obj
+
+    def look() -> None:
+        if interrupted():
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[Callback]:
+        with shown(name) as update:
+
+            def step(done: int, total: int) -> None:
+                look()
+                update(done, total)
+
+            yield step
+            look()
+
+    return stage
 
 
 def _console() -> Console:
