@@ -68,13 +68,13 @@ def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
     names = list(inputs)
     if isinstance(value, Mapping):
         given = dict(value)
-    elif len(names) == 1:
-        given = {names[0]: value[0] if isinstance(value, tuple) and len(value) == 1 else value}
-    elif isinstance(value, tuple | list) and len(value) == len(names):
+    elif isinstance(value, tuple | list if len(names) > 1 else tuple) and len(value) == len(names):
         given = dict(zip(names, value, strict=True))
+    elif len(names) == 1 and not isinstance(value, tuple):
+        given = {names[0]: value}
     else:
         count = len(value) if isinstance(value, tuple | list) else 1
-        message = f"{what} gives {count} for the inputs {', '.join(names)}; accepted: one array for each, or a dict"
+        message = f"{what} gives {count} for the inputs {_listed(names)}; accepted: one array for each, or a dict"
         raise HwqError("input-name", message)
     if set(given) != set(names):
         raise HwqError("input-name", f"{what} names inputs {_listed(given)}; accepted: {_listed(names)}")
