@@ -245,8 +245,9 @@ def test_times_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             return [float(len(order))] * runs
 
     fakes: Any = {name: Fake(name) for name in "ab"}
-    assert interleaved(fakes, None, rounds=3, runs=2) == {"a": 3.0, "b": 4.0}
-    assert order == list("ababab")
+    assert interleaved(fakes, None, rounds=3, runs=2) == {"a": 1.0, "b": 2.0}, "of 1, 1, 3, 3, 5, 5 the faster half"
+    assert interleaved(fakes, None, rounds=1, runs=1) == {"a": 7.0, "b": 8.0}
+    assert order == list("abababab")
 
 
 # Refusals
