@@ -87,7 +87,7 @@ def _is_whole(path: Path) -> bool:
     if len(head) < 64 or not head.startswith(b"\x7fELF"):
         return False
     (start,), (entry, count) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
-    return 0 < start and start + entry * count <= size  # LLVM writes the table of sections last
+    return bool(0 < start and start + entry * count <= size)  # LLVM writes the table of sections last
 
 
 def compile_to(path: Path, func: Any, symbol: str, instruction: str | None, target: tvm.target.Target) -> None:

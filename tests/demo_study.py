@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from hwq import evaluate
+from hwq.artifact import Artifact
+from hwq.choose import uniforms
+from hwq.compiler import compile
 from hwq.demo import load_demo
 from hwq.evaluate import Evaluation
 from hwq.model import Model, load
 from hwq.progress import silent
-from hwq.scheme import Cost, parse_schemes
+from hwq.scheme import Budget, Cost, parse_schemes
 from hwq.study import Study, inputs_of, study
 from hwq.target import Target
 from hwq.work import Work, open_work
@@ -45,6 +48,16 @@ def demo_evaluation() -> Evaluation:
     found = evaluate.prepare(demo_pictures(), (), demo_study().runner, inputs_of(demo_study().graph))
     assert found is not None
     return found
+
+
+@functools.cache
+def demo_artifact() -> Artifact:
+    """The demo network compiled within a budget of bytes that takes all three schemes or two; one thread."""
+    budget = Budget(weight_bytes=0.8 * uniforms(demo_study())["w8a8"].weight_bytes)
+    calibration = load_demo()[1][:CALIBRATION]
+    return compile(
+        demo_model(), calibration=calibration, evaluate=demo_pictures(), budget=budget, threads=1, measure=False
+    )
 
 
 def demo_pictures() -> tuple[Any, Any]:
