@@ -32,14 +32,15 @@ def data_dir() -> Path | None:
 
 def _reader(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("hwq_shared_load", folder / "load.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def case(name: str, evaluate: int | None = None, calibrate: int | None = None) -> Case:
-    """"resnet20", "resnet32", "mobilenetv2" or "ultraface", with at most so many samples.
+    """ "resnet20", "resnet32", "mobilenetv2" or "ultraface", with at most so many samples.
 
     ultraface has no pictures of its own: it gets ImageNet ones, scaled to its 240 x 320 input.
     """
@@ -49,7 +50,8 @@ def case(name: str, evaluate: int | None = None, calibrate: int | None = None) -
     if name in ("resnet20", "resnet32"):
         inputs, labels = load.cifar10("test", evaluate)
         calibration, _ = load.cifar10("calib", calibrate or 256)
-        return Case(name=name, model=folder / f"resnet_cifar10/{name}_cifar10.onnx", calibration=calibration, inputs=inputs, labels=labels)
+        path = folder / f"resnet_cifar10/{name}_cifar10.onnx"
+        return Case(name=name, model=path, calibration=calibration, inputs=inputs, labels=labels)
     if name == "mobilenetv2":
         inputs, labels = load.imagenet_val(evaluate)
         calibration = load.imagenet_calib(calibrate or 128)

@@ -1,4 +1,4 @@
-"""hwq: which bit width should each layer of a trained network run at on this machine, and the kernels that make it pay."""
+"""hwq: the bit width at which each layer of a trained network should run on a machine, and the kernels for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exception that reaches a user: a stable code and one sentence (what was wrong, the value, what is accepted)."""
+"""The one exception that reaches a user: a stable code and one sentence (what was wrong, what is accepted)."""
 
 from __future__ import annotations
 

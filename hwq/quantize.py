@@ -54,9 +54,7 @@ def quantize_layer(layer: Layer, scheme: str, source: QParams, mean: Sequence[fl
     return IntegerWeights(values=values, scale=scale, bias=bias.astype(np.float32))
 
 
-def mean_error(
-    layer: Layer, error: npt.NDArray[np.float32], mean: Sequence[float]
-) -> npt.NDArray[np.float64]:
+def mean_error(layer: Layer, error: npt.NDArray[np.float32], mean: Sequence[float]) -> npt.NDArray[np.float64]:
     """What ``error`` in the weights, of their shape, adds to each output channel (O,) on inputs of mean ``mean`` (I,).
 
     As if the input were constant: what spatial padding takes off at the rim is not counted.

@@ -192,9 +192,7 @@ def test_modules_import_each_other_in_no_circle() -> None:
     graph: dict[str, set[str]] = {}
     for path in PACKAGE:
         name = str(path) if path.parts[0] != "hwq" else path.stem  # each pass and schedule for itself
-        graph.setdefault(name, set()).update(
-            imported for _, imported in _own_imports(_text(path)) if imported != name
-        )
+        graph.setdefault(name, set()).update(imported for _, imported in _own_imports(_text(path)) if imported != name)
     for group in ("passes", "schedules"):  # an import of the folder stands for all its files
         files = {name for name in graph if name.startswith(f"{group}/")}
         for name, imported in graph.items():
