@@ -1,0 +1,182 @@
+"""Tables for people: they fit their terminal, read names literally, and say times and sizes as people do."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from typing import Any
+
+import pytest
+from demo_study import demo_artifact
+from rich.console import Console
+
+from hwq import report
+from hwq.report import count, decibels, percent, seconds, size
+from hwq.target import Target
+
+
+def printed(show: Any, *values: Any, width: int = 80) -> str:
+    out = io.StringIO()
+    show(*values, Console(file=out, width=width, color_system=None, legacy_windows=False))
+    return out.getvalue()
+
+
+def shown(changed: dict[str, Any] | None = None, *, width: int = 80) -> str:
+    return printed(report.show, {**demo_artifact().report, **(changed or {})}, width=width)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0.00 us"),
+        (3e-8, "< 0.1 us"),
+        (4.66e-7, "0.47 us"),
+        (1.234e-5, "12.3 us"),
+        (9.994e-4, "999 us"),
+        (9.9951e-4, "1.00 ms"),  # not 1e+03 us
+        (4.567e-3, "4.57 ms"),
+        (0.4, "400 ms"),
+        (0.99951, "1.00 s"),
+        (123.4, "123 s"),
+    ],
+)
+def test_times_have_three_figures_and_the_unit_that_fits(value: float | None, text: str) -> None:
+    assert seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0, "0 B"),
+        (812, "812 B"),
+        (999, "999 B"),
+        (4200, "4.20 kB"),
+        (999_600, "1.00 MB"),  # not 1e+03 kB
+        (36_000_000, "36.0 MB"),
+        (2.5e9, "2.50 GB"),
+    ],
+)
+def test_sizes_have_the_unit_that_fits(value: float | None, text: str) -> None:
+    assert size(value) == text
+
+
+def test_small_words() -> None:
+    assert [percent(None), percent(0.1234), percent(-0.002)] == ["-", "12.34%", "-0.20%"]
+    assert decibels([36.66, math.inf]) == "36.7 dB, equal"
+    assert [count(1, "thread"), count(2, "thread")] == ["1 thread", "2 threads"]
+
+
+# The whole report
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_nothing_is_wider_than_the_terminal_and_nothing_is_cut(width: int) -> None:
+    text = shown(width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for row in demo_artifact().report["layers"]:
+        line = next(line for line in text.splitlines() if line.split()[:1] == [row["name"]])
+        assert row["scheme"] in line.split()
+
+
+def test_long_names_fold_and_figures_stay_whole() -> None:
+    layers = copy.deepcopy(demo_artifact().report["layers"])
+    layers[1] |= {"name": "/features/features.17/conv/conv.0/conv.0.0/Conv_output_0", "measured_s": 0.123456}
+    text = shown({"layers": layers}, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "123 ms" in text
+    first = [line[1:20].strip() for line in text.splitlines()]
+    start = next(i for i, cell in enumerate(first) if cell.startswith("/features"))
+    assert "".join(first[start : start + 4]).startswith("/features/features.17/conv/conv.0/conv.0.0/Conv_output_0")
+
+
+def test_names_are_no_markup() -> None:
+    layers = copy.deepcopy(demo_artifact().report["layers"])[:2]
+    layers[0] |= {"name": "conv[red]", "why": "[/bold] because"}
+    layers[1]["name"] = "x[0]:1"
+    changed = {"layers": layers, "model": "net[bold]", "notes": ["kept [in] float"], "verdict": "[link]"}
+    text = shown(changed, width=140)
+    for part in ("conv[red]", "x[0]:1", "net[bold]", "kept [in] float", "[link]"):
+        assert part in text
+    text = printed(report.explain, {**demo_artifact().report, **changed}, ())
+    assert "conv[red]" in text
+    assert "[/bold] because" in text
+
+
+def test_figures_are_those_of_the_report() -> None:
+    text = shown(width=140)
+    measured = demo_artifact().report["measured"]
+    accuracy = measured["accuracy"]
+    assert f"{accuracy['samples']} evaluation samples" in text
+    for value in (seconds(measured["latency_s"]), size(measured["weight_bytes"]), percent(accuracy["score"])):
+        assert value in text
+    for name, one in demo_artifact().report["alternatives"].items():
+        line = next(line for line in text.splitlines() if line.strip().startswith(name))
+        assert seconds(one["latency_s"]) in line
+    assert f"taken: {demo_artifact().report['verdict']}" in text
+
+
+def test_a_score_of_the_user_s_is_no_percentage() -> None:
+    changed = copy.deepcopy(demo_artifact().report)
+    changed["measured"]["drop"] = 0.5
+    changed["measured"]["accuracy"] |= {"source": "function", "score": 31.0, "float_score": 31.5, "drop": 0.5}
+    text = printed(report.show, changed, width=140)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["score", "of", "float", "-", "31.5"] in lines
+    assert ["score", "lost", "-", "0.5"] in lines
+    assert any(line[:2] == ["this", "one"] and line[-1] == "0.5" for line in lines)
+    assert "calibration samples" in text
+
+
+def test_a_report_of_little_is_shown() -> None:
+    """A plan built without samples has no accuracy, no loss and nothing to compare with."""
+    bare = copy.deepcopy(demo_artifact().report)
+    del bare["alternatives"], bare["verdict"], bare["measured"]["accuracy"]
+    bare["measured"] |= {"conversions": 0, "drop": None}
+    bare["layers"] = [{**row, "loss": None} for row in bare["layers"]]
+    text = printed(report.show, bare)
+    assert "SQNR" not in text
+    assert "conversion" not in text
+    assert "compared" not in text
+
+
+def test_explain_gives_the_reason_of_the_layers_asked_for() -> None:
+    rows = {row["name"]: row for row in demo_artifact().report["layers"]}
+    text = printed(report.explain, demo_artifact().report, ("stem",), width=400)
+    assert rows["stem"]["why"] in text
+    assert "classifier" not in text
+    assert all(name in printed(report.explain, demo_artifact().report, ()) for name in rows)
+
+
+# Plans and targets
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_plan_is_shown_with_its_sums(width: int) -> None:
+    plan = demo_artifact().plan
+    text = printed(report.show_plan, plan, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    rows = [tuple(line.split()[:2]) for line in text.splitlines()]
+    assert set(plan.schemes.items()) <= set(rows)
+    assert f"{seconds(plan.latency_s)} a call" in text
+    for scheme in set(plan.schemes.values()):
+        assert f"{list(plan.schemes.values()).count(scheme)} in {scheme}" in text
+
+
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-generic", "arm-cortex-a76", "cuda-t4"])
+def test_a_target_is_shown(name: str) -> None:
+    target = Target.load(name)
+    text = printed(report.show_target, target.to_dict())
+    assert max(map(len, text.splitlines())) <= 80
+    assert name in text
+    assert ("no, it is only described" in text) == (not target.builds)
+    assert all(row.instruction in text for row in target.compute)
+
+
+def test_targets_are_listed() -> None:
+    rows = {"x86-avx2": {"machine": "any", "builds": True}, "t4": {"machine": "[a]", "builds": False}}
+    text = printed(report.show_targets, rows)
+    assert [line.split() for line in text.splitlines()][-3:-1] == [["x86-avx2", "yes", "any"], ["t4", "no", "[a]"]]
