@@ -14,6 +14,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from hwq.graph import Shape
 from hwq.schedules.generic import common
 from hwq.schedules.generic.float_math import activate
 from hwq.workload import Workload
@@ -24,16 +25,13 @@ Tensor = Any
 # Positions in the run-time numbers `ints` and `floats` of an integer anchor.
 ZP_X, ZP_R, ZP_Y, LO, HI = range(5)
 M_R, LO_F, HI_F = range(3)
-# 1.5 * 2^23 as a float32, and its bits.
-ROUNDER = 12582912.0
-ROUNDER_BITS = 0x4B400000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Numbers:
     """An integer anchor's run-time numbers, ready for use: zero points of x and residual, the residual's multiplier;
-    least and most, the clamp of the value before its zero point is added (or of the float output); and origin, the
-    output's zero point less ROUNDER_BITS.
+    least and most, the clamp of the value before its zero point is added (or of the float output); and origin, what
+    ``common.rounded`` takes for the output's zero point.
     """
 
     zp_x: Expr
@@ -72,12 +70,16 @@ class Epilogue:
         return tensors if self.numbers is None else [*tensors, *self.numbers.all()]
 
 
-def make_epilogue(workload: Workload, dtype: str, residual: Tensor | None) -> Epilogue:
-    """The placeholders of ``workload``'s epilogue."""
-    integer = workload.scheme != "f32"
+def make_epilogue(workload: Workload, stored: str, out_shape: Shape) -> Epilogue:
+    """The placeholders of ``workload``'s epilogue, its output and residual as the kernel sees them: of ``out_shape``.
+
+    stored: the element type of activations in memory.
+    """
+    dtype = "float32" if workload.out_dtype == "float32" else stored
+    integer = common.is_integer(workload)
     tabled = integer and not workload.activation.clamps
     assert not (tabled and dtype == "float32"), workload
-    channels = (workload.output_shape[-1],)
+    channels = (out_shape[-1],)
     biased = integer or workload.has_bias
     numbers = Numbers(
         zp_x=tirx.Var("zp_x", "int32"),
@@ -90,7 +92,7 @@ def make_epilogue(workload: Workload, dtype: str, residual: Tensor | None) -> Ep
     return Epilogue(
         workload=workload,
         dtype=dtype,
-        residual=residual,
+        residual=te.placeholder(out_shape, stored, "residual") if workload.residual else None,
         bias=te.placeholder(channels, "int32" if integer else "float32", "bias") if biased else None,
         multiplier=te.placeholder(channels, "float32", "multiplier") if integer else None,
         ints=common.scalars("ints", 5, "int32") if integer else None,
@@ -112,7 +114,7 @@ def close(func: Any, tail: Epilogue) -> Any:
         least, most = floats[LO_F], floats[HI_F]
     else:
         least, most = (ints[LO] - zp_y).astype("float32"), (ints[HI] - zp_y).astype("float32")
-    values = (ints[ZP_X], ints[ZP_R], floats[M_R], least, most, zp_y - tirx.const(ROUNDER_BITS, "int32"))
+    values = (ints[ZP_X], ints[ZP_R], floats[M_R], least, most, common.origin_of(zp_y))
     head = [tirx.Bind(var, value) for var, value in zip(func.params[-count:], values, strict=True)]
     return tirx.PrimFunc(params, tirx.SeqStmt([*head, func.body]), func.ret_type, func.attrs)
 
@@ -132,18 +134,7 @@ def finish(tail: Epilogue, acc: Expr, at: Sequence[Expr]) -> Expr:
     clamped = tirx.min(tirx.max(value, numbers.least), numbers.most)
     if tail.dtype == "float32":
         return clamped
-    return rounded(clamped, numbers.origin, tail.dtype)
-
-
-def rounded(value: Expr, origin: Expr, dtype: str) -> Expr:
-    """nearbyint(value) + origin + ROUNDER_BITS in ``dtype``, for a clamped value, within 2^22 of zero.
-
-    Rounding keeps order and whole numbers, so the clamp may come before it. Then one addition of 1.5 * 2^23, where
-    neighbouring floats are 1 apart, rounds to nearest even and leaves the integer in the low bits: one instruction on
-    any processor, where rounding and conversion take two, or on those before SSE4.1 a call.
-    """
-    bits = tirx.reinterpret("int32", value + tirx.const(ROUNDER, "float32"))
-    return (bits + origin).astype(dtype)
+    return common.rounded(clamped, numbers.origin, tail.dtype)
 
 
 def lookup(table: Tensor, q: Expr, dtype: str) -> Expr:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -89,7 +90,7 @@ def _function(workload: Workload, boxes: Sequence[Box], dtype: str) -> Any:
                     value = ints[0].astype(dtype)
                 else:
                     T.reads()
-                    value = common.constant(workload.attr("value"), dtype)
+                    value = tirx.const(workload.attr("value"), dtype)
                 T.writes(out[tuple(place)])
                 T.buffer_store(out, value, place)
     return builder.get()

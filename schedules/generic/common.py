@@ -15,7 +15,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq.graph import Shape
-from hwq.schedules.generic.float_math import ROUNDER, ROUNDER_BITS
+from hwq.schedules.generic.float_math import ROUNDER_BITS, rounder_bits
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -43,11 +43,6 @@ def decline(workload: Workload, why: str) -> Kernel | None:
     return None
 
 
-def storage_range(storage: str) -> tuple[int, int]:
-    """The least and greatest value that a byte of ``storage`` holds."""
-    return (0, 255) if storage == "uint8" else (-128, 127)
-
-
 def scalars(name: str, count: int, dtype: str) -> te.Tensor:
     """An argument of ``count`` run-time numbers, "ints" or "floats"."""
     return te.placeholder((count,), dtype, name)
@@ -59,26 +54,29 @@ def centred(value: Any, zero_point: Any) -> Any:
 
 
 def round_clamp(value: Any, lo: Any, hi: Any, zero_point: Any, storage: str) -> Any:
-    """clamp(nearbyint(value), lo - zp, hi - zp) + zp in ``storage``: the end of every requantizing kernel.
+    """clamp(nearbyint(value), lo - zp, hi - zp) + zp in ``storage``: the end of a requantizing kernel.
 
-    The clamp comes first, which changes nothing, since rounding keeps order and whole numbers. Then one addition of
-    ``ROUNDER`` rounds to nearest even and leaves the integer in the low bits: right for bounds within 2^22 of zero, and
-    no processor is too old for it.
+    The clamp comes first, which changes nothing, since rounding keeps order and whole numbers; so what is rounded lies
+    within 2^22 of zero.
     """
     least = (lo - zero_point).astype("float32")
     most = (hi - zero_point).astype("float32")
-    bits = tirx.reinterpret("int32", tirx.min(tirx.max(value, least), most) + tirx.const(ROUNDER, "float32"))
-    return (bits + (zero_point - tirx.const(ROUNDER_BITS, "int32"))).astype(storage)
+    return rounded(tirx.min(tirx.max(value, least), most), origin_of(zero_point), storage)
+
+
+def origin_of(zero_point: Any) -> Any:
+    """What ``rounded`` adds to the bits of its sum for a value's integer to count from ``zero_point`` (int32)."""
+    return zero_point - tirx.const(ROUNDER_BITS, "int32")
+
+
+def rounded(value: Any, origin: Any, dtype: str) -> Any:
+    """nearbyint(value) + zp in ``dtype``, for a value within 2^22 of zero; origin is ``origin_of(zp)``."""
+    return (rounder_bits(value) + origin).astype(dtype)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
     """a * b + c with one rounding, whatever LLVM thinks of contraction."""
     return tirx.call_llvm_pure_intrin("float32", "llvm.fma", a, b, c)
-
-
-def constant(value: float, dtype: str) -> Any:
-    """A number as an expression of ``dtype``."""
-    return tirx.const(value, dtype)
 
 
 def moved_bytes(workload: Workload, item_bytes: int) -> int:

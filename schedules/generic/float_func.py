@@ -47,7 +47,7 @@ def func_digest(func: Any) -> str:
 def apply(workload: Workload, target: Target, func: Any) -> Kernel:
     """The kernel of an op "float" from its PrimFunc, whose digest is the workload's attribute "func_digest"."""
     assert workload.op == "float", workload
-    assert dict(workload.attrs).get("func_digest") == func_digest(func), workload
+    assert workload.attr("func_digest") == func_digest(func), workload
     return schedule_float(func, target, workload.parallel, f"float_{workload.scheme}_{workload.digest}")
 
 
@@ -184,7 +184,7 @@ def _schedule_block(sch: Schedule, block: SBlockRV, target: Target, parallel: in
     elif nest.spatial and nest.walks(nest.spatial_vars[-1]):
         _columns(sch, block, nest, threads)
     elif nest.walks(nest.reduce_vars[-1]):
-        _rows(sch, block, nest, threads)
+        _rows(sch, nest, threads)
 
 
 def _elementwise(sch: Schedule, nest: Nest, threads: int) -> None:
@@ -224,7 +224,7 @@ def _columns(sch: Schedule, block: SBlockRV, nest: Nest, threads: int) -> None:
         sch.vectorize(sch.get_loops(first)[-1])
 
 
-def _rows(sch: Schedule, block: SBlockRV, nest: Nest, threads: int) -> None:
+def _rows(sch: Schedule, nest: Nest, threads: int) -> None:
     """Along the innermost axis: partial results in lanes, then those."""
     last = nest.reduce[-1]
     size = nest.extents[last]

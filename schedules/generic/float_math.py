@@ -18,7 +18,7 @@ from hwq.graph import Activation
 
 # Below this exp underflows to the smallest normal float32, above it overflows: inputs are clamped.
 EXP_LEAST, EXP_MOST = -87.33654, 88.37626
-# 1.5 * 2^23 as a float32, around which neighbouring floats are 1 apart, and its bits.
+# 1.5 * 2^23 as a float32, around which neighbouring floats are 1 apart, and its bits; see ``rounder_bits``.
 ROUNDER, ROUNDER_BITS = 12582912.0, 0x4B400000
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 # Cephes' expf: exp(r) = 1 + r + r^2 * p(r) for |r| <= ln(2) / 2.
@@ -45,12 +45,20 @@ def let(value: Any, body: Callable[[Any], Any], dtype: str = "float32") -> Any:
     return tirx.Let(name, value, body(name))
 
 
+def rounder_bits(x: Any) -> Any:
+    """nearbyint(x) + ROUNDER_BITS as int32, for x within 2^22 of zero.
+
+    The addition rounds to nearest even and leaves the integer in the low bits: one instruction on any processor, where
+    rounding and conversion take two, or on those before SSE4.1 a call.
+    """
+    return tirx.reinterpret("int32", x + _f32(ROUNDER))
+
+
 def exp(x: Any) -> Any:
     """e^x in float32; 1.2e-38 below -87.3, 2.4e38 above 88.4: never an infinity."""
 
     def powered(x: Any) -> Any:
-        # The addition rounds, also where no instruction does.
-        bits = tirx.reinterpret("int32", x * _f32(1.0 / math.log(2.0)) + _f32(ROUNDER))
+        bits = rounder_bits(x * _f32(1.0 / math.log(2.0)))
         return let(bits - tirx.const(ROUNDER_BITS, "int32"), partial(_exp, x), "int32")
 
     return let(clamp(x, EXP_LEAST, EXP_MOST), powered)

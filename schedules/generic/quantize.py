@@ -5,7 +5,7 @@ q = clamp(nearbyint(x * (1 / s))) + zp and real = float32(q - zp) * s, equal to 
 
 from __future__ import annotations
 
-from tvm import te
+from tvm import te, tirx
 
 from hwq.schedules.generic import common
 from hwq.target import Target
@@ -25,7 +25,7 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
     ints = common.scalars("ints", 1, "int32")
     floats = common.scalars("floats", 1, "float32")
     if forward:
-        lo, hi = (common.constant(bound, "int32") for bound in common.storage_range(storage))
+        lo, hi = (bound.astype("int32") for bound in (tirx.min_value(storage), tirx.max_value(storage)))
         out = common.compute(shape, lambda *at: common.round_clamp(x[at] * floats[0], lo, hi, ints[0], storage))
     else:
         out = common.compute(shape, lambda *at: common.centred(x[at], ints[0]) * floats[0])

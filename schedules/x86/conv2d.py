@@ -29,7 +29,7 @@ from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-VERSION = "x86/conv2d:1"
+NAME = "x86/conv2d:1"
 # Work below this is not split over threads: starting them would cost a tenth of it.
 PARALLEL_LEAST_S = 30e-6
 
@@ -119,12 +119,12 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
         return common.decline(workload, f"no x86 form for it on {target.name}")
     plan = make_plan(workload, found, core_of(workload, found, target))
     arguments, tail = computation(plan)
-    sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
+    sch = common.schedule_of(arguments, seed)
     schedule(sch, plan, target, sample=seed is not None)
     func = kernel_function(sch.mod["main"], workload, tail)
     # A sum of one product needs no addition, and so no fused multiply-add.
     mnemonic = found.mnemonic if found.intrinsic or plan.steps > 1 else None
-    kernel = common.finish(workload, func, VERSION, mnemonic)
+    kernel = common.finish(workload, func, NAME, mnemonic)
     return replace(kernel, pack=functools.partial(pack, plan))
 
 
@@ -147,9 +147,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     lanes, r = tile.lanes, found.r
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
     out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
-    dtype = "float32" if plan.workload.out_dtype == "float32" else found.stored
-    residual = te.placeholder(out_shape, found.stored, "residual") if plan.workload.residual else None
-    tail = ep.make_epilogue(plan.workload, dtype, residual)
+    tail = ep.make_epilogue(plan.workload, found.stored, out_shape)
     rows = padded_rows(shape, found, x, tail, plan.out_h, shape.row_elements(plan.out_w, r)) if plan.copied else x
 
     vectors = shape.groups * plan.blocks

@@ -28,7 +28,7 @@ from hwq.schedules.x86.tiling import divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-VERSION = "x86/depthwise:1"
+NAME = "x86/depthwise:1"
 # Kernels of more taps than this keep their rows as a loop.
 UNROLLED_TAPS = 49
 
@@ -106,11 +106,11 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
         return common.decline(workload, f"no x86 form for it on {target.name}")
     plan = make_plan(workload, found)
     arguments, tail = computation(plan)
-    sch = Schedule(te.create_prim_func(arguments), seed=seed, debug_mask="none")
+    sch = common.schedule_of(arguments, seed)
     schedule(sch, plan, target, sample=seed is not None)
     func = kernel_function(sch.mod["main"], workload, tail)
     mnemonic = plan.form.mnemonic if plan.taps > 1 else None  # one product needs no addition
-    return replace(common.finish(workload, func, VERSION, mnemonic), pack=functools.partial(pack, plan))
+    return replace(common.finish(workload, func, NAME, mnemonic), pack=functools.partial(pack, plan))
 
 
 def pack(plan: Plan, weight: Any) -> Any:
@@ -124,9 +124,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     shape, found, lanes = plan.geometry, plan.form, plan.lanes
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
     out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
-    dtype = "float32" if plan.workload.out_dtype == "float32" else found.stored
-    residual = te.placeholder(out_shape, found.stored, "residual") if plan.workload.residual else None
-    tail = ep.make_epilogue(plan.workload, dtype, residual)
+    tail = ep.make_epilogue(plan.workload, found.stored, out_shape)
     rows = padded_rows(shape, found, x, tail, shape.out_h, plan.row) if plan.copied else x
 
     channels = plan.blocks * lanes
@@ -189,7 +187,7 @@ def default_height(plan: Plan, target: Target) -> int:
     shape, item_bytes = plan.geometry, plan.form.item_bytes
     most = shape.out_h
     if worth_parallel(plan, target):
-        most = math.ceil(shape.batch * shape.out_h / plan.workload.parallel / shape.batch)
+        most = math.ceil(shape.out_h / plan.workload.parallel)
     good = [
         rows for rows in divisors(shape.out_h, most) if shape.rows(rows) * plan.row * item_bytes <= target.l2_bytes // 4
     ]
@@ -197,6 +195,6 @@ def default_height(plan: Plan, target: Target) -> int:
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:
-    """Whether the work takes longer than ``PARALLEL_LEAST_S`` at a third of a vector multiply-add a cycle."""
+    """Whether the work, at a vector of multiply-adds a cycle, takes PARALLEL_GAIN times what starting threads costs."""
     least = common.PARALLEL_GAIN * target.parallel_overhead_s * target.clock_hz
     return plan.workload.parallel > 1 and plan.geometry.macs / plan.lanes > least

@@ -10,6 +10,7 @@ import tvm
 from tvm import te, tirx
 
 from hwq.schedules import epilogue as ep
+from hwq.schedules.generic import common, float_math
 from hwq.target import Target
 
 
@@ -30,13 +31,13 @@ def test_rounds_like_rint(zp: int) -> None:
     values = np.arange(-255, 255.01, 0.125, dtype=np.float32)
     halves = values[values % 1 == 0.5]
     values = np.concatenate([values, np.nextafter(halves, np.float32(-999)), np.nextafter(halves, np.float32(999))])
-    origin = tirx.const(zp - ep.ROUNDER_BITS, "int32")
-    result = compute(lambda value: ep.rounded(value, origin, "int32"), [(values, "float32")])
+    origin = common.origin_of(tirx.const(zp, "int32"))
+    result = compute(lambda value: common.rounded(value, origin, "int32"), [(values, "float32")])
     np.testing.assert_array_equal(result, np.rint(values) + zp)
 
 
 def test_rounder_bits_are_the_rounder() -> None:
-    assert np.float32(ep.ROUNDER).view(np.int32) == ep.ROUNDER_BITS
+    assert np.float32(float_math.ROUNDER).view(np.int32) == float_math.ROUNDER_BITS
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
