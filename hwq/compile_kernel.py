@@ -31,13 +31,13 @@ from typing import Any
 
 import tvm
 
+from hwq import cpu
 from hwq.errors import HwqError
 from hwq.switches import verify_wanted
 from hwq.target import Target
 from hwq.workload import Kernel
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
 # A helper process takes one to two seconds to import TVM, a kernel a tenth of one: it must have this many to pay.
 KERNELS_PER_HELPER = 24
 # Starts a helper with this package's modules but without its face, which imports everything and takes seconds.
@@ -125,7 +125,7 @@ def compile_many(
     target: Target,
     cache_dir: Path,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
     """Symbol -> object file of every kernel, compiling what the cache lacks.
 
@@ -142,7 +142,7 @@ def compile_many(
             progress(ready + done, len(paths))
 
     report(0)
-    helpers = min((workers or _cores()) - 1, len(missing) // KERNELS_PER_HELPER)
+    helpers = min((workers or cpu.cores()) - 1, len(missing) // KERNELS_PER_HELPER)
     if helpers > 0:
         _compile_with_workers(missing, paths, target, helpers, report)
     else:
@@ -150,10 +150,6 @@ def compile_many(
             compile_to(paths[kernel.symbol], kernel.func, kernel.symbol, kernel.instruction, target.tvm())
             report(done)
     return paths
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compile_with_workers(

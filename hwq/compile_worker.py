@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main() -> None:
     """Answers jobs from stdin on stdout until stdin ends."""
-    # Ctrl-C reaches the whole process group: the parent decides, and this process finishes the file it is writing.
+    # Ctrl-C is the parent's to answer: this process finishes the file it is writing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # whatever TVM or LLVM prints must not mix with the answers

@@ -56,11 +56,15 @@ def cpu_model(cpuinfo: Path = CPUINFO) -> str:
     return " ".join(parts) or "unknown"
 
 
+def available_cpus() -> list[int]:
+    """The processors that this process may run on, by number, rising."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return sorted(affinity(0)) if affinity is not None else list(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
     """How many processors this process may run on (at least 1)."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
-    return max(1, count)
+    return max(1, len(available_cpus()))
 
 
 def clock_hz(cpuinfo: Path = CPUINFO, sysfs: Path = SYSFS) -> float | None:

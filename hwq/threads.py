@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import tvm
 
+from hwq.cpu import available_cpus
+
+__all__ = ["available_cpus", "use_threads"]
+
 _SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
-
-
-def available_cpus() -> list[int]:
-    """The CPUs that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return sorted(affinity(0)) if affinity is not None else list(range(os.cpu_count() or 1))
 
 
 @functools.cache
