@@ -6,7 +6,6 @@ pass, numbered; with HWQ_VERIFY=1 it is checked to be well formed.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.simplify_layout import SimplifyLayout
 from hwq.passes.sink_reshape import SinkReshape
 from hwq.passes.to_nhwc import ToNHWC
-from hwq.switches import verify_wanted
+from hwq.switches import dump_folder, verify_wanted
 
 PASSES: tuple[Any, ...] = (
     # Clean up what the importer wrote.
@@ -50,7 +49,7 @@ PASSES: tuple[Any, ...] = (
 
 def run(mod: IRModule, *, name: str = "model") -> IRModule:
     """The module after all passes; see the module's docstring for the two switches."""
-    folder = os.environ.get("HWQ_DUMP")
+    folder = dump_folder()
     verify = verify_wanted()
     _dump(mod, folder, name, 0, "import")
     for number, step in enumerate(PASSES, start=1):
@@ -61,10 +60,8 @@ def run(mod: IRModule, *, name: str = "model") -> IRModule:
     return mod
 
 
-def _dump(mod: IRModule, folder: str | None, name: str, number: int, step: str) -> None:
-    if folder:
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{number:02d}-{step}.py").write_text(
-            mod.script(show_meta=False)
-        )
+def _dump(mod: IRModule, folder: Path | None, name: str, number: int, step: str) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+        (folder / f"{stem}-{number:02d}-{step}.py").write_text(mod.script(show_meta=False))

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def debug_wanted() -> bool:
@@ -22,6 +23,12 @@ def debug_wanted() -> bool:
 def verify_wanted() -> bool:
     """Whether HWQ_VERIFY is on."""
     return _on("HWQ_VERIFY")
+
+
+def dump_folder() -> Path | None:
+    """The folder that HWQ_DUMP names; None where it is empty or not set."""
+    folder = os.environ.get("HWQ_DUMP")
+    return Path(folder) if folder else None
 
 
 def _on(variable: str) -> bool:
