@@ -45,11 +45,8 @@ class Node:
         return None if array is None else rt.ints(array.reshape(-1))
 
 
-Result = "list[rt.Expr] | None"
-
-
 def _spatial_padding(node: Node, size: Shape, kernel: Shape, strides: Shape, dilation: Shape) -> tuple[Shape, Shape]:
-    """Explicit padding (before..., after...) for auto_pad or pads, and the output size it gives without ceil_mode."""
+    """Explicit padding (before..., after...) for auto_pad or pads."""
     auto = node.attrs.get("auto_pad", b"NOTSET").decode()
     rank = len(size)
     before, after = [0] * rank, [0] * rank

@@ -239,9 +239,8 @@ def build_main(mod: IRModule, params: list[Expr], made: list[tuple[Expr, Expr]],
         block.append(relax.VarBinding(new[var], relax.BlockBuilder().normalize(substitute(value, new))))
     blocks = [relax.DataflowBlock(block)] if block else []
     body = relax.SeqExpr(blocks, substitute(result, new))
-    old = mod["main"] if "main" in [gv.name_hint for gv in mod.get_global_vars()] else None
-    attrs = old.attrs if old is not None else None
-    func = relax.Function(params, relax.BlockBuilder().normalize(body), attrs=attrs).with_attr("global_symbol", "main")
-    out = mod.clone() if hasattr(mod, "clone") else IRModule(dict(mod.functions.items()))
+    func = relax.Function(params, relax.BlockBuilder().normalize(body), attrs=mod["main"].attrs)
+    func = func.with_attr("global_symbol", "main")
+    out = mod.clone()
     out["main"] = relax.BlockBuilder().normalize(func)
     return out

@@ -112,7 +112,7 @@ class Budget:
 
     ``drop`` is lost accuracy as a fraction (0.005 is half a point), ``latency_s`` seconds for one call,
     ``weight_bytes`` the packed weights with their scales. Raises HwqError "budget-invalid" for a bound that is not a
-    positive number.
+    positive number; a ``drop`` may be 0.
     """
 
     drop: float | None = None
@@ -120,15 +120,12 @@ class Budget:
     weight_bytes: float | None = None
 
     def __post_init__(self) -> None:
-        for field, least in (("drop", 0.0), ("latency_s", None), ("weight_bytes", None)):
+        for field, zero in (("drop", True), ("latency_s", False), ("weight_bytes", False)):
             value = getattr(self, field)
             if value is None:
                 continue
-            good = (
-                isinstance(value, int | float) and value == value and (value >= 0 if least is not None else value > 0)
-            )
-            if not good:
-                accepted = "a number of at least 0" if least is not None else "a positive number"
+            if not isinstance(value, int | float) or not (value > 0 or (zero and value == 0)):
+                accepted = "a number of at least 0" if zero else "a positive number"
                 raise HwqError(
                     "budget-invalid", f"budget {field} is {value!r}; accepted: {accepted}, or None for no bound"
                 )
