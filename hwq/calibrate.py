@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 from hwq import numerics, observers
 from hwq.errors import HwqError
-from hwq.execute import Progress, Runner, quiet, run, to_device
+from hwq.execute import Runner, quiet, run, to_device
 from hwq.files import write_atomic
 from hwq.graph import Activation, Graph, Layer
 from hwq.numerics import QParams
+from hwq.progress import Callback
 from hwq.samples import Batch
 from hwq.scheme import QType
 
@@ -84,7 +85,7 @@ def collect(
     batches: Iterable[Batch],
     total: int | None = None,
     checkpoint: Path | None = None,
-    progress: Progress = quiet,
+    progress: Callback = quiet,
 ) -> Statistics:
     """Stream ``batches`` through the float ``runner``: histograms of ``tensors``, channel sums of what weights read.
 

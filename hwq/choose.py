@@ -15,7 +15,7 @@ from hwq.assign import assign
 from hwq.assignment import Border, Limits, Problem, Solution
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation, float_call, judge
-from hwq.execute import bind, compile_kernels
+from hwq.execute import bind, compile_kernels, quiet
 from hwq.graph import ANCHORS
 from hwq.lower import writes_float
 from hwq.progress import Callback
@@ -24,7 +24,7 @@ from hwq.study import Study, inputs_of
 from hwq.verify import Accuracy
 from hwq.work import Work
 
-SLACK = 0.05
+SLACK = 0.02
 BISECTIONS = 7
 
 
@@ -102,7 +102,7 @@ def choose(
     budget: Budget,
     evaluation: Evaluation | None,
     latency_ratio: float = 1.0,
-    progress: Callback | None = None,
+    progress: Callback = quiet,
 ) -> Choice:
     """The best assignment within ``budget``. ``latency_ratio`` is measured over predicted time, of whole networks.
 
@@ -125,8 +125,7 @@ def choose(
         key = tuple(solution.schemes.values())
         if key not in tried:
             tried[key] = Choice(solution=solution, accuracy=run_accuracy(study, work, solution, evaluation))
-            if progress is not None:
-                progress(len(tried), BISECTIONS + 2)
+            progress(len(tried), BISECTIONS + 2)
         return tried[key]
 
     def drop(choice: Choice) -> float:

@@ -16,12 +16,12 @@ import tvm
 
 from hwq.compile_kernel import compile_many, load_kernels
 from hwq.lower import Program, Step
+from hwq.progress import Callback
 from hwq.schedule import kernel_for
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]
 
 
 def quiet(done: int, total: int) -> None:
@@ -52,7 +52,7 @@ class KernelSet:
 
 
 def compile_kernels(
-    programs: Iterable[Program], target: Target, cache_dir: Path, progress: Progress = quiet
+    programs: Iterable[Program], target: Target, cache_dir: Path, progress: Callback = quiet
 ) -> KernelSet:
     """Schedule, compile and load every distinct kernel of ``programs``; what the cache holds is not compiled again."""
     needed = {step.workload: step.func for program in programs for step in program.steps if step.workload is not None}

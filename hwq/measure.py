@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tvm
 
-from hwq.execute import KernelSet, Progress, packed_constants, quiet
+from hwq.execute import KernelSet, packed_constants, quiet
 from hwq.lower import Program, Step
+from hwq.progress import Callback
 from hwq.store import Record, get_many, key_of, put, summarize, tool_versions
 from hwq.target import Target
 from hwq.threads import use_threads
@@ -87,7 +88,7 @@ def measure_kernels(
     store_path: Path,
     threads: int,
     footprints: Mapping[str, int],
-    progress: Progress = quiet,
+    progress: Callback = quiet,
 ) -> dict[Workload, Record]:
     """A record for every distinct kernel of ``programs``: the store's, or a new one, kept there at once.
 

@@ -8,7 +8,6 @@ is worth, not what the instruction could do. A row that has no kernel yet keeps 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,19 +18,20 @@ from tvm.s_tir import Schedule
 
 from hwq.cost import op_macs
 from hwq.errors import HwqError
+from hwq.execute import quiet
 from hwq.graph import ANCHORS
+from hwq.progress import Callback
 from hwq.schedule import kernel_for
 from hwq.target import Compute, Target
 from hwq.threads import use_threads
 from hwq.workload import Workload
 
-Progress = Callable[[int, int], None]
 _REPEATS = 7
 _COMMAND = "hwq targets probe"
 _LARGEST_BUFFER_BYTES = 256 << 20
 
 
-def probe(target: Target, name: str, progress: Progress | None = None) -> str:
+def probe(target: Target, name: str, progress: Callback = quiet) -> str:
     """The text of a .toml for this machine, called ``name``, with every rate of ``target`` measured here on one core.
 
     Raises HwqError "target-no-build" or "cpu-lacks" for a target that this machine cannot run.
@@ -49,8 +49,7 @@ def probe(target: Target, name: str, progress: Progress | None = None) -> str:
     def step() -> None:
         nonlocal done
         done += 1
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
 
     step()
     for field, size in buffer_bytes(target).items():

@@ -8,7 +8,7 @@ Pure NumPy. The activation side of a layer (bias at scale s_x * s_w, multipliers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from hwq import numerics
 from hwq.graph import Graph, Layer
 from hwq.numerics import QParams
+from hwq.progress import Callback
 from hwq.scheme import SCHEMES
 
 
@@ -73,7 +74,7 @@ def quantize_weights(
     candidates: Mapping[str, Iterable[str]],
     qparams: Mapping[str, QParams],
     means: Means,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callback = lambda done, total: None,
 ) -> Weights:
     """The integer weights of every layer with weights, in every integer scheme that ``candidates`` names for it.
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hwq.execute import BoundStep, KernelSet, Progress, Runner, bind, quiet, run, to_device
+from hwq.execute import BoundStep, KernelSet, Runner, bind, quiet, run, to_device
 from hwq.files import write_atomic
 from hwq.graph import Graph, Layer
 from hwq.lower import Program, lower
 from hwq.numerics import QParams
+from hwq.progress import Callback
 from hwq.quantize import Weights
 from hwq.samples import Batch
 from hwq.target import Target
@@ -61,7 +62,7 @@ def measure(
     kernels: KernelSet,
     batches: Sequence[Batch],
     journal: Path | None = None,
-    progress: Progress = quiet,
+    progress: Callback = quiet,
 ) -> dict[Unit, float]:
     """The loss of each (layer, scheme) over ``batches``; ``reference`` is the bound float network.
 
