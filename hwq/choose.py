@@ -1,6 +1,6 @@
 """Choose: from a study to the assignment that meets a budget, propose by the program and dispose by running it.
 
-What a budget leaves free is minimized, latency first; kernel times carry a few percent of noise, so within ``SLACK`` of
+What a budget leaves free is minimized, latency first; kernel times carry some noise, so within ``SLACK`` of
 the least latency the least loss is taken. A drop budget is held against real outputs: while the proposal's drop is too
 large the loss is bounded tighter and proposed again. Nothing is built here: candidates run kernel by kernel.
 """
