@@ -1,6 +1,7 @@
 """compile, plan and build: the stages in order, and nothing else.
 
-load -> study (calibrate, quantize, sensitivity, price) -> choose -> deliver -> the best of what was delivered.
+study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again while what was built misses the budget
+-> compare it with uniform assignments -> describe the best. ``plan`` ends at choose; ``build`` delivers a given plan.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from hwq.work import Work, open_work
 
 # Predicted slower than the proposal by this factor, a uniform assignment is not built to be compared.
 WORTH_BUILDING = 1.25
+# How often the program may propose, each time within a budget tightened by what the last proposal missed.
 ROUNDS = 3
 # Times closer than this are the same, and of those the least loss is delivered: what a proposal may give up for less
 # loss, and what the times of whole networks vary by on a machine that does other things too.
@@ -202,35 +204,14 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
     That is the least loss among those as fast as the fastest but for ``NOISE``; among all of them under a budget of
     latency. Raises HwqError "budget-impossible" where what was measured misses the budget.
     """
-    ratio, held = 1.0, budget
-    x = network_input(found)
-    for turn in range(ROUNDS):
-        try:
-            with progress("assign") as callback:
-                choice = choose(found, work, held, evaluation, ratio, callback)
-        except HwqError as error:
-            if turn and error.code == "budget-impossible":
-                break  # nothing meets the tightened budget: what was built is held against the given one below
-            raise
-        with progress("build"):
-            artifact = assemble(found, work, plan_of(found, choice))
-            latency_s = interleaved({"chosen": artifact}, x)["chosen"]
-        # Predictions know nothing of the bytes that conversions take, nor of what networks take beyond their kernels.
-        excess = weight_bytes(artifact) - (budget.weight_bytes or math.inf)
-        late = budget.latency_s is not None and latency_s > budget.latency_s
-        if late:
-            ratio = max(latency_s / choice.solution.latency_s, ratio * 1.02)
-        if held.weight_bytes is not None and excess > 0:
-            held = replace(held, weight_bytes=max(held.weight_bytes - excess, 1))
-        if not late and excess <= 0:
-            break
+    choice, artifact = _propose(found, work, budget, evaluation, progress)
     contenders = {"chosen": artifact}
     with progress("compare") as callback:
         others = _others(found, choice.solution)
         for done, (name, solution) in enumerate(others.items()):
             contenders[name] = assemble(found, work, plan_of(found, Choice(solution=solution)))
             callback(done + 1, len(others))
-        times = interleaved(contenders, x)
+        times = interleaved(contenders, network_input(found))
     with progress("verify") as callback:
         accuracies: dict[str, Accuracy | None] = {}
         for done, (name, one) in enumerate(contenders.items()):
@@ -253,6 +234,35 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
     best.report["alternatives"] = alternatives
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
     return best
+
+
+def _propose(
+    found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages
+) -> tuple[Choice, Artifact]:
+    """The program's choice, built: the first that meets latency and size as measured, or the last one tried."""
+    ratio, held = 1.0, budget
+    x = network_input(found)
+    for turn in range(ROUNDS):
+        try:
+            with progress("assign") as callback:
+                choice = choose(found, work, held, evaluation, ratio, callback)
+        except HwqError as error:
+            if turn and error.code == "budget-impossible":
+                break  # nothing meets the tightened budget: what was built will be held against the given one
+            raise
+        with progress("build"):
+            artifact = assemble(found, work, plan_of(found, choice))
+            latency_s = interleaved({"chosen": artifact}, x)["chosen"]
+        # Predictions know nothing of the bytes that conversions take, nor of what networks take beyond their kernels.
+        excess = weight_bytes(artifact) - (budget.weight_bytes or math.inf)
+        late = budget.latency_s is not None and latency_s > budget.latency_s
+        if late:
+            ratio = max(latency_s / choice.solution.latency_s, ratio * 1.02)
+        if held.weight_bytes is not None and excess > 0:
+            held = replace(held, weight_bytes=max(held.weight_bytes - excess, 1))
+        if not late and excess <= 0:
+            break
+    return choice, artifact
 
 
 def _others(found: Study, chosen: Solution) -> dict[str, Solution]:

@@ -40,9 +40,7 @@ def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelPro
     try:
         proto = onnx.load_model(str(path))
     except DecodeError:
-        raise HwqError(
-            "model-invalid", f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf"
-        ) from None
+        raise _not_onnx(path) from None
     except OSError as error:
         reason = error.strerror or "not readable"
         raise HwqError("model-missing", f"model file {str(path)!r} cannot be read: {reason}") from None
@@ -51,10 +49,13 @@ def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelPro
             "model-invalid", f"the external data of {str(path)!r} cannot be read: {_first_line(error)}"
         ) from None
     if not proto.graph.node and not proto.graph.output:
-        raise HwqError(
-            "model-invalid", f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf"
-        )
+        raise _not_onnx(path)
     return path.stem, proto
+
+
+def _not_onnx(path: Path) -> HwqError:
+    message = f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf"
+    return HwqError("model-invalid", message)
 
 
 def prepare(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape]) -> onnx.ModelProto:

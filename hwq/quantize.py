@@ -1,8 +1,9 @@
 """Quantize: from float weights to integer weights, once for each (layer, scheme); stands after calibrate.
 
 Rounding moves each weight a little, and where a channel's errors add up its output is off by about the same on every
-sample: the bias takes that back (arXiv:1906.04721, section 4.2: E[y'] - E[y] = e E[x]), with the inputs' channel means
-from calibration. On networks with depthwise layers this is most of the error.
+sample. The bias takes that back: E[y'] - E[y] = e E[x] (arXiv:1906.04721, section 4.2), e being the weights' error and
+E[x] the inputs' channel means, here from calibration and not from batch norms. On networks with depthwise layers this
+is most of the error.
 Pure NumPy. The activation side of a layer (bias at scale s_x * s_w, multipliers, zero points) is made in ``hwq.lower``.
 """
 
