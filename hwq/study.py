@@ -49,8 +49,7 @@ class Study:
     """One network on one machine. candidates: layer -> schemes. losses and costs: (layer, scheme) -> value.
 
     means: tensor -> the means of its channels. conversions: tensor -> seconds to (quantize, dequantize) it. runner: the
-    float network, kernel by kernel. kept: the
-    first calibration batches of ``samples``.
+    float network, kernel by kernel. samples: how many calibration batches there were; kept: the first of them.
     """
 
     model: Model
@@ -228,19 +227,10 @@ def _calibrate(
         if integers:
             raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
         return {}, {}, (), 0, ""
-    kept: list[Batch] = []
-    batches: Iterable[Batch] = samples_of.stream(calibration, inputs)
     # What can be read twice is hashed first, so that a finished result is found; a generator is streamed once.
     repeatable = hasattr(calibration, "__len__")
-    digest, total = "", None
-    if repeatable:
-        total = 0
-        hashed = samples_of.Digest()
-        for batch in batches:
-            hashed.add(batch)
-            total += 1
-        digest = hashed.hex()
-        batches = samples_of.stream(calibration, inputs)
+    digest, total = _hashed(samples_of.stream(calibration, inputs)) if repeatable else ("", None)
+    batches = samples_of.stream(calibration, inputs)
     tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
     needed = frozenset(
         tensor
@@ -253,8 +243,9 @@ def _calibrate(
     known = load_qparams(finished, tensors) if integers and repeatable else None
     known_means = load_means(finished_means) if known is not None else None
     if not integers or (known is not None and known_means is not None):
-        kept = list(itertools.islice(batches, KEPT_SAMPLES))
-        return known or {}, known_means or {}, tuple(kept), total or len(kept), digest
+        first = tuple(itertools.islice(batches, KEPT_SAMPLES))
+        return known or {}, known_means or {}, first, total or len(first), digest
+    kept: list[Batch] = []
     streamed = samples_of.Digest()
     count = 0
 
@@ -275,6 +266,15 @@ def _calibrate(
         save_means(finished_means, means)
         save_qparams(finished, qparams)
     return qparams, means, tuple(kept), count, streamed.hex()
+
+
+def _hashed(batches: Iterable[Batch]) -> tuple[str, int]:
+    """The digest of all batches, and how many there are."""
+    hashed, count = samples_of.Digest(), 0
+    for batch in batches:
+        hashed.add(batch)
+        count += 1
+    return hashed.hex(), count
 
 
 def _packed_bytes(programs: Sequence[Program], kernels: KernelSet) -> dict[Workload, int]:
