@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +57,7 @@ def _budget(drop: str | None, latency: str | None, size: str | None) -> Budget |
 _threads = click.option("--threads", type=count, help="Worker threads.  [default: those it was compiled for]")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 _TIMES = "Time kernels on this machine.  [default: where they can run]"
+_SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."
 
 
@@ -74,6 +76,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--work-dir", metavar="FOLDER", help="Where stages keep what they found, to go on from there."),
         click.option("--threads", type=count, help="Worker threads.  [default: the target's cores]"),
         click.option("--batch", type=count, default=1, show_default=True, help="Size of a free batch axis."),
+        click.option("--shape", "shapes", metavar="INPUT=1x3x8x8", multiple=True, help=_SHAPES),
         click.option("--observer", metavar="NAME", default="mse", show_default=True, help=_OBSERVERS),
         click.option("--measure/--no-measure", default=None, help=_TIMES),
         _json,
@@ -81,6 +84,15 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """(input, shape) of "input=1x3x8x8". Raises HwqError "shapes-invalid"."""
+    match = re.fullmatch(r"(.+)=([0-9]+(?:x[0-9]+)*)", text.strip())
+    if match is None:
+        message = f"--shape is {text!r}; accepted: an input and its lengths, as image=1x3x224x224"
+        raise HwqError("shapes-invalid", message)
+    return match[1], tuple(map(int, match[2].split("x")))
 
 
 def _samples(path: str | None, names: Sequence[str]) -> Any:
@@ -93,7 +105,7 @@ def _job(given: Mapping[str, Any], target: str) -> tuple[Any, Any, dict[str, Any
 
     budget = _budget(given["max_drop"], given["max_latency"], given["max_size"])
     machine = hwq.Target.load(target)
-    model = hwq.load(given["model"], batch=given["batch"])
+    model = hwq.load(given["model"], batch=given["batch"], shapes=dict(map(_shape, given["shapes"])))
     names = tuple(model.graph.inputs)
     evaluate = None
     if given["eval_"] is not None:

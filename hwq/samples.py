@@ -180,6 +180,8 @@ def read_file(path: str | os.PathLike[str], inputs: Sequence[str]) -> tuple[Batc
     shown = os.fspath(path)
     try:
         with open(path, "rb") as file:
+            if file.peek(2)[:2] not in (b"PK", b"\x93N"):  # NumPy would take it for a pickle, and say so
+                raise ValueError("neither .npz nor .npy")
             loaded = np.load(file, allow_pickle=False)
             arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except OSError as error:

@@ -120,6 +120,7 @@ def test_options_arrive(capsys: Capture, folder: Path, monkeypatch: pytest.Monke
         "--work-dir": tmp_path / "work",
         "--threads": 3,
         "--batch": 4,
+        "--shape": "image=4x1x16x16",
         "--observer": "entropy",
         "-o": tmp_path / "out.hwq",
     }
