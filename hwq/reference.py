@@ -48,18 +48,18 @@ def _convert(op: str, arguments: Sequence[Array], storage: str) -> Array:
 
 def _pass_through(workload: Workload, arguments: Sequence[Array]) -> Array:
     x = arguments[0]
-    attrs = dict(workload.attrs)
+    attr = workload.attr
     if workload.op == "max_pool2d":
         return operators.max_pool2d(x, **_some(workload, _POOL))
     if workload.op == "concat":
-        return np.concatenate(arguments, axis=attrs["axis"])
+        return np.concatenate(arguments, axis=attr("axis"))
     if workload.op == "pad":
-        return operators.pad(x, attrs["pads"], attrs["value"] if len(arguments) == 1 else int(arguments[1][0]))
+        return operators.pad(x, attr("pads"), attr("value") if len(arguments) == 1 else int(arguments[1][0]))
     if workload.op == "slice":
-        steps = zip(attrs["begin"], attrs["end"], attrs["strides"], strict=True)
+        steps = zip(attr("begin"), attr("end"), attr("strides"), strict=True)
         return x[tuple(slice(*step) for step in steps)].reshape(workload.output_shape)
     if workload.op == "resize_nearest":
-        return operators.resize_nearest(x, attrs["map_h"], attrs["map_w"])
+        return operators.resize_nearest(x, attr("map_h"), attr("map_w"))
     assert workload.op == "reshape", workload.op
     return x.reshape(workload.output_shape)
 

@@ -34,6 +34,7 @@ class Workload:
     parallel: int = 1
 
     def attr(self, key: str) -> Any:
+        """The value of an attribute that workloads of this op have."""
         return dict(self.attrs)[key]
 
     @property

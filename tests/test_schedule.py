@@ -21,7 +21,7 @@ def test_a_kernel_is_named_by_its_workload() -> None:
 
 def test_families_take_each_operator_once() -> None:
     """The order decides only for tables of integers, which shuffles look up faster than loads."""
-    shape, pool = (1, 4, 4, 8), {"kernel": (4, 4), "strides": (1, 1), "padding": (0, 0, 0, 0)}
+    shape, pool = (1, 4, 4, 8), {"kernel": (4, 4), "strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1)}
     for workload in (
         make("quantize", "w8a8", [shape], shape),
         make("add", "w8a8", [shape, shape], shape),

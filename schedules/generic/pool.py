@@ -91,17 +91,14 @@ class Axis:
 
 def axes(workload: Workload) -> tuple[Axis, Axis]:
     """The row and column axes of a pool's windows."""
-    attrs = dict(workload.attrs)
-    before = attrs["padding"]
-    dilation = attrs.get("dilation", (1, 1))
     rows, columns = (
         Axis(
             size=workload.input_shapes[0][1 + axis],
             out=workload.output_shape[1 + axis],
-            kernel=int(attrs["kernel"][axis]),
-            stride=int(attrs["strides"][axis]),
-            before=int(before[axis]),
-            dilation=int(dilation[axis]),
+            kernel=int(workload.attr("kernel")[axis]),
+            stride=int(workload.attr("strides")[axis]),
+            before=int(workload.attr("padding")[axis]),
+            dilation=int(workload.attr("dilation")[axis]),
         )
         for axis in range(2)
     )
@@ -199,7 +196,7 @@ def _average(workload: Workload, target: Target, seed: int | None) -> Schedule:
 
         args = [x, multiplier, ints, common.compute(workload.output_shape, rule)]
     else:
-        padded = bool(dict(workload.attrs).get("count_include_pad", False))
+        padded = bool(workload.attr("count_include_pad"))
 
         def rule(n: Any, h: Any, w: Any, c: Any) -> Any:
             count = tirx.const(taps, "int32") if padded else tirx.max(rows.count(h) * columns.count(w), 1)

@@ -76,7 +76,7 @@ def test_channel_counts(channels: int, rng: np.random.Generator) -> None:
 
 
 def test_sampled_decisions_are_right(rng: np.random.Generator) -> None:
-    shape, whole = (1, 7, 7, 192), {"kernel": (7, 7), "strides": (1, 1), "padding": (0, 0, 0, 0)}
+    shape, whole = (1, 7, 7, 192), {"kernel": (7, 7), "strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1)}
     workload = make("avg_pool2d", "w8a8", [shape], (1, 1, 1, 192), count_include_pad=False, **whole)
     target, x = machine(), numbers(rng, shape, "uint8")
     kernels = [pool.apply(workload, target, seed=seed) for seed in range(1, 7)]
@@ -86,7 +86,7 @@ def test_sampled_decisions_are_right(rng: np.random.Generator) -> None:
 
 
 def test_large_pools_are_split_over_threads(rng: np.random.Generator) -> None:
-    target, attrs = machine(), {"kernel": (3, 3), "strides": (2, 2), "padding": (1, 1, 1, 1)}
+    target, attrs = machine(), {"kernel": (3, 3), "strides": (2, 2), "padding": (1, 1, 1, 1), "dilation": (1, 1)}
     for op in ("max_pool2d", "avg_pool2d"):
         workload = make(op, "w8a8", [(1, 112, 112, 64)], (1, 56, 56, 64), parallel=2, count_include_pad=True, **attrs)
         kernel = pool.apply(workload, target)
@@ -98,15 +98,15 @@ def test_large_pools_are_split_over_threads(rng: np.random.Generator) -> None:
 
 
 def test_is_vectorized() -> None:
-    shape, attrs = (1, 14, 14, 64), {"kernel": (2, 2), "strides": (2, 2), "padding": (0, 0, 0, 0)}
+    shape, attrs = (1, 14, 14, 64), {"kernel": (2, 2), "strides": (2, 2), "padding": (0, 0, 0, 0), "dilation": (1, 1)}
     assert_vectorized(make("max_pool2d", "w8a8", [shape], (1, 7, 7, 64), **attrs), "vpmaxub")
     average = make("avg_pool2d", "w8a8", [shape], (1, 7, 7, 64), count_include_pad=False, **attrs)
     assert_vectorized(average, "vpadd", "vcvtdq2ps", "vmulps")
-    whole = {"kernel": (14, 14), "strides": (1, 1), "padding": (0, 0, 0, 0)}
+    whole = {"kernel": (14, 14), "strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1)}
     everything = make("avg_pool2d", "w8a8", [shape], (1, 1, 1, 64), count_include_pad=False, **whole)
     assert_vectorized(everything, "vpadd", "vcvtdq2ps", "vmulps")
 
 
 def test_another_number_of_axes_is_declined() -> None:
-    attrs = {"kernel": (2, 2), "strides": (2, 2), "padding": (0, 0, 0, 0)}
+    attrs = {"kernel": (2, 2), "strides": (2, 2), "padding": (0, 0, 0, 0), "dilation": (1, 1)}
     assert pool.apply(make("max_pool2d", "w8a8", [(14, 14, 8)], (7, 7, 8), **attrs), machine()) is None
