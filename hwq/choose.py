@@ -1,18 +1,19 @@
 """Choose: from a study to the assignment that meets a budget, propose by the program and dispose by running it.
 
-What a budget leaves free is minimized, latency first; kernel times carry some noise, so within ``SLACK`` of
-the least latency the least loss is taken. A drop budget is held against real outputs: while the proposal's drop is too
-large the loss is bounded tighter and proposed again. Nothing is built here: candidates run kernel by kernel.
+What a budget leaves free is minimized, latency first; kernel times carry some noise, so within ``SLACK`` of the least
+latency the least loss is taken, and where bytes are free fewer bits must lead more of them by ``LEAD`` to be a choice.
+A drop budget is held against real outputs: while the proposal's drop is too large the loss is bounded tighter and
+proposed again. Nothing is built here: candidates run kernel by kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hwq.assign import assign
-from hwq.assignment import Border, Limits, Problem, Solution
+from hwq.assignment import Border, Limits, Problem, Solution, by_layer
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation, float_call, judge
 from hwq.execute import bind, compile_kernels, quiet
@@ -25,6 +26,7 @@ from hwq.verify import Accuracy
 from hwq.work import Work
 
 SLACK = 0.02
+LEAD = 0.05
 BISECTIONS = 7
 
 
@@ -71,6 +73,17 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
     return Problem(candidates=candidates, borders=tuple(borders))
 
 
+def leading(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """``candidates`` without those that lead one of less loss, of their layer and domain, by no more than ``LEAD``."""
+
+    def led(one: Candidate, other: Candidate) -> bool:
+        same = SCHEMES[one.scheme].domain == SCHEMES[other.scheme].domain
+        return same and other.loss < one.loss and other.cost.latency_s <= one.cost.latency_s * (1 + LEAD)
+
+    groups = by_layer(candidates)
+    return tuple(one for one in candidates if not any(led(one, other) for other in groups[one.layer]))
+
+
 def uniform(study: Study, scheme: str) -> Solution | None:
     """The network in ``scheme``: all of it in f32, or all weights that can be in an integer scheme, the rest as fast as
     may be. None if a layer cannot be float, or no weights can be in ``scheme``."""
@@ -109,6 +122,8 @@ def choose(
     Raises HwqError "budget-impossible" with the closest budget that can be met.
     """
     problem = problem_of(study)
+    if budget.weight_bytes is None:
+        problem = replace(problem, candidates=leading(problem.candidates))
     bound = None if budget.latency_s is None else budget.latency_s / latency_ratio
     limits = Limits(latency_s=bound, weight_bytes=budget.weight_bytes)
     first = assign(problem, limits, slack=SLACK)

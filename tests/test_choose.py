@@ -10,7 +10,7 @@ from demo_study import anchors, demo_evaluation, demo_study, demo_work, priced, 
 
 from hwq import choose as module
 from hwq.assignment import Solution, evaluate, within
-from hwq.choose import BISECTIONS, SLACK, choose, problem_of, run_accuracy, uniform, uniforms
+from hwq.choose import BISECTIONS, LEAD, SLACK, choose, leading, problem_of, run_accuracy, uniform, uniforms
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.scheme import Budget
@@ -71,9 +71,23 @@ def test_without_budget_the_fastest_but_for_slack_is_taken(study: Study) -> None
     best = min(one.latency_s for one in uniforms(study).values())
     assert best * 0.9 < found.latency_s <= best * (1 + SLACK)
     assert set(found.schemes[name] for name in anchors(study)) <= {"w8a8", "f32"}
-    near = priced(study, {"f32": 10.0, "w8a8": 4.0, "w4a8": 3.96})
-    assert {choose(near, demo_work(), Budget(), None).solution.schemes[name] for name in anchors(study)} == {"w8a8"}, (
-        "1% of time is noise, the loss of int4 is not"
+
+
+@pytest.mark.parametrize(("int4_us", "taken"), [(3.9, "w8a8"), (4 / (1 + LEAD) + 0.01, "w8a8"), (3.7, "w4a8")])
+def test_int4_has_to_lead_by_more_than_noise(study: Study, int4_us: float, taken: str) -> None:
+    near = priced(study, {"f32": 10.0, "w8a8": 4.0, "w4a8": int4_us})
+    found = choose(near, demo_work(), Budget(), None).solution
+    assert {found.schemes[name] for name in anchors(study)} >= {taken}
+    assert ("w4a8" in found.schemes.values()) == (taken == "w4a8")
+    small = choose(near, demo_work(), Budget(weight_bytes=0.8 * uniforms(study)["w8a8"].weight_bytes), None).solution
+    assert "w4a8" in small.schemes.values(), "bytes are a reason of their own"
+
+
+def test_leading_compares_within_a_layer_and_a_domain(study: Study) -> None:
+    kept = [one.scheme for one in leading(problem_of(study).candidates) if one.layer == "stem"]
+    assert kept == ["f32", "w8a8"], "int4 is slower and loses more; float is another domain"
+    assert len(leading(problem_of(priced(study, {"f32": 10.0, "w8a8": 4.0, "w4a8": 2.0})).candidates)) == len(
+        problem_of(study).candidates
     )
 
 
