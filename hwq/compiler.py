@@ -110,7 +110,8 @@ def build(
     """Build exactly ``plan``, for its own target if none is given.
 
     Raises HwqError "plan-layers" for a layer that the model lacks or the plan forgets, "plan-illegal" for a scheme that
-    the target has no kernel for, "plan-ranges" for an integer layer whose ranges the plan does not hold.
+    the target has no kernel for, "plan-ranges" for an integer layer whose ranges the plan does not hold, and for a
+    target as ``compile`` does.
     """
     machine = _machine(plan.target if target is None else target)
     graph = model.graph

@@ -66,7 +66,8 @@ def import_graph(proto: onnx.ModelProto) -> IRModule:
     """The Relax module of a prepared network: ``main`` takes its inputs in order and returns a tuple of its outputs.
 
     Raises HwqError "model-unsupported" listing every operator that cannot be imported with its count, "model-dynamic"
-    for a tensor whose shape depends on data, "model-kind" for a network with a constant output.
+    for a tensor whose shape depends on data, "model-kind" for a network with a constant output, "model-invalid" for a
+    weight that holds other than the numbers it claims.
     """
     state = _State(opset=opset_of(proto))
     for tensor in proto.graph.initializer:
