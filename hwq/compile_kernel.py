@@ -18,6 +18,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -91,7 +92,10 @@ def _is_whole(path: Path) -> bool:
 
 
 def compile_to(path: Path, func: Any, symbol: str, instruction: str | None, target: tvm.target.Target) -> None:
-    """Compile one PrimFunc to an object file at ``path``, complete or not at all. Raises as ``compile_object``."""
+    """Compile one PrimFunc to an object file at ``path``, complete or not at all.
+
+    Raises as ``compile_object``, and HwqError "save-failed" where the disk is full.
+    """
     try:
         with tvm.transform.PassContext(config={"tirx.disable_assert": not verify_wanted()}):
             module = tvm.compile(tvm.IRModule({symbol: func}), target).mod
@@ -101,15 +105,29 @@ def compile_to(path: Path, func: Any, symbol: str, instruction: str | None, targ
     pattern = mnemonic(instruction)
     if pattern is not None and not re.search(rf"^\s*(?:{pattern})", module.inspect_source("asm"), re.MULTILINE):
         raise HwqError("instruction-missing", f"kernel {symbol} was to use {instruction}, but its assembly does not")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:16], suffix=".o")
-    os.close(handle)
+    code = _object_code(module)
     try:
-        module.write_to_file(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem[:16], suffix=".part", delete=False) as file:
+            try:
+                file.write(code)
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"cannot keep kernels in {str(path.parent)!r}: {reason}; accepted: HWQ_CACHE set to another folder"
+        raise HwqError("save-failed", message) from error
+
+
+def _object_code(module: Any) -> bytes:
+    """The module's object file. It is written to memory: on a full disk LLVM does not fail but ends the process."""
+    handle = os.memfd_create("object")
+    with open(handle, "rb") as file:
+        module.write_to_file(f"/proc/self/fd/{handle}", "o")
+        return file.read()
 
 
 def mnemonic(instruction: str | None) -> str | None:
@@ -240,16 +258,28 @@ def _end_worker(process: subprocess.Popen[str]) -> None:
 
 
 def link(output: Path, objects: Iterable[Path]) -> None:
-    """Link object files to the shared library ``output``. Raises HwqError "link-failed" with what the linker said."""
+    """Link object files to the shared library ``output``.
+
+    Raises HwqError "link-failed" with what the linker said, "save-failed" where there is no room for the library.
+    """
     files = list(dict.fromkeys(str(path) for path in objects))
+    require_space(output.parent, sum(os.path.getsize(file) for file in files if os.path.exists(file)))
     with tempfile.TemporaryDirectory(prefix="hwq-link-") as folder:
         listing = Path(folder) / "objects.txt"  # hundreds of paths are too long for a command line
         listing.write_text("".join(json.dumps(file) + "\n" for file in files))
         command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(output), f"@{listing}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        first = (result.stderr.strip().splitlines() or ["no message"])[0]
+        first = (result.stderr.strip().splitlines() or [f"no message, code {result.returncode}"])[0]
         raise HwqError("link-failed", f"linking {len(files)} kernels to {output.name} failed: {first}")
+
+
+def require_space(folder: Path, size_bytes: int) -> None:
+    """Raises HwqError "save-failed" if ``folder`` has no room for so many bytes: linkers and LLVM do not say it."""
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        message = f"{size_bytes} bytes are needed in {str(folder)!r}, {free} are free; accepted: TMPDIR set elsewhere"
+        raise HwqError("save-failed", message)
 
 
 def load_kernels(objects: Iterable[Path], workdir: Path | None = None) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import tvm
 from tvm import relax, te, tirx
 
-from hwq.compile_kernel import link
+from hwq.compile_kernel import link, require_space
 from hwq.execute import KernelSet, packed_constants
 from hwq.lower import Program
 from hwq.target import Target
@@ -57,8 +57,10 @@ def build_library(program: Program, kernels: KernelSet, target: Target) -> bytes
     """The shared library of ``program`` for ``target``, as the bytes of a .so file."""
     executable = relax.build(to_relax(program, kernels), target.tvm(), exec_mode="bytecode")
     used = dict.fromkeys(str(kernels.objects[step.workload]) for step in program.steps if step.workload is not None)
+    constants = sum(array.nbytes for step in program.steps for array in step.constants)
     with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
         path = Path(folder) / "network.so"
+        require_space(path.parent, 2 * constants)  # once more in an object file
 
         def fcompile(output: str, files: Sequence[str], **_: Any) -> None:
             link(Path(output), [Path(file) for file in files])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -121,9 +122,19 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     (kernel,) = kernels(1)
     monkeypatch.setattr(compile_kernel.os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(HwqError, match=r"cannot keep kernels in .*: No space left on device") as caught:
         compile_object(kernel, machine(), tmp_path)
-    assert list(tmp_path.rglob("*.o")) == []
+    assert caught.value.code == "save-failed"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_no_room_for_a_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = [compile_object(kernel, machine(), tmp_path) for kernel in kernels(2)]
+    free = sum(path.stat().st_size for path in objects) - 1
+    monkeypatch.setattr(compile_kernel.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, free))
+    with pytest.raises(HwqError, match=rf"{free + 1} bytes are needed in .*, {free} are free") as caught:
+        link(tmp_path / "x.so", objects)
+    assert caught.value.code == "save-failed"
 
 
 def test_progress_counts_what_was_there(tmp_path: Path) -> None:
