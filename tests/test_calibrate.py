@@ -65,6 +65,8 @@ def test_split_shows_the_value_in_front_of_a_table(batches: Batches) -> None:
     assert parts.keys() == whole.keys() | {"left:pre"}
     for name, value in whole.items():
         np.testing.assert_array_equal(parts[name], value)
+    table = tiny.layer("unary", ("x",), "y", {"x": (1, 3), "y": (1, 3)}, activation=Activation(kind="tanh"))
+    assert split_activations(tiny.alone(table)).layers == (table,), "a table by itself"
     clamped = [layer for layer in plain.layers if layer.activation.clamps]
     assert split_activations(replace(plain, layers=tuple(clamped))).layers == tuple(clamped), "these stay as they are"
 
@@ -116,8 +118,10 @@ def test_an_interrupted_call_goes_on(
     seen: list[int] = []
     found = collect(runner, TENSORS, batches, checkpoint=path, progress=lambda done, total: seen.append(done))
     assert seen == list(range(after + 1, 7)), "what was seen is not run again"
-    assert not path.exists()
     same(found, collect(runner, TENSORS, batches))
+    seen.clear()
+    same(found, collect(runner, TENSORS, batches, checkpoint=path, progress=lambda done, total: seen.append(done)))
+    assert seen == [], "all is kept until the caller has made something of it"
 
 
 def test_an_interrupt_between_checkpoints_counts_nothing_twice(
