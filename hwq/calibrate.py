@@ -89,7 +89,8 @@ def collect(
 ) -> Statistics:
     """Stream ``batches`` through the float ``runner``: histograms of ``tensors``, channel sums of what weights read.
 
-    The checkpoint of an interrupted call on the same samples is taken up where it stopped; it is removed at the end.
+    The checkpoint of an interrupted call on the same samples is taken up where it stopped. The caller removes it
+    when what is made of the statistics is safe.
     """
     found = Statistics(histograms={tensor: observers.Histogram() for tensor in tensors})
     weighed = list(dict.fromkeys(one.step.inputs[0] for one in runner.steps if one.step.weight is not None))
@@ -97,7 +98,7 @@ def collect(
     if checkpoint is not None and checkpoint.exists():
         kept = _load_checkpoint(checkpoint, tensors)
         found, skip = kept or (found, 0)
-    saved = time.monotonic()
+    saved, done = time.monotonic(), -1
     for done, batch in enumerate(batches):
         if done < skip:
             continue
@@ -112,8 +113,8 @@ def collect(
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_S:
             _save_checkpoint(checkpoint, found, done + 1)
             saved = time.monotonic()
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    if checkpoint is not None and checkpoint.exists():
+        _save_checkpoint(checkpoint, found, done + 1)
     return found
 
 

@@ -265,6 +265,8 @@ def _calibrate(
     if repeatable:
         save_means(finished_means, means)
         save_qparams(finished, qparams)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return qparams, means, tuple(kept), count, streamed.hex()
 
 
