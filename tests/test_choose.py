@@ -27,8 +27,13 @@ def study() -> Study:
     return priced(demo_study(), TIMES, conversion_us=0.5)
 
 
-def test_conversions_priced_are_the_conversions_lowered(study: Study, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("more", [(), ("block1.conv1", "pool")], ids=["one output", "inner outputs too"])
+def test_conversions_priced_are_the_conversions_lowered(
+    more: tuple[str, ...], study: Study, rng: np.random.Generator
+) -> None:
     """Any assignment at all: one unit for each quantize, a thousand for each dequantize."""
+    graph = replace(study.graph, outputs=(*study.graph.outputs, *more))
+    study = replace(study, model=replace(study.model, graph=graph))
     counted = problem_of(replace(study, conversions=dict.fromkeys(study.conversions, (1.0, 1000.0))))
     for _ in range(40):
         schemes = random_schemes(study, rng)
@@ -71,6 +76,15 @@ def test_without_budget_the_fastest_but_for_slack_is_taken(study: Study) -> None
     best = min(one.latency_s for one in uniforms(study).values())
     assert best * 0.9 < found.latency_s <= best * (1 + SLACK)
     assert set(found.schemes[name] for name in anchors(study)) <= {"w8a8", "f32"}
+
+
+def test_a_percent_of_time_is_given_up_for_less_loss(study: Study) -> None:
+    near = priced(study, {"f32": 4.0 * (1 + SLACK / 2), "w8a8": 4.0, "w4a8": 5.0})
+    found = choose(near, demo_work(), Budget(), None).solution
+    assert found.loss == 0.0
+    apart = priced(study, {"f32": 4.0 * (1 + 2 * SLACK), "w8a8": 4.0, "w4a8": 5.0})
+    found = choose(apart, demo_work(), Budget(), None).solution
+    assert {found.schemes[name] for name in anchors(study)} == {"w8a8", "f32"}, "as many in float as two percent pay"
 
 
 @pytest.mark.parametrize(("int4_us", "taken"), [(3.9, "w8a8"), (4 / (1 + LEAD) + 0.01, "w8a8"), (3.7, "w4a8")])
