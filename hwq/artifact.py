@@ -12,10 +12,11 @@ import json
 import os
 import statistics
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Artifact:
     """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
 
     calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
+    Calls from several Python threads take turns, by ``lock``: TVM's machine keeps one stack.
     """
 
     plan: Plan
@@ -64,6 +66,7 @@ class Artifact:
     calls: tuple[tuple[str, str], ...]
     library: bytes
     machine: relax.VirtualMachine
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
         """Run on one array (or one for each input, or one dict): samples first, any number of them.
@@ -74,9 +77,10 @@ class Artifact:
         return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs)
 
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
-        use_threads(self.threads)
-        result = self.machine["main"](*(tvm.runtime.tensor(part[name]) for name in self.inputs))
-        return tuple(value.numpy() for value in ([result] if len(self.outputs) == 1 else result))
+        with self.lock:
+            use_threads(self.threads)
+            result = self.machine["main"](*(tvm.runtime.tensor(part[name]) for name in self.inputs))
+            return tuple(value.numpy() for value in ([result] if len(self.outputs) == 1 else result))
 
     def benchmark(self, *values: Any, runs: int = 50, warm_up: int = 10) -> Benchmark:
         """Time calls on one network-sized batch of ``values``, its arrays on the device already. Unit: seconds."""
@@ -90,11 +94,12 @@ class Artifact:
         args = self._device_args(*values)
         main = self.machine["main"]
         found = []
-        for turn in range(warm_up + runs):
-            start = time.perf_counter()
-            main(*args)
-            if turn >= warm_up:
-                found.append(time.perf_counter() - start)
+        with self.lock:
+            for turn in range(warm_up + runs):
+                start = time.perf_counter()
+                main(*args)
+                if turn >= warm_up:
+                    found.append(time.perf_counter() - start)
         return found
 
     def _device_args(self, *values: Any) -> list[Any]:
@@ -121,16 +126,17 @@ class Artifact:
                 idle.append(time.perf_counter())
             return 0
 
-        main(*args)
         samples: list[list[float]] = []
-        self.machine.set_instrument(instrument)
-        try:
-            for _ in range(runs):
-                kernels.clear()
-                main(*args)
-                samples.append(_spans(kernels))
-        finally:
-            self.machine.module["set_instrument"](None)
+        with self.lock:
+            main(*args)
+            self.machine.set_instrument(instrument)
+            try:
+                for _ in range(runs):
+                    kernels.clear()
+                    main(*args)
+                    samples.append(_spans(kernels))
+            finally:
+                self.machine.module["set_instrument"](None)
         clock_s = min(_spans(idle), default=0.0)
         columns = zip(*samples, strict=True)
         return {

@@ -6,17 +6,16 @@ study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact
-from hwq.assignment import Solution
-from hwq.choose import SLACK, Choice, choose, uniforms
+from hwq.assign import assign
+from hwq.assignment import Limits, Solution
+from hwq.choose import SLACK, Choice, choose, problem_of, uniforms
 from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, weight_bytes
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
@@ -35,6 +34,8 @@ from hwq.work import Work, open_work
 WORTH_BUILDING = 1.25
 # How often the program may propose, each time within a budget tightened by what the last proposal missed.
 ROUNDS = 3
+# What a measured latency is named with when it is offered as a budget: the next measurement is not the same.
+HEADROOM = 0.1
 # Times closer than this are the same, and of those the least loss is delivered: what a proposal may give up for less
 # loss, and what the times of whole networks vary by on a machine that does other things too.
 NOISE = SLACK + 0.03
@@ -64,11 +65,12 @@ def compile(
     measure: time kernels on this machine; None does where they can run. Raises HwqError for whatever the caller can
     mend, "budget-impossible" among them, with the closest budget that can be met.
     """
+    budget = _check_budget(budget)
     found, work = _study(
         model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress
     )
     evaluation = _evaluation(found, evaluate, progress)
-    return _dispose(found, work, budget or Budget(), evaluation, progress)
+    return _dispose(found, work, budget, evaluation, progress)
 
 
 def plan(
@@ -88,10 +90,10 @@ def plan(
     progress: Stages = silent,
 ) -> Plan:
     """The assignment that ``compile`` would start from, without building it. Arguments and errors as ``compile``."""
+    budget = _check_budget(budget)
     found, work = _study(
         model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress
     )
-    budget = budget or Budget()
     evaluation = _evaluation(found, evaluate, progress) if budget.drop is not None else None
     with progress("assign") as callback:
         return plan_of(found, choose(found, work, budget, evaluation, progress=callback))
@@ -110,9 +112,10 @@ def build(
     """Build exactly ``plan``, for its own target if none is given.
 
     Raises HwqError "plan-layers" for a layer that the model lacks or the plan forgets, "plan-illegal" for a scheme that
-    the target has no kernel for, "plan-ranges" for an integer layer whose ranges the plan does not hold, and for a
-    target as ``compile`` does.
+    the target has no kernel for, "plan-other" for a plan of another model, "plan-ranges" for an integer layer whose
+    ranges the plan does not hold, and for a target as ``compile`` does.
     """
+    _check_threads(threads)
     machine = _machine(plan.target if target is None else target)
     graph = model.graph
     plan.check_layers([layer.name for layer in graph.layers])
@@ -124,6 +127,12 @@ def build(
                 f"plan gives layer {layer.name!r} ({layer.op}) scheme {plan.schemes[layer.name]!r}, which "
                 f"{machine.name} cannot run it in; accepted: {', '.join(legal)}",
             )
+    if plan.model != model.fingerprint:
+        raise HwqError(
+            "plan-other",
+            f"plan was made for a model of fingerprint {plan.model[:8]!r}, this one has {model.fingerprint[:8]!r}: "
+            "other weights or another batch size, so its ranges do not hold; accepted: the same model, loaded alike",
+        )
     work = open_work(model.fingerprint, model.name, work_dir)
     with progress("study") as callback:
         found = study_of_plan(model, machine, work, plan, threads or plan.threads, callback)
@@ -150,6 +159,20 @@ def plan_of(found: Study, choice: Choice) -> Plan:
         qparams=dict(found.qparams),
         means={tensor: tuple(mean) for tensor, mean in found.means.items()},
     )
+
+
+def _check_threads(threads: Any) -> None:
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise HwqError("threads-invalid", f"threads is {threads!r}; accepted: a whole number of at least 1, or None")
+
+
+def _check_budget(budget: Any) -> Budget:
+    """The budget, without bounds for None."""
+    if budget is None:
+        return Budget()
+    if not isinstance(budget, Budget):
+        raise HwqError("budget-invalid", f"budget is {budget!r}; accepted: a hwq.Budget, as hwq.Budget(drop=0.005)")
+    return budget
 
 
 def _machine(target: Target | str | Path) -> Target:
@@ -186,8 +209,7 @@ def _study(
         raise HwqError("trials-unsupported", f"trials is {trials!r}; accepted: 0 (auto-scheduling is not there yet)")
     allowed = parse_schemes(schemes)
     machine = _machine(target)
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise HwqError("threads-invalid", f"threads is {threads!r}; accepted: a whole number of at least 1, or None")
+    _check_threads(threads)
     del seed  # no stage draws random numbers yet
     work = open_work(model.fingerprint, model.name, work_dir)
     timed = True if measure is None else measure
@@ -240,30 +262,46 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
 def _propose(
     found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages
 ) -> tuple[Choice, Artifact]:
-    """The program's choice, built: the first that meets latency and size as measured, or the last one tried."""
-    ratio, held = 1.0, budget
+    """The program's choice, built: the first that meets the latency as measured, or the last one tried."""
+    ratio = 1.0
     x = network_input(found)
     for turn in range(ROUNDS):
         try:
             with progress("assign") as callback:
-                choice = choose(found, work, held, evaluation, ratio, callback)
+                choice = choose(found, work, budget, evaluation, ratio, callback)
         except HwqError as error:
-            if turn and error.code == "budget-impossible":
+            if error.code != "budget-impossible":
+                raise
+            if turn:
                 break  # nothing meets the tightened budget: what was built will be held against the given one
-            raise
+            raise _impossible(found, work, budget, error) from error
         with progress("build"):
             artifact = assemble(found, work, plan_of(found, choice))
             latency_s = interleaved({"chosen": artifact}, x)["chosen"]
-        # Predictions know nothing of the bytes that conversions take, nor of what networks take beyond their kernels.
-        excess = weight_bytes(artifact) - (budget.weight_bytes or math.inf)
-        late = budget.latency_s is not None and latency_s > budget.latency_s
-        if late:
-            ratio = max(latency_s / choice.solution.latency_s, ratio * 1.02)
-        if held.weight_bytes is not None and excess > 0:
-            held = replace(held, weight_bytes=max(held.weight_bytes - excess, 1))
-        if not late and excess <= 0:
+        if budget.latency_s is None or latency_s <= budget.latency_s:
             break
+        # Predictions know nothing of what networks take beyond their kernels.
+        ratio = max(latency_s / choice.solution.latency_s, ratio * 1.02)
     return choice, artifact
+
+
+def _impossible(found: Study, work: Work, budget: Budget, error: HwqError) -> HwqError:
+    """``error``, of a budget that predictions say cannot be met; for a latency, with what the fastest really takes."""
+    if budget.latency_s is None:
+        return error
+    try:
+        fastest = assign(problem_of(found), Limits(weight_bytes=budget.weight_bytes), slack=0.0)
+    except HwqError:
+        return error  # the size cannot be met at any latency
+    artifact = assemble(found, work, plan_of(found, Choice(solution=fastest)))
+    least_s = interleaved({"fastest": artifact}, network_input(found))["fastest"] * (1 + HEADROOM)
+    if least_s <= budget.latency_s:
+        return error  # not the latency alone
+    return HwqError(
+        "budget-impossible",
+        f"latency {budget.latency_s * 1e3:.4g} ms cannot be met; the closest that can be met is "
+        f"{least_s * 1e3:.4g} ms, measured on the fastest assignment",
+    )
 
 
 def _others(found: Study, chosen: Solution) -> dict[str, Solution]:

@@ -11,7 +11,7 @@ from hwq.evaluate import Evaluation
 from hwq.execute import KernelSet, bind, compile_kernels, packed_constants
 from hwq.graph import ANCHORS, Layer
 from hwq.library import build_library
-from hwq.lower import Program
+from hwq.lower import CONVERSIONS, Program
 from hwq.plan import Plan
 from hwq.samples import made_up
 from hwq.scheme import SCHEMES
@@ -51,7 +51,7 @@ def assemble(study: Study, work: Work, plan: Plan) -> Artifact:
         target=study.target,
         threads=study.threads,
         inputs=inputs_of(study.graph),
-        outputs={name: (study.graph.shapes[name], study.graph.dtypes[name]) for name in study.graph.outputs},
+        outputs={spec.name: (spec.shape, spec.dtype) for spec in study.model.outputs},
         calls=calls,
     )
 
@@ -124,11 +124,14 @@ def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight
 
 
 def packed_sizes(program: Program, kernels: KernelSet) -> dict[str, int]:
-    """Bytes of all constants as the library holds them, by step: packed weights, biases, multipliers, tables."""
+    """Bytes of each layer's constants as the library holds them: packed weights, biases, multipliers, tables.
+
+    A conversion's zero point and scale are not weights; the library's size has them.
+    """
     return {
         step.name: sum(array.nbytes for array in packed_constants(step, kernels))
         for step in program.steps
-        if step.workload is not None and step.constants
+        if step.workload is not None and step.workload.op not in CONVERSIONS and step.constants
     }
 
 

@@ -40,6 +40,10 @@ class KernelSet:
         assert step.workload is not None
         return self.kernels[step.workload]
 
+    def name_of(self, workload: Workload) -> str:
+        """The schedule that made the kernel, and a hash of the code: no record outlives the code that it timed."""
+        return f"{self.kernels[workload].schedule}#{self.objects[workload].stem[:12]}"
+
     def function(self, workload: Workload) -> Any:
         return self.libraries[workload][self.kernels[workload].symbol]
 

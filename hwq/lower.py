@@ -27,6 +27,7 @@ from hwq.workload import Workload
 
 Array = npt.NDArray[Any]
 FLOAT = "float32"
+CONVERSIONS = ("quantize", "dequantize")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -42,13 +42,15 @@ Means = Mapping[str, Sequence[float]]
 def quantize_layer(layer: Layer, scheme: str, source: QParams, mean: Sequence[float] | None = None) -> IntegerWeights:
     """Symmetric integer weights of ``layer``, one scale for each output channel, at the width of ``scheme``.
 
-    ``source`` are the parameters of the layer's input: no scale is so small that the bias would leave int32. mean: the
-    input's mean of each channel; without it the bias is not corrected.
+    ``source`` are the parameters of the layer's input: no scale is so small that bias or products would leave int32.
+    mean: the input's mean of each channel; without it the bias is not corrected.
     """
     spec = SCHEMES[scheme].weight
     assert spec is not None
     assert layer.weight is not None
-    least = None if layer.bias is None else numerics.least_weight_scale(layer.bias, source.scale)
+    least = numerics.least_product_scale(layer.weight)
+    if layer.bias is not None:
+        least = np.maximum(least, numerics.least_weight_scale(layer.bias, source.scale))
     values, scale = numerics.quantize_weight(layer.weight, spec.qtype.bits, least_scale=least)
     bias = np.zeros(len(values)) if layer.bias is None else layer.bias.astype(np.float64)
     if mean is not None:

@@ -5,6 +5,7 @@ NumPy only; everything here is a frozen value. The numerics of each scheme are i
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,7 +125,8 @@ class Budget:
             value = getattr(self, field)
             if value is None:
                 continue
-            if not isinstance(value, int | float) or not (value > 0 or (zero and value == 0)):
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not number or not (value > 0 or (zero and value == 0)):
                 accepted = "a number of at least 0" if zero else "a positive number"
                 raise HwqError(
                     "budget-invalid", f"budget {field} is {value!r}; accepted: {accepted}, or None for no bound"

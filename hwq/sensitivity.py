@@ -107,14 +107,3 @@ def _taken_up(journal: Path | None, units: Iterable[Unit]) -> tuple[dict[Unit, f
         log.debug("%s is damaged (%r): sensitivity starts again", journal, error)
         return nothing, 0.0, 0
     return {unit: noise[unit] for unit in nothing}, signal, done
-
-
-def needed_units(graph: Graph, candidates: Mapping[str, Iterable[str]]) -> list[tuple[Layer, str]]:
-    """The (layer, integer scheme) pairs whose loss can matter: those of layers with a choice."""
-    return [
-        (layer, scheme)
-        for layer in graph.layers
-        if len(set(candidates[layer.name])) > 1
-        for scheme in candidates[layer.name]
-        if scheme != "f32"
-    ]

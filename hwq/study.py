@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from hwq import samples as samples_of
 from hwq import sensitivity
 from hwq.cache import default_store_path
@@ -127,7 +129,7 @@ def study(
     with stages("compile") as progress:
         kernels |= compile_kernels(programs, target, work.cache, progress)
     losses = dict.fromkeys(units, 0.0)
-    wanted = {(layer.name, scheme) for layer, scheme in sensitivity.needed_units(graph, candidates)}
+    wanted = {unit for unit in units if unit[1] != "f32"}
     if wanted:
         few = _sensitivity_samples(float_program, len(wanted))
         journal = work.file(
@@ -228,9 +230,10 @@ def _calibrate(
             raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
         return {}, {}, (), 0, ""
     # What can be read twice is hashed first, so that a finished result is found; a generator is streamed once.
-    repeatable = hasattr(calibration, "__len__")
+    repeatable = isinstance(calibration, np.ndarray | Mapping | list | tuple)
     digest, total = _hashed(samples_of.stream(calibration, inputs)) if repeatable else ("", None)
     batches = samples_of.stream(calibration, inputs)
+    room = max(1, KEPT_SAMPLES // max(1, next(iter(inputs.values()))[0][0]))
     tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
     needed = frozenset(
         tensor
@@ -243,7 +246,7 @@ def _calibrate(
     known = load_qparams(finished, tensors) if integers and repeatable else None
     known_means = load_means(finished_means) if known is not None else None
     if not integers or (known is not None and known_means is not None):
-        first = tuple(itertools.islice(batches, KEPT_SAMPLES))
+        first = tuple(itertools.islice(batches, room))
         return known or {}, known_means or {}, first, total or len(first), digest
     kept: list[Batch] = []
     streamed = samples_of.Digest()
@@ -254,7 +257,7 @@ def _calibrate(
         for batch in batches:
             streamed.add(batch)
             count += 1
-            if len(kept) < KEPT_SAMPLES:
+            if len(kept) < room:
                 kept.append(batch)
             yield batch
 

@@ -21,9 +21,14 @@ from hwq.cache import default_cache_dir
 from hwq.errors import HwqError
 from hwq.files import write_atomic
 from hwq.numerics import INT8, QParams
+from hwq.store import tool_versions
 
 log = logging.getLogger(__name__)
 _MARK = "model.json"
+
+
+# Raised when a stage comes to other results from the same inputs: those of an older hwq are then not found again.
+RESULTS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,8 @@ class Work:
 
     def file(self, stage: str, suffix: str, *parts: Any) -> Path:
         """Where ``stage`` keeps the result of the inputs ``parts``."""
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        known = [RESULTS, tool_versions(), *parts]
+        key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.stages / f"{stage}-{key}{suffix}"
 
 

@@ -15,7 +15,6 @@ from hwq import sensitivity
 from hwq.cache import default_cache_dir
 from hwq.calibrate import split_activations
 from hwq.execute import KernelSet, Runner, bind, compile_kernels, run, to_device
-from hwq.graph import Graph
 from hwq.lower import Program, lower
 from hwq.numerics import QParams
 from hwq.quantize import Weights, quantize_weights
@@ -145,14 +144,3 @@ def test_a_damaged_journal_counts_as_none(
     journal = tmp_path / "sensitivity.json"
     journal.write_text(text)
     assert prepared.measure(journal=journal) == losses
-
-
-def test_only_layers_with_a_choice_are_measured() -> None:
-    plain: Graph = tiny.net()
-    candidates = dict(INTEGER) | {"stem": ("w8a8",), "depth": ("f32",), "join": ("w8a8", "w4a8")}
-    found = [(layer.name, scheme) for layer, scheme in sensitivity.needed_units(plain, candidates)]
-    assert [unit for unit in found if unit[0] in ("stem", "depth", "join", "pool")] == [
-        ("join", "w8a8"),
-        ("join", "w4a8"),
-        ("pool", "w8a8"),
-    ]
