@@ -175,7 +175,7 @@ class Artifact:
     def load(path: str | Path, threads: int | None = None) -> Artifact:
         """Read an artifact; ``threads`` overrides the number of worker threads it was compiled for.
 
-        Fewer save cores; more help little, since kernels were split for the number at compile time.
+        Fewer save cores; more do not help, since kernels were split for the number at compile time.
         Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered, of another kind), "cpu-lacks",
         "threads-invalid".
         """
