@@ -134,7 +134,7 @@ def build(
             "other weights or another batch size, so its ranges do not hold; accepted: the same model, loaded alike",
         )
     work = open_work(model.fingerprint, model.name, work_dir)
-    with progress("study") as callback:
+    with progress("compile") as callback:
         found = study_of_plan(model, machine, work, plan, threads or plan.threads, callback)
     evaluation = None if evaluate is None else _evaluation(found, evaluate, progress)
     with progress("build"):
@@ -346,9 +346,9 @@ def _misses(artifact: Artifact, latency_s: float, accuracy: Accuracy | None, bud
 
 
 def _verdict(picked: str, times: Mapping[str, float], missed: list[str]) -> str:
-    """What was delivered and why; ``missed``: what of the budget the program's choice misses."""
+    """What was delivered and why; ``missed``: what of the budget the proposal misses."""
     others = ", ".join(f"{name} {value * 1e3:.4g} ms" for name, value in times.items() if name != picked)
-    what = "the program's choice"
+    what = "the proposal"
     if picked != "chosen":
         better = "faster than" if times[picked] < times["chosen"] else "as fast and with less loss than"
         why = f"since {what} misses the budget ({'; '.join(missed)})" if missed else f"{better} {what}"

@@ -134,7 +134,7 @@ def alternatives_table(report: Mapping[str, Any]) -> Table:
     measured = report["measured"]
     score = (measured.get("accuracy") or {}).get("source") == "function"
     for name, one in ({"taken": measured} | dict(report["alternatives"])).items():
-        shown = {"taken": "this one", "chosen": "as first proposed"}.get(name, name)
+        shown = {"taken": "this one", "chosen": "the proposal"}.get(name, name)
         drop = one.get("drop")
         lost = f"{drop:.4g}" if score and drop is not None else percent(drop)
         _row(table, shown, seconds(one.get("latency_s")), size(one.get("weight_bytes")), lost)
@@ -148,7 +148,7 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     if report.get("alternatives"):
         console.print(alternatives_table(report))
     if report.get("verdict"):
-        _say(console, f"taken: {report['verdict']}")
+        _say(console, f"taken: {report['verdict'].rsplit(': ', 1)[0]}")  # its times are in the table
     for line in report.get("notes", ()):
         _say(console, f"note: {line}")
 

@@ -54,6 +54,7 @@ def write_bad_files(folder: Path) -> Path:
         "scheme": {**plan, "layers": {**layers, "stem": {**layers["stem"], "scheme": "w2a2"}}},
         "illegal": {**plan, "layers": {**layers, "pool": {**layers["pool"], "scheme": "w4a8"}}},
         "ranges": {**plan, "qparams": {}},
+        "other": {**plan, "model": "0" * 64},
     }
     for name, content in plans.items():
         (folder / f"plan-{name}.json").write_text(json.dumps(content))

@@ -144,7 +144,7 @@ class Bench:
 def test_the_choice_stays_where_it_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, {"chosen": 1.0, "all f32": 2.0, "all w4a8": 1.5, "all w8a8": 1.1})
     artifact = bench.dispose()
-    assert artifact.report["verdict"].startswith("the program's choice: 1000 ms against all f32 2000 ms")
+    assert artifact.report["verdict"].startswith("the proposal: 1000 ms against all f32 2000 ms")
     assert artifact.report["measured"]["latency_s"] == 1.0
     assert {artifact.plan.schemes[name] for name in anchors(bench.study)} == {"w8a8"}
 
@@ -154,7 +154,7 @@ def test_float_is_delivered_where_it_wins(ratio: float, wins: bool, monkeypatch:
     bench = Bench(monkeypatch, {"chosen": ratio, "all f32": 1.0, "all w8a8": 3.0, "all w4a8": 3.0})
     artifact = bench.dispose()
     assert (set(artifact.plan.schemes.values()) == {"f32"}) == wins
-    assert ("uniform f32, faster than the program's choice" in artifact.report["verdict"]) == wins
+    assert ("uniform f32, faster than the proposal" in artifact.report["verdict"]) == wins
     assert ("chosen" in artifact.report["alternatives"]) == wins
     assert artifact.report["measured"]["drop"] == (0.0 if wins else artifact.report["measured"]["drop"])
 
@@ -163,9 +163,9 @@ def test_of_equal_times_the_least_loss_is_delivered(monkeypatch: pytest.MonkeyPa
     times = {"chosen": 1.0, "all f32": 1 + NOISE / 2, "all w8a8": 1.0, "all w4a8": 1 - NOISE / 3}
     artifact = Bench(monkeypatch, times).dispose()
     assert set(artifact.plan.schemes.values()) == {"f32"}
-    assert "as fast and with less loss than the program's choice" in artifact.report["verdict"]
+    assert "as fast and with less loss than the proposal" in artifact.report["verdict"]
     artifact = Bench(monkeypatch, times | {"all f32": 1.5}).dispose()
-    assert artifact.report["verdict"].startswith("the program's choice")
+    assert artifact.report["verdict"].startswith("the proposal")
 
 
 def test_a_faster_uniform_that_misses_the_budget_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_weight_budget_to_the_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     proposed = choose(bench.study, demo_work(), Budget(weight_bytes=0.8 * size_of("w8a8")), None).solution
     artifact = bench.dispose(Budget(weight_bytes=proposed.weight_bytes))
     assert artifact.report["measured"]["weight_bytes"] == proposed.weight_bytes
-    assert artifact.report["verdict"].startswith("the program's choice")
+    assert artifact.report["verdict"].startswith("the proposal")
     assert bench.asked.count(("chosen",)) == 1, "proposed once"
 
 
@@ -192,7 +192,7 @@ def test_within_a_latency_budget_the_least_loss_is_delivered(monkeypatch: pytest
     assert bench.dispose(Budget(latency_s=limit)).report["measured"]["latency_s"] == 1.0
     late = Bench(monkeypatch, times | {"chosen": 2 * limit}).dispose(Budget(latency_s=limit))
     assert late.report["measured"]["latency_s"] == 0.5
-    assert "since the program's choice misses the budget (latency is" in late.report["verdict"]
+    assert "since the proposal misses the budget (latency is" in late.report["verdict"]
 
 
 def test_slow_uniforms_are_not_built_but_float_always_is(monkeypatch: pytest.MonkeyPatch) -> None:

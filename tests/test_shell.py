@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -185,18 +186,26 @@ def test_progress_is_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     main_end, other_end = pty.openpty()
+    chunks: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # once the other end is closed
+            while chunk := os.read(main_end, 4096):
+                chunks.append(chunk)
 
     def body() -> None:
         with stages()("calibrate") as step:
             for done in range(1, 4):
                 step(done, 3)
 
+    reader = threading.Thread(target=read)
+    reader.start()
     with os.fdopen(other_end, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
         ended = run(capsys, body, "--json")
-        terminal.flush()
-        seen = os.read(main_end, 100_000).decode()
+    reader.join(timeout=30)
     os.close(main_end)
+    seen = b"".join(chunks).decode()
     assert ended.json == {"times": 1}, "bars do not get into JSON"
     assert "calibrate" in seen
     assert "3/3" in seen

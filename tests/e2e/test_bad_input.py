@@ -169,7 +169,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
     ),
     "impossible latency": (
         "budget-impossible",
-        ("latency_s 1e-09", "the closest that can be met is"),
+        ("latency 1e-06 ms", "the closest that can be met is"),
         lambda at: compile_demo(budget=Budget(latency_s=1e-9)),
         f"compile {DEMO} --max-latency 0.001us {GIVEN}",
     ),
@@ -274,6 +274,12 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
         ("plan-broken.json", "not JSON at line"),
         lambda at: face.Plan.load(at / "plan-broken.json"),
         f"compile {DEMO} --plan {{}}/plan-broken.json -o {{}}/out.hwq",
+    ),
+    "plan of another model": (
+        "plan-other",
+        ("other weights or another batch size", "accepted: the same model, loaded alike"),
+        lambda at: face.build(demo_model(), face.Plan.load(at / "plan-other.json")),
+        f"compile {DEMO} --plan {{}}/plan-other.json -o {{}}/out.hwq",
     ),
     "plan of a layer that the model lacks": (
         "plan-layers",
