@@ -31,17 +31,15 @@ def _check_output(path: str | None) -> None:
     if path is None:
         return
     folder = Path(path).absolute().parent
-    reason = (
-        "it is a folder"
-        if Path(path).is_dir()
-        else f"there is no folder {str(folder)!r}"
-        if not folder.is_dir()
-        else None
-        if os.access(folder, os.W_OK)
-        else f"no permission to write in {str(folder)!r}"
-    )
-    if reason is not None:
-        raise HwqError("save-failed", f"cannot write {path!r}: {reason}; accepted: a file in a writable folder")
+    if Path(path).is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"there is no folder {str(folder)!r}"
+    elif not os.access(path if Path(path).exists() and not Path(path).is_file() else folder, os.W_OK):
+        reason = "no permission"
+    else:
+        return
+    raise HwqError("save-failed", f"cannot write {path!r}: {reason}; accepted: a file in a writable folder")
 
 
 def _budget(drop: str | None, latency: str | None, size: str | None) -> Budget | None:

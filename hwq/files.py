@@ -19,11 +19,16 @@ from hwq.errors import HwqError
 def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write ``data`` to ``path``: afterwards it holds all of it or what it held before, whatever happens.
 
-    A symbolic link is followed. Raises HwqError "save-failed" with the system's reason (disk full, no folder, ...).
+    A symbolic link is followed; a device or a pipe is written to as it is. Raises HwqError "save-failed" with the
+    system's reason (disk full, no folder, ...).
     """
     final = Path(os.path.realpath(path))
     part = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.part")
     try:
+        if final.exists() and not final.is_file():  # a device or a pipe, which a rename would take the place of
+            with open(final, "wb") as device:
+                device.write(data)
+            return
         try:
             with open(part, "xb") as file:
                 file.write(data)

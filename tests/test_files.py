@@ -68,6 +68,18 @@ def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert os.listdir(tmp_path) == []
 
 
+def test_a_device_stays_one(tmp_path: Path) -> None:
+    """Whoever runs as root and writes to the null device keeps it; a pipe is the same without root."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, b"content")
+    assert os.read(end, 100) == b"content"
+    os.close(end)
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_arrays_come_back(tmp_path: Path) -> None:
     arrays = {"file": np.arange(6, dtype=np.int8).reshape(2, 3), "a/b:0": np.array([], np.float32), "s": np.float64(2)}
     write_npz(tmp_path / "out", arrays)
