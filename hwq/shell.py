@@ -29,6 +29,8 @@ INTERRUPTED = 130
 RESUMABLE = ("compile", "plan", "demo")
 # As wide as most logs and pagers show without breaking lines.
 FILE_WIDTH = 140
+# What the layer table needs for its figures beside a short name.
+LEAST_WIDTH = 72
 
 
 class Shell(click.Group):
@@ -141,9 +143,9 @@ def stages() -> Stages:
 
 
 def _console() -> Console:
-    """Where tables go: as wide as the terminal or COLUMNS, or wide enough for a file."""
+    """Where tables go: as wide as the terminal or COLUMNS, or wide enough for a file; lines may wrap, figures not."""
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Console() if known else Console(width=FILE_WIDTH)
+    return Console(width=max(Console().width, LEAST_WIDTH) if known else FILE_WIDTH)
 
 
 def emit(as_json: bool, value: Mapping[str, Any], show: Callable[[Console], None]) -> None:

@@ -161,7 +161,9 @@ def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
     assert Ended(status=0, out=printed, err="").json == {"inf": None, "rows": [[1, None], {"a": None}], "3": None}
 
 
-@pytest.mark.parametrize(("columns", "width"), [(None, shell.FILE_WIDTH), ("80", 80), ("wide", shell.FILE_WIDTH)])
+@pytest.mark.parametrize(
+    ("columns", "width"), [(None, shell.FILE_WIDTH), ("wide", shell.FILE_WIDTH), ("80", 80), ("30", shell.LEAST_WIDTH)]
+)
 def test_tables_for_a_file_are_wide(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str | None, width: int
 ) -> None:
