@@ -79,8 +79,8 @@ def test_nothing_is_wider_than_the_terminal_and_nothing_is_cut(width: int) -> No
     assert "…" not in text
     for row in demo_artifact().report["layers"]:
         start = row["name"][:8]  # where there is little room names fold
-        line = next(line for line in text.splitlines() if line.strip().startswith(start))
-        assert row["scheme"] in line.split()
+        lines = [line.split() for line in text.splitlines() if line.strip().startswith(start)]
+        assert any(row["scheme"] in line for line in lines)
 
 
 def test_long_names_fold_and_figures_stay_whole() -> None:
