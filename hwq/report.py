@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -144,6 +144,7 @@ def alternatives_table(report: Mapping[str, Any]) -> Table:
 def show(report: Mapping[str, Any], console: Console) -> None:
     """Print the tables, the verdict and what a reader should know."""
     console.print(layer_table(report))
+    _say(console, f"layers: {_used(row['scheme'] for row in report['layers'])}\n")
     console.print(figures_table(report))
     if report.get("alternatives"):
         console.print(alternatives_table(report))
@@ -170,8 +171,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         cells = (seconds(cost.latency_s or None), size(cost.weight_bytes or None)) if cost else (DASH, DASH)
         _row(table, name, scheme, *cells, _loss(loss))
     console.print(table)
-    used = ", ".join(f"{number} in {scheme}" for scheme, number in sorted(Counter(plan.schemes.values()).items()))
-    _say(console, f"layers: {used}")
+    _say(console, f"layers: {_used(plan.schemes.values())}")
     whole = f"{seconds(plan.latency_s)} a call with conversions, {size(plan.weight_bytes)} of weights"
     _say(console, f"predicted: {whole}, loss {_loss(plan.loss)}")
 
@@ -212,6 +212,10 @@ def show_target(target: Mapping[str, Any], console: Console) -> None:
         _row(table, ops, way["weight"], way["act"], way["instruction"], rate)
     console.print(table)
     _say(console, "per cycle: multiply-adds of one core, or elements where nothing is multiplied")
+
+
+def _used(schemes: Iterable[str]) -> str:
+    return ", ".join(f"{number} in {scheme}" for scheme, number in sorted(Counter(schemes).items()))
 
 
 def _op(name: str) -> str:
