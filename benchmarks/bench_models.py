@@ -2,8 +2,8 @@
 
     python benchmarks/bench_models.py [--networks resnet20,mobilenetv2,resnet50] [--threads 1,2] [--runs 30] [--quick]
 
-One picture a call. Contenders take turns, round by round, so that a load on the machine falls on all of them. Ratios are
-of the median of the faster half of a contender's calls, over all rounds: whatever else runs on the machine only adds.
+One picture a call. Contenders take turns, round by round, so that a load on the machine falls on all of them. Ratios
+are of the median of the faster half of a contender's calls, over all rounds: whatever else runs here only adds.
 Inputs and outputs lie ready in the runtime's own memory on both sides.
 
 ONNX Runtime is given its best setting: all graph optimizations, static shapes, its own pre-processing before
