@@ -104,11 +104,11 @@ def test_kernels_are_verified_where_that_is_wanted(study: Study, monkeypatch: py
     monkeypatch.setattr(module, "require_equal", refuse)
     assemble(study, demo_work(), uniform_plan(study, "w8a8"))
     assert not seen
-    monkeypatch.setenv("HWQ_VERIFY", "1")
+    monkeypatch.setattr(module, "verify_wanted", lambda: True)
     with pytest.raises(HwqError, match="so it is"):
         assemble(study, demo_work(), uniform_plan(study, "w8a8"))
     monkeypatch.undo()
-    monkeypatch.setenv("HWQ_VERIFY", "1")
+    monkeypatch.setattr(module, "verify_wanted", lambda: True)
     assemble(study, demo_work(), uniform_plan(study, "w4a8"))  # which are right
 
 
