@@ -32,7 +32,7 @@ from hwq.samples import as_batch, in_batches, made_up, split
 from hwq.target import Target
 from hwq.threads import use_threads
 
-FORMAT = 1
+FORMAT = 2
 _RESOLUTION_S = 1e-9  # the least a kernel is said to take
 _IDLE = "vm.builtin.alloc_tensor"
 _MANIFEST, _LIBRARY = "manifest.json", "library.so"
@@ -53,6 +53,7 @@ class Benchmark:
 class Artifact:
     """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
 
+    prepared: weights as their kernels read them, where the library holds them in a smaller form.
     calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
     Calls from several Python threads take turns, by ``lock``: TVM's machine keeps one stack.
     """
@@ -66,6 +67,7 @@ class Artifact:
     calls: tuple[tuple[str, str], ...]
     library: bytes
     machine: relax.VirtualMachine
+    prepared: tuple[Any, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
@@ -79,7 +81,7 @@ class Artifact:
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
         with self.lock:
             use_threads(self.threads)
-            result = self.machine["main"](*(tvm.runtime.tensor(part[name]) for name in self.inputs))
+            result = self.machine["main"](*(tvm.runtime.tensor(part[name]) for name in self.inputs), *self.prepared)
             return tuple(value.numpy() for value in ([result] if len(self.outputs) == 1 else result))
 
     def benchmark(self, *values: Any, runs: int = 50, warm_up: int = 10) -> Benchmark:
@@ -106,7 +108,7 @@ class Artifact:
         use_threads(self.threads)
         batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
         part, _ = next(split(batch, self.inputs))
-        return [tvm.runtime.tensor(part[name]) for name in self.inputs]
+        return [*(tvm.runtime.tensor(part[name]) for name in self.inputs), *self.prepared]
 
     def layer_times(self, *values: Any, runs: int = 20) -> dict[str, float]:
         """Median seconds of each layer, and of each conversion ("tensor:quantize", ...), inside runs of the library.
@@ -256,4 +258,6 @@ def open_library(library: bytes, *, target: Target, **fields: Any) -> Artifact:
             raise
         message = f"cannot unpack the library: {error.strerror}; accepted: TMPDIR set to a folder with space"
         raise HwqError("save-failed", message) from error
-    return Artifact(library=library, target=target, machine=relax.VirtualMachine(module, tvm.cpu()), **fields)
+    machine = relax.VirtualMachine(module, tvm.cpu())
+    prepared = tuple(machine["prepare"]())
+    return Artifact(library=library, target=target, machine=machine, prepared=prepared, **fields)

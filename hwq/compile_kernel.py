@@ -61,15 +61,15 @@ def compile_object(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
     """
     path = object_path(kernel, target, cache_dir)
     if not _is_whole(path):
-        compile_to(path, kernel.func, kernel.symbol, kernel.instruction, target.tvm())
+        compile_to(path, kernel.functions, kernel.instruction, target.tvm())
     return path
 
 
 def object_path(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
     """Where the object of ``kernel`` for ``target`` is, or will be."""
     content = (
-        kernel.func.script(show_meta=True),
-        kernel.symbol,
+        *(func.script(show_meta=True) for func in kernel.functions.values()),
+        *kernel.functions,
         str(kernel.instruction),
         str(target.tvm()),
         tvm.__version__,
@@ -91,14 +91,15 @@ def _is_whole(path: Path) -> bool:
     return bool(0 < start and start + entry * count <= size)  # LLVM writes the table of sections last
 
 
-def compile_to(path: Path, func: Any, symbol: str, instruction: str | None, target: tvm.target.Target) -> None:
-    """Compile one PrimFunc to an object file at ``path``, complete or not at all.
+def compile_to(path: Path, functions: Mapping[str, Any], instruction: str | None, target: tvm.target.Target) -> None:
+    """Compile a kernel's PrimFuncs, its own first, to one object file at ``path``, complete or not at all.
 
     Raises as ``compile_object``, and HwqError "save-failed" where the disk is full.
     """
+    symbol = next(iter(functions))
     try:
         with tvm.transform.PassContext(config={"tirx.disable_assert": not verify_wanted()}):
-            module = tvm.compile(tvm.IRModule({symbol: func}), target).mod
+            module = tvm.compile(tvm.IRModule(dict(functions)), target).mod
     except Exception as error:  # TVM raises many kinds
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise HwqError("compile-failed", f"kernel {symbol} does not compile for {target}: {last[0]}") from error
@@ -165,7 +166,7 @@ def compile_many(
         _compile_with_workers(missing, paths, target, helpers, report)
     else:
         for done, kernel in enumerate(missing, 1):
-            compile_to(paths[kernel.symbol], kernel.func, kernel.symbol, kernel.instruction, target.tvm())
+            compile_to(paths[kernel.symbol], kernel.functions, kernel.instruction, target.tvm())
             report(done)
     return paths
 
@@ -194,7 +195,7 @@ def _compile_with_workers(
             if isinstance(outcome, HwqError):
                 raise outcome
             if isinstance(outcome, Kernel):
-                compile_to(paths[outcome.symbol], outcome.func, outcome.symbol, outcome.instruction, target.tvm())
+                compile_to(paths[outcome.symbol], outcome.functions, outcome.instruction, target.tvm())
             done += 1
             report(done)
     finally:
@@ -220,8 +221,7 @@ def _feed(
         except IndexError:
             return
         job = {
-            "module": tvm.ir.save_json(tvm.IRModule({kernel.symbol: kernel.func})),
-            "symbol": kernel.symbol,
+            "functions": {symbol: tvm.ir.save_json(func) for symbol, func in kernel.functions.items()},
             "instruction": kernel.instruction,
             "target": config,
             "path": str(paths[kernel.symbol]),

@@ -1,6 +1,6 @@
 """A helper process of ``hwq.compile_kernel.compile_many``.
 
-Reads one job a line (JSON: module, symbol, instruction, target, path), compiles it to an object file, and answers with
+Reads one job a line (JSON: functions, instruction, target, path), compiles it to an object file, and answers with
 one line: {} or {"code", "message"} of the HwqError. It ends when its input does, so it outlives its parent by a kernel
 at most.
 """
@@ -27,14 +27,15 @@ def main() -> None:
 
         for line in sys.stdin:
             job = json.loads(line)
+            symbol = next(iter(job["functions"]))
             answer: dict[str, str] = {}
             try:
-                func = tvm.ir.load_json(job["module"])[job["symbol"]]
+                functions = {symbol: tvm.ir.load_json(text) for symbol, text in job["functions"].items()}
                 config = tvm.target.Target(json.loads(job["target"]))
-                compile_to(Path(job["path"]), func, job["symbol"], job["instruction"], config)
+                compile_to(Path(job["path"]), functions, job["instruction"], config)
             except HwqError as error:
                 answer = {"code": error.code, "message": error.message}
             except Exception as error:  # the parent must hear of every job
-                answer = {"code": "compile-failed", "message": f"kernel {job['symbol']} does not compile: {error!r}"}
+                answer = {"code": "compile-failed", "message": f"kernel {symbol} does not compile: {error!r}"}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()

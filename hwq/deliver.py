@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact, open_library
@@ -84,6 +87,7 @@ def describe(study: Study, artifact: Artifact, accuracy: Accuracy | None, evalua
         "weight_bytes": sum(sizes.values()),
         "conversions": len(conversions),
         "conversions_s": sum(times[name] for name in conversions),
+        "expanded_bytes": sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in artifact.prepared),
         "library_bytes": len(artifact.library),
         "code_bytes": len(artifact.library) - sum(sizes.values()),
         "drop": None if accuracy is None else accuracy.drop,

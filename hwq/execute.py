@@ -5,6 +5,7 @@ A program's kernels are compiled once each; a runner calls them in order on buff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,12 +69,35 @@ def compile_kernels(
 
 
 def packed_constants(step: Step, kernels: KernelSet) -> tuple[Array, ...]:
-    """The step's constants as its kernel reads them: the weight packed, the rest as they are."""
+    """The step's constants as an artifact holds them: the weight packed, the rest as they are."""
     if step.weight is None:
         return step.constants
     pack = kernels.of(step).pack
     assert pack is not None
     return tuple(pack(value) if i == step.weight else value for i, value in enumerate(step.constants))
+
+
+def device_constants(step: Step, kernels: KernelSet, packed: Sequence[Array]) -> tuple[Any, ...]:
+    """``packed_constants`` on the device as the kernel reads them: the weight expanded where it wants that."""
+    found = [tvm.runtime.tensor(value) for value in packed]
+    expand = None if step.workload is None else kernels.of(step).expand
+    if expand is not None:
+        assert step.workload is not None
+        assert step.weight is not None
+        expanded = tvm.runtime.empty(expand.shape, expand.dtype)
+        kernels.libraries[step.workload][expand.symbol](found[step.weight], expanded)
+        found[step.weight] = expanded
+    return tuple(found)
+
+
+def resident_bytes(step: Step, kernels: KernelSet, packed: Sequence[Array]) -> int:
+    """Bytes that ``device_constants`` take."""
+    sizes = [array.nbytes for array in packed]
+    expand = None if step.workload is None else kernels.of(step).expand
+    if expand is not None:
+        assert step.weight is not None
+        sizes[step.weight] = math.prod(expand.shape) * np.dtype(expand.dtype).itemsize
+    return sum(sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,7 +124,7 @@ def bind(program: Program, kernels: KernelSet) -> Runner:
         BoundStep(
             step=step,
             function=None if step.workload is None else kernels.function(step.workload),
-            constants=tuple(tvm.runtime.tensor(value) for value in packed_constants(step, kernels)),
+            constants=device_constants(step, kernels, packed_constants(step, kernels)),
         )
         for step in program.steps
     )

@@ -1,7 +1,9 @@
 """Library: from a program and its compiled kernels to one shared library.
 
-The program becomes a Relax function whose calls go to the kernels' symbols (``call_dps_packed``); TVM plans its memory
-and compiles it to VM bytecode, and one link joins that with the very object files that were measured.
+The program becomes a Relax function "main" whose calls go to the kernels' symbols (``call_dps_packed``); TVM plans its
+memory and compiles it to VM bytecode, and one link joins that with the very object files that were measured. Another
+function, "prepare", is called once when the library is loaded: it expands the weights of kernels that want them in a
+form too large to store, and "main" takes what it returns after the network's own inputs.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from tvm import relax, te, tirx
 
 from hwq.compile_kernel import link, require_space
 from hwq.execute import KernelSet, packed_constants
-from hwq.lower import Program
+from hwq.lower import Program, Step
 from hwq.target import Target
 
 
@@ -28,24 +30,49 @@ def _stub() -> tirx.PrimFunc:
 
 
 def to_relax(program: Program, kernels: KernelSet) -> tvm.IRModule:
-    """The program as a Relax function "main"; weights and other constants are constants of the function."""
+    """The program as the functions "prepare" and "main"; weights and other constants are constants of theirs."""
     builder = relax.BlockBuilder()
+    constants = {
+        step.name: [relax.const(value) for value in packed_constants(step, kernels)]
+        for step in program.steps
+        if step.workload is not None
+    }
+    grown = [step for step in program.steps if step.workload is not None and kernels.of(step).expand is not None]
+    with builder.function("prepare", []):
+        with builder.dataflow():
+            expanded = [builder.emit_output(_expanded(step, constants[step.name], kernels)) for step in grown]
+        builder.emit_func_output(relax.Tuple(expanded))
+    taken = {
+        step.name: relax.Var(f"w{i}", value.ty) for i, (step, value) in enumerate(zip(grown, expanded, strict=True))
+    }
     params = {name: relax.Var(f"x{i}", _type(program, name)) for i, name in enumerate(program.inputs)}
     env: dict[str, Any] = dict(params)
-    with builder.function("main", list(params.values())):
+    with builder.function("main", [*params.values(), *taken.values()]):
         with builder.dataflow():
             for step in program.steps:
                 args = [env[name] for name in step.inputs]
                 if step.workload is None:
                     env[step.output] = builder.emit(relax.op.reshape(args[0], program.values[step.output][0]))
                     continue
-                args += [relax.const(value) for value in packed_constants(step, kernels)]
+                args += [
+                    taken[step.name] if i == step.weight and step.name in taken else value
+                    for i, value in enumerate(constants[step.name])
+                ]
                 call = relax.op.call_dps_packed(kernels.of(step).symbol, args, _type(program, step.output))
                 env[step.output] = builder.emit(call)
             results = [builder.emit_output(env[name]) for name in program.outputs]
         builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
     builder.add_func(_stub(), "hwq_stub")
     return builder.get()
+
+
+def _expanded(step: Step, constants: Sequence[Any], kernels: KernelSet) -> Any:
+    """The call that expands a step's weight."""
+    expand = kernels.of(step).expand
+    assert expand is not None
+    assert step.weight is not None
+    result = relax.TensorType(expand.shape, expand.dtype)
+    return relax.op.call_dps_packed(expand.symbol, [constants[step.weight]], result)
 
 
 def _type(program: Program, value: str) -> relax.TensorType:

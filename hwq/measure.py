@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from hwq.execute import KernelSet, packed_constants, quiet
+from hwq.execute import KernelSet, device_constants, packed_constants, quiet, resident_bytes
 from hwq.lower import Program, Step
 from hwq.progress import Callback
 from hwq.store import Record, get_many, key_of, put, summarize, tool_versions
@@ -57,8 +57,8 @@ def time_step(step: Step, program: Program, kernels: KernelSet, home: str, targe
     values = [fill(*program.values[name]) for name in step.inputs]
     out = tvm.runtime.empty(*program.values[step.output])
     packed = packed_constants(step, kernels)
-    first = (*values, *map(tvm.runtime.tensor, packed), out)
-    size = sum(array.nbytes for array in packed)
+    first = (*values, *device_constants(step, kernels, packed), out)
+    size = resident_bytes(step, kernels, packed)
     if home == "l2" or size < SMALL_WEIGHTS_BYTES:
         timer = kernels.libraries[step.workload].time_evaluator(
             kernels.of(step).symbol, tvm.cpu(), number=1, repeat=REPEATS, min_repeat_ms=MIN_REPEAT_MS
@@ -68,7 +68,7 @@ def time_step(step: Step, program: Program, kernels: KernelSet, home: str, targe
     hot_s = min(_round_s(call, [first]) for _ in range(3))
     span = 4 * target.l2_bytes if home == "l3" else 2 * max(target.l3_bytes, 4 * target.l2_bytes)
     copies = max(2, min(-(-span // size), int(ROUND_S / hot_s)))
-    turns = [first, *((*values, *map(tvm.runtime.tensor, packed), out) for _ in range(copies - 1))]
+    turns = [first, *((*values, *device_constants(step, kernels, packed), out) for _ in range(copies - 1))]
     _round_s(call, turns)
     return [_round_s(call, turns) for _ in range(REPEATS)]
 

@@ -19,7 +19,7 @@ from hwq.cache import default_store_path
 from hwq.calibrate import choose, collect, load_means, save_means, split_activations
 from hwq.cost import op_macs, price
 from hwq.errors import HwqError
-from hwq.execute import KernelSet, Runner, bind, compile_kernels, packed_constants
+from hwq.execute import KernelSet, Runner, bind, compile_kernels, packed_constants, resident_bytes
 from hwq.graph import Graph, Shape
 from hwq.lower import Program, convert_workload, layer_workload, legal_schemes, lower
 from hwq.measure import measure_kernels
@@ -138,10 +138,10 @@ def study(
         with stages("sensitivity") as progress:
             chosen = {unit: program for unit, program in units.items() if unit in wanted}
             losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))
-    packed = _packed_bytes(programs, kernels)
+    packed, resident = _constant_bytes(programs, kernels)
     records: dict[Workload, Record] = {}
     if measure:
-        footprints = _footprints(programs, packed)
+        footprints = _footprints(programs, resident)
         with stages("measure") as progress:
             records = measure_kernels(programs, kernels, target, default_store_path(), threads, footprints, progress)
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
@@ -282,23 +282,24 @@ def _hashed(batches: Iterable[Batch]) -> tuple[str, int]:
     return hashed.hex(), count
 
 
-def _packed_bytes(programs: Sequence[Program], kernels: KernelSet) -> dict[Workload, int]:
-    """Bytes of each kernel's constants as it reads them: what the artifact will hold, padding included."""
-    return {
-        step.workload: sum(array.nbytes for array in packed_constants(step, kernels))
-        for program in programs
-        for step in program.steps
-        if step.workload is not None
-    }
+def _constant_bytes(programs: Sequence[Program], kernels: KernelSet) -> tuple[dict[Workload, int], dict[Workload, int]]:
+    """Bytes of each kernel's constants, padding included: as the artifact will hold them, and as the kernel reads."""
+    stored, resident = {}, {}
+    for step in (step for program in programs for step in program.steps if step.workload is not None):
+        assert step.workload is not None
+        packed = packed_constants(step, kernels)
+        stored[step.workload] = sum(array.nbytes for array in packed)
+        resident[step.workload] = resident_bytes(step, kernels, packed)
+    return stored, resident
 
 
-def _footprints(programs: Sequence[Program], packed: Mapping[Workload, int]) -> dict[str, int]:
-    """For each scheme the bytes of all layers' constants in it."""
+def _footprints(programs: Sequence[Program], resident: Mapping[Workload, int]) -> dict[str, int]:
+    """For each scheme the bytes of all layers' constants in it, as kernels read them."""
     found: dict[str, int] = {}
     for program in programs:
         for step in program.steps:
             if step.workload is not None:
-                found[step.workload.scheme] = found.get(step.workload.scheme, 0) + packed[step.workload]
+                found[step.workload.scheme] = found.get(step.workload.scheme, 0) + resident[step.workload]
     return found
 
 

@@ -48,10 +48,24 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Expand:
+    """What makes of packed weights, once when a library is loaded, what the kernel reads: func(packed, expanded).
+
+    For kernels that want their weights in a form too large to store. shape and dtype are the expanded array's.
+    """
+
+    symbol: str
+    func: Any
+    shape: Shape
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kernel:
     """A scheduled kernel: the function, how its weights are packed, and the instruction its assembly must hold.
 
-    pack: from integer (or float) weights as in ``Layer.weight`` to the array the kernel reads; None without weights.
+    pack: from integer (or float) weights as in ``Layer.weight`` to the array that is stored; None without weights.
+    expand: from there to the array the kernel reads, where it is another; its function is compiled beside the kernel's.
     schedule: file and version ("x86/conv:1"), a part of every stored record's key. macs: multiply-accumulates a call.
     """
 
@@ -60,3 +74,9 @@ class Kernel:
     schedule: str
     pack: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
     instruction: str | None = None
+    expand: Expand | None = None
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """Every function of the kernel's object file, by symbol."""
+        return {self.symbol: self.func} | ({self.expand.symbol: self.expand.func} if self.expand else {})

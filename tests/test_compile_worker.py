@@ -19,8 +19,7 @@ def job(path: Path, **changes: Any) -> dict[str, Any]:
     shape = (1, 2, 2, 8)
     kernel = kernel_for(make("dequantize", "w8a8", [shape], shape, out_dtype="float32"), machine())
     return {
-        "module": tvm.ir.save_json(tvm.IRModule({kernel.symbol: kernel.func})),
-        "symbol": kernel.symbol,
+        "functions": {kernel.symbol: tvm.ir.save_json(kernel.func)},
         "instruction": None,
         "target": str(machine().tvm()),
         "path": str(path),
@@ -35,7 +34,7 @@ def answers(process: subprocess.Popen[str], *jobs: dict[str, Any]) -> list[dict[
 
 def test_each_job_gets_one_answer_and_errors_end_nothing(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.o", tmp_path / "bad.o"
-    wanted = (job(bad, instruction="amx.tdpbssd"), job(bad, module="{}"), job(good))
+    wanted = (job(bad, instruction="amx.tdpbssd"), job(bad, functions={"broken": "{}"}), job(good))
     process = _start_worker()
     found = answers(process, *wanted)
     assert [answer.get("code") for answer in found] == ["instruction-missing", "compile-failed", None]

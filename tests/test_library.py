@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,14 +14,19 @@ import pytest
 import reference as floats
 import tiny
 import tvm
-from tvm import relax
+from tvm import relax, te
 
 from hwq.cache import default_cache_dir
-from hwq.execute import KernelSet, bind, compile_kernels, packed_constants, run, to_device
+from hwq.compile_kernel import compile_object, load_kernels
+from hwq.execute import KernelSet, bind, compile_kernels, packed_constants, resident_bytes, run, to_device
+from hwq.graph import Shape
 from hwq.library import build_library, to_relax
 from hwq.lower import Program, lower
 from hwq.quantize import quantize_weights
+from hwq.schedules.generic import common
+from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
+from hwq.workload import Expand, Kernel
 
 HOST = Target.load("host")
 GRAPH = replace(tiny.net(), outputs=("logits", "join"))
@@ -92,6 +98,50 @@ def test_relax_function_calls_the_kernels_in_order(made: tuple[Program, KernelSe
     assert -1 not in places
     relax.analysis.well_formed(to_relax(program, kernels))
     assert text.count("R.call_dps_packed") == sum(step.workload is not None for step in program.steps)
+
+
+def reversed_weights(kernel: Kernel, shape: Shape) -> Kernel:
+    """``kernel`` with its packed weights, of ``shape``, stored back to front and turned when a library is loaded."""
+    size = math.prod(shape)
+    stored = te.placeholder((size,), "int8", "stored")
+    turned = te.compute((size,), lambda i: stored[size - 1 - i])
+    symbol = f"{kernel.symbol}_expand"
+    func = common.named(symbol, te.create_prim_func([stored, turned]), "test").func
+    flat = with_shapes(func, {1: shape})
+    pack = kernel.pack
+    assert pack is not None
+    return replace(
+        kernel,
+        pack=lambda weight: np.ascontiguousarray(pack(weight).reshape(-1)[::-1]),
+        expand=Expand(symbol=symbol, func=flat, shape=shape, dtype="int8"),
+    )
+
+
+def test_weights_are_expanded_once_when_a_library_is_loaded(
+    made: tuple[Program, KernelSet, bytes], tmp_path: Path
+) -> None:
+    program, kernels, _ = made
+    stem = next(step for step in program.steps if step.name == "stem")
+    assert stem.workload is not None
+    packed = packed_constants(stem, kernels)
+    turned = reversed_weights(kernels.of(stem), packed[0].shape)
+    objects = {**kernels.objects, stem.workload: compile_object(turned, HOST, tmp_path)}
+    chosen = {**kernels.kernels, stem.workload: turned}
+    changed = KernelSet(
+        kernels=chosen, objects=objects, libraries=dict.fromkeys(chosen, load_kernels(objects.values()))
+    )
+    env = run(bind(program, changed), to_device({"x": X}))
+    expected = run(bind(program, kernels), to_device({"x": X}))
+    stored = packed_constants(stem, changed)
+    assert stored[0].ndim == 1
+    assert resident_bytes(stem, changed, stored) == sum(array.nbytes for array in packed)
+    machine = load(build_library(program, changed, HOST), tmp_path)
+    (weight,) = machine["prepare"]()
+    np.testing.assert_array_equal(weight.numpy(), packed[0])
+    found = machine["main"](tvm.runtime.tensor(X), weight)
+    for value, name in zip(found, GRAPH.outputs, strict=True):
+        np.testing.assert_array_equal(env[name].numpy(), expected[name].numpy())
+        np.testing.assert_array_equal(value.numpy(), expected[name].numpy())
 
 
 def test_a_network_without_kernels(tmp_path: Path) -> None:
