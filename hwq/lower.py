@@ -3,7 +3,8 @@
 Stands after assign and quantize, before schedule and build. Tensors live as float32 (or their own type) under their
 name, and as int8 under ``name@int8``, in the target's storage: where instructions want unsigned activations the stored
 byte is q + 128, and every zero point here carries that offset. Conversions appear only where a producer and a consumer
-differ; an int8 layer with weights whose consumers all want float writes float itself.
+differ; an int8 layer with weights whose consumers all want float writes float itself, and a transpose whose consumers
+all want int8 (a picture's, at the network's input) is done by the quantize behind it.
 """
 
 from __future__ import annotations
@@ -77,10 +78,20 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
     return (*floats, *integers) or ("f32",)
 
 
-def convert_workload(op: str, shape: Shape, parallel: int) -> Workload:
-    """The border conversion of a tensor of ``shape``: op "quantize" (float32 to int8) or "dequantize"."""
-    out = "int8" if op == "quantize" else FLOAT
-    return Workload(op=op, scheme="w8a8", input_shapes=(shape,), output_shape=shape, out_dtype=out, parallel=parallel)
+def convert_workload(op: str, shape: Shape, parallel: int, moved: Layer | None = None) -> Workload:
+    """The border conversion to a tensor of ``shape``: op "quantize" (float32 to int8) or "dequantize".
+
+    moved: a "transpose" that a quantize does on its way, from that layer's input shape.
+    """
+    return Workload(
+        op=op,
+        scheme="w8a8",
+        input_shapes=(shape,) if moved is None else moved.input_shapes,
+        output_shape=shape,
+        attrs=() if moved is None else (("axes", tuple(moved.attrs["axes"])),),
+        out_dtype="int8" if op == "quantize" else FLOAT,
+        parallel=parallel,
+    )
 
 
 def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> Workload | None:
@@ -130,8 +141,9 @@ def lower(
     values: dict[str, tuple[Shape, str]] = {name: (graph.shapes[name], graph.dtypes[name]) for name in graph.inputs}
     steps: list[Step] = []
 
-    def convert(tensor: str, op: str) -> None:
+    def convert(tensor: str, op: str, moved: Layer | None = None) -> None:
         source, result = (tensor, f"{tensor}@int8") if op == "quantize" else (f"{tensor}@int8", tensor)
+        source = source if moved is None else moved.inputs[0]
         q = qparams[tensor]
         zero = np.array([q.zero_point + offset], np.int32)
         scale = np.array([1.0 / np.float64(q.scale) if op == "quantize" else q.scale], np.float32)
@@ -140,7 +152,7 @@ def lower(
         steps.append(
             Step(
                 name=f"{tensor}:{op}",
-                workload=convert_workload(op, shape, parallel),
+                workload=convert_workload(op, shape, parallel, moved),
                 inputs=(source,),
                 output=result,
                 constants=(zero, scale),
@@ -157,6 +169,9 @@ def lower(
     for tensor in graph.inputs:
         arrive(tensor)
     for layer in graph.layers:
+        if layer.op == "transpose" and wants[layer.output] == {"int8"}:  # one pass over memory instead of two
+            convert(layer.output, "quantize", layer)
+            continue
         scheme = schemes.get(layer.name, "f32")
         integer = SCHEMES[scheme].domain == "int8"
         to_float = direct and integer and writes_float(layer) and "int8" not in wants[layer.output]

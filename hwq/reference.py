@@ -24,7 +24,7 @@ _POOL = ("kernel", "strides", "padding", "dilation")
 def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uint8") -> Array:
     """The output of ``workload``'s kernel; ``storage`` is the type of int8 activations ("uint8" or "int8")."""
     if workload.op in ("quantize", "dequantize"):
-        return _convert(workload.op, arguments, storage)
+        return _convert(workload, arguments, storage)
     if workload.op in PASS_THROUGH:
         y = _pass_through(workload, arguments)
         return numerics.activate(workload.activation, y) if workload.scheme == "f32" else y
@@ -36,13 +36,14 @@ def _some(workload: Workload, names: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in workload.attrs if key in names}
 
 
-def _convert(op: str, arguments: Sequence[Array], storage: str) -> Array:
-    x, ints, floats = arguments
+def _convert(workload: Workload, arguments: Sequence[Array], storage: str) -> Array:
+    op, (x, ints, floats) = workload.op, arguments
     offset = 128 if storage == "uint8" else 0
     if op == "quantize":
         lo, hi = -128 + offset - int(ints[0]), 127 + offset - int(ints[0])
         q = np.clip(np.rint(x.astype(np.float32) * floats[0]), lo, hi).astype(np.int32) + ints[0]
-        return np.asarray(q, np.dtype(storage))
+        axes = dict(workload.attrs).get("axes", range(x.ndim))
+        return np.ascontiguousarray(q.transpose(axes), np.dtype(storage))
     return numerics.dequantize(x, QParams(scale=float(floats[0]), zero_point=int(ints[0])))
 
 

@@ -126,6 +126,27 @@ def test_an_input_read_in_both_types_is_quantized_once(rng: np.random.Generator)
     assert [step.inputs for step in program.steps] == [("x",), ("x@int8",), ("x@int8",), ("x",)]
 
 
+@pytest.mark.parametrize(
+    ("schemes", "expected"),
+    [
+        ({"a": "w8a8", "b": "w8a8"}, ["t:quantize", "a", "b"]),
+        ({"a": "w8a8"}, ["t", "t:quantize", "a", "b"]),  # b wants the float one as well
+        ({}, ["t", "a", "b"]),
+    ],
+)
+def test_a_transpose_in_front_of_int8_is_done_by_the_quantize(
+    schemes: dict[str, str], expected: list[str], rng: np.random.Generator
+) -> None:
+    moved = tiny.layer("transpose", ("x",), "t", {"x": (1, 3, 6, 5), "t": (1, 6, 5, 3)}, attrs={"axes": (0, 2, 3, 1)})
+    plain = tiny.graph([moved, tiny.conv("t", "a", (3, 4)), tiny.conv("t", "b", (3, 4), seed=7)], ["x"], ["a", "b"])
+    program, values = lowered(plain, schemes, rng)
+    assert names(program) == expected
+    assert ("t" in program.values) == ("t" in expected)
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    for name in ("a", "b"):
+        assert numerics.sqnr_db(values[name], found[name]) > 25
+
+
 # Workloads and legality
 
 

@@ -9,6 +9,7 @@ colours, are left to LLVM's interleaved accesses (90 GB/s).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import te
@@ -34,12 +35,17 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
         return common.decline(workload, f"axes {axes} with activation {workload.activation.kind}")
     dtype = common.element_type(workload, target)
     x = te.placeholder(workload.input_shapes[0], dtype, "x")
-    out = common.compute(workload.output_shape, lambda *at: x[tuple(at[axes.index(axis)] for axis in range(len(axes)))])
+    out = common.compute(workload.output_shape, lambda *at: x[source(at, axes)])
     sch = common.schedule_of([x, out], seed)
     work = 2 * math.prod(workload.output_shape) * common.ITEM_BYTES[dtype]
     threads = workload.parallel if common.worth_parallel(workload.parallel, work, target) else 1
-    _schedule(sch, workload.output_shape, axes, threads, seed)
+    schedule_moved(sch, workload.output_shape, axes, threads, seed)
     return common.finish(workload, sch.mod["main"], NAME)
+
+
+def source(at: Sequence[Any], axes: Sequence[int]) -> tuple[Any, ...]:
+    """The input's position of the output's position ``at``."""
+    return tuple(at[axes.index(axis)] for axis in range(len(axes)))
 
 
 def runs(axes: tuple[int, ...]) -> list[list[int]]:
@@ -53,7 +59,10 @@ def runs(axes: tuple[int, ...]) -> list[list[int]]:
     return groups
 
 
-def _schedule(sch: Schedule, shape: Shape, axes: tuple[int, ...], threads: int, seed: int | None) -> None:
+def schedule_moved(
+    sch: Schedule, shape: Shape, axes: tuple[int, ...], threads: int = 1, seed: int | None = None
+) -> None:
+    """For a block "out" of ``shape`` whose axis i is the input's axis axes[i], whatever it computes of each element."""
     groups = runs(axes)
     loops = sch.get_loops(sch.get_sblock("out"))
     merged = [sch.fuse(*(loops[at] for at in group)) if len(group) > 1 else loops[group[0]] for group in groups]

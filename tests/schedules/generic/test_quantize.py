@@ -24,6 +24,17 @@ def test_equals_the_reference(storage: str, rng: np.random.Generator) -> None:
         check(dequantize, target, [numbers(rng, shape, storage), zero, np.array([0.37], np.float32)])
 
 
+def test_a_picture_is_moved_on_the_way(rng: np.random.Generator) -> None:
+    """NCHW to NHWC, and any other order of axes."""
+    for shape, axes in (((2, channels, 5, 13), (0, 2, 3, 1)) for channels in (3, *CHANNELS)):
+        moved = make("quantize", "w8a8", [shape], tuple(shape[axis] for axis in axes), axes=axes)
+        arguments = [rng.uniform(-60, 60, shape).astype(np.float32), np.array([131], np.int32)]
+        check(moved, machine(), [*arguments, np.array([2.7], np.float32)])
+    other = make("quantize", "w8a8", [(4, 8, 16)], (16, 4, 8), axes=(2, 0, 1))
+    x = rng.uniform(-60, 60, (4, 8, 16)).astype(np.float32)
+    check(other, machine("int8"), [x, np.array([3], np.int32), np.array([2.7], np.float32)])
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_ties_go_to_even_and_far_values_saturate(storage: str) -> None:
     target = machine(storage)
@@ -56,9 +67,14 @@ def test_large_tensors_are_split_over_threads(rng: np.random.Generator) -> None:
     assert "T.parallel" not in kernel_for(make("quantize", "w8a8", [(1, 9)], (1, 9), parallel=2), target).func.script()
     x = rng.uniform(-60, 60, shape).astype(np.float32)
     check(workload, target, [x, np.array([131], np.int32), np.array([2.7], np.float32)])
+    picture = make("quantize", "w8a8", [(1, 3, 512, 512)], (1, 512, 512, 3), parallel=2, axes=(0, 2, 3, 1))
+    assert "T.parallel" in kernel_for(picture, target).func.script()
+    small = make("quantize", "w8a8", [(1, 3, 32, 32)], (1, 32, 32, 3), parallel=2, axes=(0, 2, 3, 1))
+    assert "T.parallel" not in kernel_for(small, target).func.script()
 
 
 def test_is_vectorized() -> None:
     shape = (1, 14, 14, 64)
     assert_vectorized(make("quantize", "w8a8", [shape], shape), "vmulps", "vminps", "vmaxps")
+    assert_vectorized(make("quantize", "w8a8", [(1, 3, 64, 64)], (1, 64, 64, 3), axes=(0, 2, 3, 1)), "vmulps", "vmaxps")
     assert_vectorized(make("dequantize", "w8a8", [shape], shape, out_dtype="float32"), "vcvtdq2ps", "vmulps")
