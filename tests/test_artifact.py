@@ -196,7 +196,7 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (put("format", 99), "it has format 99, and this hwq reads format 1"),
+        (put("format", 99), "it has format 99, and this hwq reads format 2"),
         (drop("format"), "it has format None"),
         (put("library_sha256", "0" * 64), "its library was altered"),
         (drop("library_sha256"), "its library was altered"),
