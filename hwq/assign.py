@@ -27,15 +27,20 @@ def assign(problem: Problem, limits: Limits | None = None, *, slack: float = TIE
     """The best solution within ``limits``: the unlimited of QUANTITIES are minimized in that order.
 
     Each may give up ``slack``, a fraction of itself, for the next: 0.01 takes 1% more latency where that lowers the
-    loss. With everything limited latency is minimized first all the same. Same input, same answer.
+    loss; what of it the next ones leave unused is then taken back. With everything limited latency is minimized first
+    all the same. Same input, same answer.
     Raises HwqError "budget-impossible" with the closest limits that can be met.
     """
     limits = limits or Limits()
     free = [name for name in QUANTITIES if getattr(limits, name) is None]
-    best = _minimize(formulate(problem), free or list(QUANTITIES), limits, slack)
+    program, order = formulate(problem), free or list(QUANTITIES)
+    best = _minimize(program, order, limits, slack)
     if best is None:
         raise _impossible(problem, limits)
-    return best
+    if slack <= TIE or len(order) == 1:
+        return best
+    kept = {name: getattr(best, name) * (1 + TIE) for name in order[1:]}
+    return _minimize(program, order[:1], replace(limits, **kept)) or best
 
 
 def closest(problem: Problem, limits: Limits) -> dict[str, Solution]:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 from hwq.assign import assign
 from hwq.assignment import Border, Limits, Problem, Solution, by_layer
+from hwq.cost import float_output_s
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation, float_call, judge
 from hwq.execute import bind, compile_kernels, quiet
 from hwq.graph import ANCHORS
-from hwq.lower import writes_float
+from hwq.lower import layer_workload, writes_float
 from hwq.progress import Callback
 from hwq.scheme import SCHEMES, Budget, Candidate
 from hwq.study import Study, inputs_of
@@ -59,6 +60,7 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
             continue
         maker = makers.get(tensor)
         quantize_s, dequantize_s = study.conversions[tensor]
+        integer = None if maker is None or not writes_float(maker) else layer_workload(maker, "w8a8", "int8", 1)
         borders.append(
             Border(
                 tensor=tensor,
@@ -67,7 +69,7 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
                 output=tensor in study.graph.outputs,
                 quantize_s=quantize_s,
                 dequantize_s=dequantize_s,
-                direct_s=0.0 if maker is not None and writes_float(maker) else None,
+                direct_s=None if integer is None else float_output_s(integer, study.target, study.threads),
             )
         )
     return Problem(candidates=candidates, borders=tuple(borders))

@@ -20,7 +20,7 @@ from hwq.calibrate import choose, collect, load_means, save_means, split_activat
 from hwq.cost import op_macs, price
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels, packed_constants, resident_bytes
-from hwq.graph import Graph, Shape
+from hwq.graph import PASS_THROUGH, Graph, Shape
 from hwq.lower import Program, convert_workload, layer_workload, legal_schemes, lower
 from hwq.measure import measure_kernels
 from hwq.model import Model
@@ -129,7 +129,10 @@ def study(
     with stages("compile") as progress:
         kernels |= compile_kernels(programs, target, work.cache, progress)
     losses = dict.fromkeys(units, 0.0)
-    wanted = {unit for unit in units if unit[1] != "f32"}
+    # What only passes values through loses nothing of its own: where it is int8, a neighbour is, whose loss has the
+    # quantized tensor in it (between float layers int8 costs two conversions, and is never chosen).
+    passing = {layer.name for layer in graph.layers if layer.op in PASS_THROUGH}
+    wanted = {(layer, scheme) for layer, scheme in units if scheme != "f32" and layer not in passing}
     if wanted:
         few = _sensitivity_samples(float_program, len(wanted))
         journal = work.file(

@@ -178,6 +178,12 @@ def test_operators_without_weights_have_a_price(op: str) -> None:
         assert cost.CALL_OVERHEAD_S < found.latency_s < 1e-5
 
 
+def test_writing_float_costs_the_bytes_more() -> None:
+    small, large = (cost.float_output_s(conv("w8a8", size, 64, 64), VNNI) for size in (28, 112))
+    assert small == 3 * 28 * 28 * 64 / VNNI.l2_bytes_per_s
+    assert large > 16 * small, "it does not fit the L2"
+
+
 def test_a_measured_record_beats_the_roofline() -> None:
     workload = conv()
     record = summarize(key_of(workload, "x86/conv2d:1", VNNI, "v"), [1.0, 2.0, 3.0])

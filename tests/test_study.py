@@ -14,6 +14,7 @@ from demo_study import anchors, demo_model, demo_study, demo_work, random_scheme
 from hwq.demo import load_demo
 from hwq.errors import HwqError
 from hwq.execute import compile_kernels, packed_constants
+from hwq.graph import PASS_THROUGH
 from hwq.numerics import QParams
 from hwq.plan import Plan
 from hwq.progress import Callback, silent
@@ -80,6 +81,14 @@ def test_every_candidate_is_priced_and_judged() -> None:
     assert {cost.source for cost in found.costs.values()} == {"roofline", "measured"}
     assert all(cost.latency_s == 0 for cost in found.costs.values() if cost.source == "measured"), "views are free"
     assert found.conversions.keys() == found.graph.shapes.keys()
+
+
+def test_layers_that_pass_values_through_lose_nothing_of_their_own() -> None:
+    found = demo_study()
+    passing = {layer.name for layer in found.graph.layers if layer.op in PASS_THROUGH}
+    assert passing
+    for (layer, scheme), loss in found.losses.items():
+        assert (loss == 0.0) == (scheme == "f32" or layer in passing), (layer, scheme)
 
 
 def test_predicted_bytes_are_what_kernels_read(rng: np.random.Generator) -> None:
