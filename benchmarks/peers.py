@@ -1,0 +1,204 @@
+"""The peers: ONNX Runtime and OpenVINO on the same network, each with its best settings for one sample a call.
+
+ONNX Runtime: all graph optimizations, static shapes, its own pre-processing before quantization, QDQ with per-channel
+weights and uint8 activations calibrated on the same samples, sequential execution, worker threads that spin while they
+wait. Spinning is worth a lot to it. It has no switch that keeps it from using AMX.
+
+OpenVINO: float, bfloat16 where it says that the CPU has it, and int8 made by NNCF from the same samples in whichever
+of NNCF's presets and float precisions is the fastest in a short trial; one stream, the latency hint, threads pinned,
+tensors made beforehand, outputs shared and not copied. Its environment variable ONEDNN_MAX_CPU_ISA is read once, when
+it is first imported: so it is imported here only when it is first used.
+
+A peer that is not installed is left out; ``absent`` names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from race import Contender, Network, Pictures, in_turns
+
+CALIBRATION_BATCHES = 300  # at most; NNCF's own number
+TRIAL = (3, 5)  # rounds and runs that decide between OpenVINO's settings
+PRESETS = ("performance", "mixed")
+
+
+def absent() -> list[str]:
+    """A sentence for each peer that cannot run."""
+    lacking = [
+        ("ONNX Runtime", "onnxruntime", "no ONNX Runtime"),
+        ("OpenVINO", "openvino", "no OpenVINO"),
+        ("OpenVINO int8", "nncf", "no int8 for OpenVINO"),
+    ]
+    return [
+        f"{name} is left out: the package {module} is not installed ({what}); pip install 'hwq[bench]'"
+        for name, module, what in lacking
+        if not _has(module)
+    ]
+
+
+def versions() -> str:
+    """The peers' versions in one line."""
+    packages = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "NNCF": "nncf"}
+    return ", ".join(f"{name} {importlib.metadata.version(it)}" for name, it in packages.items() if _has(it))
+
+
+def peers(network: Network, threads: int) -> dict[str, Contender]:
+    """Every peer that is installed, ready to run; what it makes on the way lies beside the network's file."""
+    found: dict[str, Contender] = {}
+    if _has("onnxruntime"):
+        found["ONNX Runtime f32"] = onnx_runtime(network.path, network.pictures[:1], threads)
+        found["ONNX Runtime int8"] = onnx_runtime(_onnx_runtime_int8(network), network.pictures[:1], threads)
+    if _has("openvino"):
+        found |= _openvino_contenders(network, threads)
+    return found
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _timed(call: Any) -> Contender:
+    def run(count: int) -> list[float]:
+        times = []
+        for _ in range(count):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return times
+
+    return run
+
+
+# ONNX Runtime
+
+
+def _onnx_runtime_int8(network: Network) -> Path:
+    """Its static quantization: QDQ, uint8 activations, int8 weights per channel."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """The calibration samples, one by one, as ONNX Runtime asks for them."""
+
+        def __init__(self, name: str, pictures: Pictures) -> None:
+            self.batches = iter([{name: picture[None]} for picture in pictures])
+
+        def get_next(self) -> dict[str, Pictures] | None:
+            return next(self.batches, None)
+
+    path = network.path.with_suffix(".int8.onnx")
+    if path.exists():
+        return path
+    prepared = network.path.with_suffix(".prepared.onnx")
+    quant_pre_process(str(network.path), str(prepared), skip_symbolic_shape=True)  # no shape is free
+    name = onnx.load(str(network.path)).graph.input[0].name
+    quantization.quantize_static(
+        str(prepared),
+        str(path),
+        Reader(name, network.pictures),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    return path
+
+
+def onnx_runtime(path: Path, picture: Pictures, threads: int) -> Contender:
+    """A session with all that makes it fast; see the module's text."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(picture)
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, value)
+    for output in session.get_outputs():
+        binding.bind_ortvalue_output(
+            output.name, onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32)
+        )
+    return _timed(lambda: session.run_with_iobinding(binding))
+
+
+# OpenVINO
+
+
+def _openvino_contenders(network: Network, threads: int) -> dict[str, Contender]:
+    import openvino
+
+    core = openvino.Core()
+    precisions = ["f32"]
+    if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        precisions.append("bf16")
+    picture = network.pictures[:1]
+    found = {f"OpenVINO {it}": openvino_model(core, network.path, picture, threads, it) for it in precisions}
+    if _has("nncf"):
+        settings: dict[str, Contender] = {}
+        for preset, precision in itertools.product(PRESETS, precisions):
+            try:
+                contender = openvino_model(core, _nncf(core, network, preset), picture, threads, precision)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[-1]
+                print(f"OpenVINO int8 ({preset}, {precision}) of {network.name} is left out: it fails with: {reason}")
+            else:
+                settings[f"{preset}, {precision}"] = contender
+        times = in_turns(settings, *TRIAL)
+        if settings:
+            best = min(settings, key=lambda name: min(times[name]))
+            shown = ", ".join(f"{name} {min(values) * 1e3:.3f}" for name, values in times.items())
+            print(f"OpenVINO int8 of {network.name}, threads {threads}: {best} (least ms: {shown})", file=sys.stderr)
+            found["OpenVINO int8"] = settings[best]
+    return found
+
+
+def openvino_model(core: Any, path: Path, picture: Pictures, threads: int, precision: str) -> Contender:
+    """A compiled model with all that makes one call fast; see the module's text."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": True,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    request = core.compile_model(str(path), "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(picture.copy()))
+    return _timed(lambda: request.infer(share_outputs=True))
+
+
+def _nncf(core: Any, network: Network, preset: str) -> Path:
+    """The network quantized by NNCF, as a file."""
+    import nncf
+    import openvino
+
+    path = network.path.with_suffix(f".{preset}.xml")
+    if path.exists():
+        return path
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress is no result
+        quantized = nncf.quantize(
+            core.read_model(str(network.path)),
+            nncf.Dataset([picture[None] for picture in network.pictures]),
+            preset=nncf.QuantizationPreset(preset),
+            subset_size=min(len(network.pictures), CALIBRATION_BATCHES),
+        )
+    openvino.save_model(quantized, str(path), compress_to_fp16=False)
+    return path
