@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_runs import CHANNELS, STORAGES, assert_vectorized, check, ints, machine, make, numbers
+from kernel_runs import CHANNELS, STORAGES, assembly, assert_vectorized, check, ints, machine, make, numbers
 
 from hwq import operators
 from hwq.graph import Activation, Shape
+from hwq.schedule import kernel_for
 from hwq.schedules.generic import pool
+from hwq.target import Target
 from hwq.workload import Workload
 
 # (height, width), kernel, strides, padding (top, left, bottom, right), dilation
@@ -23,8 +25,11 @@ WINDOWS = [
     ((9, 9), (3, 3), (1, 2), (2, 2, 2, 2), (2, 2)),
     ((10, 12), (9, 5), (1, 1), (4, 2, 4, 2), (1, 1)),
     ((30, 4), (28, 2), (1, 1), (0, 1, 0, 0), (1, 1)),
+    ((18, 17), (17, 17), (1, 1), (0, 1, 0, 1), (1, 1)),  # more taps than 16 bits hold the sum of
     ((3, 3), (2, 2), (2, 2), (1, 1, 2, 2), (3, 3)),  # dilated beyond the picture: windows with no tap in it
 ]
+
+VNNI = Target.load("x86-avx512-vnni")
 
 
 def windows(op: str, scheme: str, batch: int, channels: int, **more: Any) -> Iterator[tuple[Workload, dict[str, Any]]]:
@@ -105,6 +110,11 @@ def test_is_vectorized() -> None:
     whole = {"kernel": (14, 14), "strides": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1)}
     everything = make("avg_pool2d", "w8a8", [shape], (1, 1, 1, 64), count_include_pad=False, **whole)
     assert_vectorized(everything, "vpadd", "vcvtdq2ps", "vmulps")
+    around = {"kernel": (3, 3), "strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1)}
+    padded = make("avg_pool2d", "w8a8", [shape], shape, count_include_pad=False, **around)
+    lines = assembly(kernel_for(padded, VNNI), VNNI)
+    assert any("vmulps" in line and "%zmm" in line for line in lines)
+    assert not any("%k" in line and "(%r" in line for line in lines), "masked loads"
 
 
 def test_another_number_of_axes_is_declined() -> None:
