@@ -6,6 +6,7 @@ study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ HEADROOM = 0.1
 # Times closer than this are the same, and of those the least loss is delivered: what a proposal may give up for less
 # loss, and what the times of whole networks vary by on a machine that does other things too.
 NOISE = SLACK + 0.03
+# No noise makes up for this factor.
+HOPELESS = 2.0
 
 
 def compile(
@@ -321,12 +324,15 @@ def _others(found: Study, chosen: Solution) -> dict[str, Solution]:
 def interleaved(contenders: Mapping[str, Artifact], x: Any, rounds: int = 5, runs: int = 8) -> dict[str, float]:
     """Seconds of a call of each artifact, measured in turns so that a load on the machine falls on all.
 
-    The median of the faster half, as for single kernels: whatever else runs here only adds.
+    The median of the faster half, as for single kernels: whatever else runs here only adds. What is ``HOPELESS`` times
+    slower than the fastest after a round is not run again.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
+        least_s = min((min(values) for values in times.values() if values), default=math.inf)
         for name, one in contenders.items():
-            times[name] += one.times(x, runs=runs, warm_up=2)
+            if min(times[name], default=0.0) <= HOPELESS * least_s:
+                times[name] += one.times(x, runs=runs, warm_up=2)
     return {name: statistics.median(sorted(values)[: (len(values) + 1) // 2]) for name, values in times.items()}
 
 

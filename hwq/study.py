@@ -39,9 +39,9 @@ from hwq.work import Work, load_qparams, save_qparams
 from hwq.workload import Workload
 
 # The first calibration samples are kept, to hold what is built against float. Sensitivity takes of them what this much
-# work allows (about half a minute on one core), at least four: errors of many outputs settle in few samples.
+# work allows (20 seconds on one core), at least four: errors of many outputs settle in few samples.
 KEPT_SAMPLES = 64
-SENSITIVITY_MACS = 1.5e12
+SENSITIVITY_MACS = 0.9e12
 SENSITIVITY_SAMPLES = (4, 16)
 FREE = Cost(latency_s=0.0, weight_bytes=0, source="measured", interval_s=(0.0, 0.0))
 

@@ -288,3 +288,19 @@ def test_plans_that_do_not_fit_the_model(schemes: dict[str, Any], code: str) -> 
             Plan(model="", target="host", threads=1, schemes=given, latency_s=0.0, weight_bytes=0, loss=0.0),
         )
     assert caught.value.code == code
+
+
+def test_what_is_hopelessly_slow_is_timed_once() -> None:
+    calls: dict[str, int] = {"fast": 0, "slow": 0}
+
+    class Fake:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.seconds = name, seconds
+
+        def times(self, x: Any, runs: int, warm_up: int) -> list[float]:
+            calls[self.name] += 1
+            return [self.seconds] * runs
+
+    fakes: Any = {"fast": Fake("fast", 1.0), "slow": Fake("slow", 2.1)}
+    assert interleaved(fakes, None, rounds=4, runs=2) == {"fast": 1.0, "slow": 2.1}
+    assert calls == {"fast": 4, "slow": 1}
