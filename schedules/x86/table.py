@@ -1,10 +1,12 @@
-"""unary of integers by byte shuffles: a table of 256 bytes is 16 rows of 16, and a shuffle looks 32 bytes up in a row.
+"""unary of integers by byte shuffles: a table of 256 bytes is rows of one register, and a shuffle looks a vector up.
 
-The low four bits of each byte choose within every row, the high four choose the row by four levels of selects. On AVX2
-and up that is a quarter to half the time of lookups one by one (0.25 cycles a byte on Zen 4, 0.45 without AVX512).
+* AVX2: 16 rows of 16 bytes, vectors of 32. The low four bits of each byte choose within every row, the high four choose
+  the row by four levels of selects: a quarter to half the time of lookups one by one.
+* AVX512-VBMI: 4 rows of 64 bytes, vectors of 64. A shuffle chooses by seven bits out of two rows, a select by the
+  eighth: four instructions for 64 bytes, and on Zen 4 memory is the limit.
 
-``lookup`` is written for one element, but means something only in a loop that is vectorized by exactly ``LANES``:
-there TVM makes vectors of the intrinsic's arguments. A kernel's own epilogue may use it as well.
+Both are written for one element, but mean something only in a loop that is vectorized by exactly ``lanes``: there TVM
+makes vectors of the intrinsic's arguments. A kernel's own epilogue may use them as well.
 """
 
 from __future__ import annotations
@@ -22,72 +24,91 @@ from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/table:1"
-LANES = 32
-ROWS = ROW = 16
+NAME = "x86/table:2"
+# Bytes of a row, and of the vectors that are looked up: by the instruction.
+ROW_BYTES = {"vpshufb": 16, "vpermi2b": 64}
+LANES = {"vpshufb": 32, "vpermi2b": 64}
+TABLE = 256
 
 
 def apply(workload: Workload, target: Target) -> Kernel | None:
-    """x, table uint8 (256,), out; activations stored as uint8, AVX2 or more, at least ``LANES`` elements."""
+    """x, table uint8 (256,), out; activations stored as uint8, AVX2 or more, at least one vector of elements."""
     if workload.op != "unary" or not common.is_integer(workload):
         return None
     size = math.prod(workload.output_shape)
-    if not usable(target):
+    instruction = instruction_of(target)
+    if instruction is None:
         return common.decline(workload, f"{target.name} has no avx2, or activations are not uint8")
-    if size < LANES:
-        return common.decline(workload, f"{size} elements are no vector of {LANES}")
-    sch = Schedule(_function(size), debug_mask="none")
+    if size < LANES[instruction]:
+        instruction = "vpshufb"
+    if size < LANES[instruction]:
+        return common.decline(workload, f"{size} elements are no vector of {LANES[instruction]}")
+    sch = Schedule(_function(size, instruction), debug_mask="none")
     over, lane = sch.get_loops(sch.get_sblock("out"))
     sch.vectorize(lane)
     sch.vectorize(sch.get_loops(sch.get_sblock("rows"))[-1])
-    if common.worth_parallel(workload.parallel, 4 * size, target):
-        common.split_outer(sch, [over], [size // LANES], workload.parallel)
+    if common.worth_parallel(workload.parallel, (4 if instruction == "vpshufb" else 2) * size, target):
+        common.split_outer(sch, [over], [size // LANES[instruction]], workload.parallel)
     func = with_shapes(sch.mod["main"], {0: workload.input_shapes[0], 2: workload.output_shape})
-    return common.finish(workload, func, NAME, "vpshufb")
+    return common.finish(workload, func, NAME, instruction)
 
 
-def usable(target: Target) -> bool:
-    """Whether the target has the instructions, and stores bytes that index the table."""
-    return "avx2" in target.cpu_flags and target.activation_storage == "uint8"
+def instruction_of(target: Target) -> str | None:
+    """The best instruction that the target has, "vpermi2b" or "vpshufb"; None if it has none or stores no uint8."""
+    if "avx2" not in target.cpu_flags or target.activation_storage != "uint8":
+        return None
+    return "vpermi2b" if "avx512vbmi" in target.cpu_flags and target.vector_bits == 512 else "vpshufb"
 
 
-def lookup(rows: Any, byte: Any, lane: Any) -> Any:
-    """The table's entry for ``byte`` (uint8) in ``lane`` of a vector; ``rows`` (ROWS, LANES) repeats each row twice."""
+def lookup(rows: Any, byte: Any, lane: Any, instruction: str) -> Any:
+    """The table's entry for ``byte`` (uint8) in ``lane`` of a vector of LANES[instruction].
+
+    rows (256 / ROW_BYTES, LANES): each row of the table, repeated to the vector's length.
+    """
 
     def constant(value: int) -> Any:
         return tirx.const(value, "uint8")
 
-    low = byte & constant(ROW - 1)
-    found = [tirx.call_llvm_pure_intrin("uint8", "llvm.x86.avx2.pshuf.b", rows[row, lane], low) for row in range(ROWS)]
-    for bit in (16, 32, 64, 128):
+    if instruction == "vpermi2b":
+        name, bits = "llvm.x86.avx512.vpermi2var.qi.512", [128]
+        found = [
+            tirx.call_llvm_pure_intrin("uint8", name, rows[row, lane], byte, rows[row + 1, lane]) for row in (0, 2)
+        ]
+    else:
+        name, bits = "llvm.x86.avx2.pshuf.b", [16, 32, 64, 128]
+        low = byte & constant(ROW_BYTES[instruction] - 1)
+        count = TABLE // ROW_BYTES[instruction]
+        found = [tirx.call_llvm_pure_intrin("uint8", name, rows[row, lane], low) for row in range(count)]
+    for bit in bits:
         test = (byte & constant(bit)) != constant(0)
         found = [tirx.Select(test, found[at + 1], found[at]) for at in range(0, len(found), 2)]
     return found[0]
 
 
-def _function(size: int) -> Any:
+def _function(size: int, instruction: str) -> Any:
     """Over flat tensors: block "rows" repeats the table's rows, "out" is whole vectors, "rest" is what is left."""
-    whole = size // LANES * LANES
+    lanes, width = LANES[instruction], ROW_BYTES[instruction]
+    count, whole = TABLE // width, size // lanes * lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         x = T.arg("x", T.buffer((size,), "uint8"))
-        table = T.arg("table", T.buffer((ROWS * ROW,), "uint8"))
+        table = T.arg("table", T.buffer((TABLE,), "uint8"))
         out = T.arg("out", T.buffer((size,), "uint8"))
-        rows = T.sblock_alloc_buffer((ROWS, LANES), "uint8")
-        with T.grid(ROWS, LANES // ROW, ROW) as (row, copy, column), T.sblock("rows"):
-            r, c, j = T.axis.spatial(ROWS, row), T.axis.spatial(LANES // ROW, copy), T.axis.spatial(ROW, column)
-            T.reads(table[r * ROW + j])
-            T.writes(rows[r, c * ROW + j])
-            T.buffer_store(rows, table[r * ROW + j], [r, c * ROW + j])
-        with T.grid(whole // LANES, LANES) as (over, lane), T.sblock("out"):
-            o, i = T.axis.spatial(whole // LANES, over), T.axis.spatial(LANES, lane)
-            T.reads(x[o * LANES + i], rows[0:ROWS, i])
-            T.writes(out[o * LANES + i])
-            T.buffer_store(out, lookup(rows, x[o * LANES + i], i), [o * LANES + i])
+        rows = T.sblock_alloc_buffer((count, lanes), "uint8")
+        with T.grid(count, lanes // width, width) as (row, copy, column), T.sblock("rows"):
+            r, c, j = T.axis.spatial(count, row), T.axis.spatial(lanes // width, copy), T.axis.spatial(width, column)
+            T.reads(table[r * width + j])
+            T.writes(rows[r, c * width + j])
+            T.buffer_store(rows, table[r * width + j], [r, c * width + j])
+        with T.grid(whole // lanes, lanes) as (over, lane), T.sblock("out"):
+            o, i = T.axis.spatial(whole // lanes, over), T.axis.spatial(lanes, lane)
+            T.reads(x[o * lanes + i], rows[0:count, i])
+            T.writes(out[o * lanes + i])
+            T.buffer_store(out, lookup(rows, x[o * lanes + i], i, instruction), [o * lanes + i])
         if whole < size:
             with T.serial(0, size - whole) as left, T.sblock("rest"):
                 at = T.axis.spatial(size - whole, left)
-                T.reads(x[whole + at], table[0 : ROWS * ROW])
+                T.reads(x[whole + at], table[0:TABLE])
                 T.writes(out[whole + at])
                 T.buffer_store(out, table[x[whole + at].astype("int32")], [whole + at])
     return builder.get()
