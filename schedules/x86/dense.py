@@ -24,7 +24,7 @@ from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86.ends import finished, kernel_function
 from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
-from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, within_range
+from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.packing import pack_nibbles, pack_stream
 from hwq.schedules.x86.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
@@ -109,10 +109,11 @@ def make_plan(workload: Workload, found: Form) -> Plan:
 
 def fits(found: Form, rows: int, vectors: int) -> bool:
     """Whether the sums have registers, beside a step's weights, what unpacks them, and a broadcast."""
-    halves = 3 if found.act == "int16" else 2  # of a byte vector, and what is widened
-    weights = halves * vectors + 2 if found.weight == "int4" else vectors
-    products = 1 if found.intrinsic and found.r == 2 else 0
-    return rows * vectors + weights + products + 1 <= found.registers
+    if found.weight == "int4":
+        others = unpacking_registers(found, vectors)
+    else:
+        others = vectors + (2 if found.act == "int16" else 1)
+    return rows * vectors + others <= found.registers
 
 
 def cycles(found: Form, count: int, vectors: int, rows: int, wide: int) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 
 from tvm import tirx
 
+from hwq.schedules.x86.geometry import Form
+
 SCALE_BITS = 4
 # The largest product of a stored byte and a scaled weight, and what a sum of them may reach.
 _LARGEST, _MOST = 255 * (8 << SCALE_BITS), (1 << 31) - 1
@@ -20,6 +22,13 @@ _LARGEST, _MOST = 255 * (8 << SCALE_BITS), (1 << 31) - 1
 def within_range(products: int) -> bool:
     """Whether no sum of so many scaled products leaves int32: up to 65,793 of them."""
     return products * _LARGEST <= _MOST
+
+
+def unpacking_registers(form: Form, vectors: int) -> int:
+    """Registers that a tile of ``vectors`` vectors of channels wants beside its sums, where it unpacks as it goes: both
+    halves of each vector (and what is widened), two masks, and a broadcast.
+    """
+    return (3 if form.act == "int16" else 2) * vectors + 3
 
 
 def scaled_nibble(byte: Any, odd: Any) -> Any:
