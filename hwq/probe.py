@@ -119,10 +119,13 @@ def parallel_overhead_s(target: Target) -> float:
 
 
 def macs_per_cycle(row: Compute, target: Target) -> float | None:
-    """What the kernel for the first operator of ``row`` does in a cycle of one core; None if there is no kernel."""
+    """What the kernel for the first operator of ``row`` does in a cycle of one core; None if there is no kernel.
+
+    The row goes first: another that serves the same operator may stand before it.
+    """
     workload = typical_workload(row)
     try:
-        kernel = kernel_for(workload, target)
+        kernel = kernel_for(workload, replace(target, compute=(row, *target.compute)))
     except HwqError:
         return None
     return op_macs(workload) / (fastest_s(kernel.func, target) * target.clock_hz)

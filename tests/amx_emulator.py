@@ -78,7 +78,7 @@ class Instruction:
 
 
 def decode(code: bytes, registers: Any, rip: int) -> Instruction | None:
-    """The AMX instruction that ``code`` begins with, or None. registers(n): the general register of encoded number n."""
+    """The AMX instruction that ``code`` begins with, or None. registers(n): general register number n."""
     if code[0] != 0xC4 or code[1] & 0x1F != 2 or code[2] & 0x84:
         return None
     (extend_reg, extend_index, extend_base) = ((~code[1] >> bit & 1) * 8 for bit in (7, 6, 5))

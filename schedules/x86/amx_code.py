@@ -87,8 +87,7 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str) -> Any:
     with IRBuilder() as builder:
         with T.seq_scope():
             tiles.ask_permission()
-            parallel = plan.workload.parallel > 1 and plan.chunks != (1, 1)
-            rows = padded_copy(plan, x, act, tail.numbers, parallel) if plan.source.copied else x
+            rows = padded_copy(plan, x, act, tail.numbers) if plan.source.copied else x
             buffers = Buffers(
                 rows=rows,
                 weight=weight,
@@ -96,7 +95,7 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str) -> Any:
                 tail=replace(tail, residual=None if residual is None else lambda *at: residual[at], **own),
                 instruction=tiles.dot_instruction(act, plan.weight_type),
             )
-            with (T.parallel if parallel else T.serial)(0, plan.chunks[0] * plan.chunks[1]) as section:
+            with (T.parallel if plan.parallel else T.serial)(0, plan.chunks[0] * plan.chunks[1]) as section:
                 _section(plan, buffers, section)
         body = builder.get().body
     params = [x, residual, weight, *(own.get(name) for name in _NAMES), out]
@@ -107,7 +106,7 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str) -> Any:
 def _section(plan: Plan, buffers: Buffers, section: Expr) -> None:
     """One part of the pixels with one part of the channels, on tiles of its own."""
     tiles.configure(plan)
-    scratch = T.alloc_buffer((plan.block_rows, plan.block_lanes), _sum_type(plan), scope="local")
+    scratch = T.alloc_buffer((plan.block_rows, plan.block_lanes), _sum_type(plan))
     panel = T.alloc_buffer((2 * packed_shape(plan)[1] * TILE_BYTES,), "int8") if plan.weight == "int4" else None
     first_pixels, end_pixels = _part(plan.runs * plan.blocks, section // plan.chunks[1], plan.chunks[0])
     first_channels, end_channels = _part(plan.channel_blocks, section % plan.chunks[1], plan.chunks[1])
@@ -296,9 +295,7 @@ def _finish_channels(plan: Plan, buffers: Buffers, block: Block, row: Expr, pixe
                 ragged()
 
 
-def _finish_vector(
-    buffers: Buffers, row: Expr, pixel: Expr, channel: Expr, at: int, lanes: int, scratch: Any
-) -> None:
+def _finish_vector(buffers: Buffers, row: Expr, pixel: Expr, channel: Expr, at: int, lanes: int, scratch: Any) -> None:
     """``lanes`` channels from ``channel`` + ``at`` on; a table has no vector form, and takes them one by one."""
     tail = buffers.tail
 
@@ -308,7 +305,7 @@ def _finish_vector(
     if tail.table is None:
         _each(lanes, lambda lane: T.buffer_store(buffers.out, value(lane), [pixel, channel + at + lane]))
         return
-    staged = T.alloc_buffer((lanes,), tail.dtype, scope="local")
+    staged = T.alloc_buffer((lanes,), tail.dtype)
     _each(lanes, lambda lane: T.buffer_store(staged, value(lane), [lane]))
     with T.serial(0, lanes) as lane:
         found = ep.lookup(tail.table, staged[lane], tail.dtype)

@@ -21,13 +21,13 @@ Expr = Any
 SLACK_BYTES = TILE_BYTES
 
 
-def padded_copy(plan: Plan, x: Any, act: str, numbers: ep.Numbers | None, parallel: bool) -> Any:
+def padded_copy(plan: Plan, x: Any, act: str, numbers: ep.Numbers | None) -> Any:
     """A buffer of ``act`` with the copy of x, made by the statements that this leaves in the builder."""
     shape, source = plan.geometry, plan.source
     rows = T.alloc_buffer((shape.batch * plan.image + SLACK_BYTES,), act)
     fill = tirx.const(0.0, act) if numbers is None else numbers.zp_x.astype(act)
     count_h, count_w = source.phases
-    with (T.parallel if parallel else T.serial)(0, shape.batch * count_h * source.high) as line:
+    with (T.parallel if plan.parallel else T.serial)(0, shape.batch * count_h * source.high) as line:
         n, phase_h, h = line // (count_h * source.high), line // source.high % count_h, line % source.high
         row = T.Bind(h * source.phase[0] + phase_h - shape.pad_top)
         for phase_w in range(count_w):

@@ -15,7 +15,7 @@ products; fewer than 4 tiles of sums, by latency.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwq.schedules.x86.geometry import Geometry
 from hwq.target import Target
@@ -33,6 +33,8 @@ SHADOW, BLOCK_CYCLES = 0.1, 24.0
 COPY_BYTES = 24.0
 # Bytes of int4 weights that are unpacked in a cycle.
 UNPACK_BYTES = 32.0
+# Work below this is not split over threads: starting them would cost a tenth of it.
+PARALLEL_LEAST_S = 30e-6
 # Blocks of sums: what is held is the smaller side, the other streams through one register or more.
 SHAPES = ((2, 2), (1, 4), (4, 1), (3, 1), (1, 3), (2, 1), (1, 2), (1, 1))
 
@@ -63,8 +65,9 @@ class Plan:
     """One kernel. item_bytes: of an activation as it is multiplied; weight: "int8", "int4" or "bfloat16".
 
     width: elements of the reduction in a step, in every tile; run_steps steps make a stretch. mt, nt: tiles of pixels
-    and of channels in a block. blocks: of pixels in a run. chunks: of all pixels (first), of all channels (second): a
-    section of code each. pixels_inner: within a section the blocks of pixels pass inside those of channels.
+    and of channels in a block. chunks: parts of all blocks of pixels, and of channels; a part of the one with a part of
+    the other is a section, and if parallel, threads share those out. pixels_inner: within a section the blocks of
+    pixels pass inside those of channels.
     """
 
     workload: Workload
@@ -76,6 +79,7 @@ class Plan:
     mt: int
     nt: int
     chunks: tuple[int, int] = (1, 1)
+    parallel: bool = False
     pixels_inner: bool = True
 
     @property
@@ -316,3 +320,35 @@ def estimate(plan: Plan, target: Target) -> Estimate:
         l2_bytes=l2_bytes,
         total=total,
     )
+
+
+def sectioned(plan: Plan, target: Target) -> Plan:
+    """``plan`` cut into sections. One, unless its threads pay, or its input with the output does not fit in half of the
+    L2 while the weights do: then blocks of channels pass over parts of the pixels that fit.
+
+    With threads: the cut whose busiest thread has the least to do; of equals the one that reads least twice.
+    """
+    shape = plan.geometry
+    half = target.l2_bytes // 2
+    item = 4 if plan.workload.out_dtype == "float32" else 1
+    read = shape.batch * plan.image * plan.item_bytes
+    touched = read + shape.batch * shape.out_h * shape.out_w * shape.out_c * item
+    weights = plan.channel_blocks * plan.panel_bytes
+    pixel_blocks, channel_blocks = plan.runs * plan.blocks, plan.channel_blocks
+    least = min(pixel_blocks, math.ceil(touched / half)) if plan.pixels_inner and weights <= half else 1
+    threads = plan.workload.parallel
+    if threads == 1 or estimate(plan, target).total < PARALLEL_LEAST_S * target.clock_hz:
+        return replace(plan, chunks=(least, 1))
+
+    def busiest(chunks: tuple[int, int]) -> tuple[int, int]:
+        rounds = math.ceil(chunks[0] * chunks[1] / threads)
+        each = math.ceil(pixel_blocks / chunks[0]) * math.ceil(channel_blocks / chunks[1])
+        return rounds * each, read * chunks[1] + weights * chunks[0]
+
+    cuts = [
+        (pixels, channels)
+        for pixels in range(least, min(pixel_blocks, max(least, 4) * threads) + 1)
+        for channels in range(1, min(channel_blocks, 4 * threads) + 1)
+        if pixels == least or channels == 1
+    ]
+    return replace(plan, chunks=min(cuts, key=busiest), parallel=True)

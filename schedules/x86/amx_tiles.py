@@ -58,7 +58,7 @@ def configure(plan: Plan) -> None:
     for tile in channels:
         rows[tile], colsb[tile] = depth_bytes // 4, LANES * 4
     config = [1, 0, *[0] * 14, *(byte for wide in colsb for byte in (wide % 256, wide // 256)), *rows]
-    memory = T.alloc_buffer((64,), "uint8", scope="local")
+    memory = T.alloc_buffer((64,), "uint8")
     for at, byte in enumerate(config):
         T.buffer_store(memory, tirx.const(byte, "uint8"), [at])
     _call("ldtilecfg", T.address_of(memory[0]))
