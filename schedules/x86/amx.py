@@ -4,8 +4,9 @@ Takes conv2d (any stride, dilation, padding; one group) and dense. See ``amx_pla
 model that chooses among them, ``amx_code`` for their code. Limit: 1,024 int8 products a cycle (512 bfloat16); what of
 it the tiles of a layer use is ``Plan.utilization``, and ``amx_plan.estimate`` says what else takes cycles.
 
-Declines groups (``conv2d`` takes them), depthwise, and dense layers of few rows (``dense``). ``seed`` samples among the plans, the model's choice is
-the default: tile shape, source and order of loops decide the code's structure, so they are no schedule instructions.
+Declines groups (``conv2d`` takes them), depthwise, and dense layers of few rows (``dense``). ``seed`` samples among the
+plans, the model's choice is the default: tile shape, source and order of loops decide the code's structure, so they are
+no schedule instructions.
 """
 
 from __future__ import annotations

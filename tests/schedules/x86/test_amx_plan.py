@@ -10,6 +10,7 @@ import pytest
 from anchor_runs import anchor
 
 from hwq.schedules.x86.amx import make_plan, plans_of
+from hwq.schedules.x86.amx_input import SLACK_BYTES
 from hwq.schedules.x86.amx_plan import LANES, PRODUCT_CYCLES, TILES, Plan, estimate, step_width
 from hwq.schedules.x86.amx_tiles import operand_tiles
 from hwq.target import Target
@@ -74,6 +75,8 @@ def test_every_output_is_in_a_block_and_tiles_are_legal(case: int) -> None:
         assert (plan.blocks - 1) * plan.block_rows < plan.length <= plan.blocks * plan.block_rows
         assert plan.runs * math.ceil(plan.length / plan.pitch) == plan.geometry.batch * plan.geometry.out_h
         assert plan.run_steps * plan.width >= plan.stretch
+        assert plan.stretch % plan.width == 0 or plan.stretch > plan.width or plan.source.copied
+        assert (plan.width - plan.stretch) * plan.item_bytes <= SLACK_BYTES
         assert 0 < plan.width * plan.item_bytes <= 64
         assert plan.channel_blocks * plan.nt * LANES >= out_c
         pixels, channels = operand_tiles(plan)
