@@ -51,7 +51,7 @@ def folded(lanes: list[Any], rest: list[Any], combine: Any) -> Any:
 
 def _work(workload: Workload) -> int:
     """Bytes that take as long to move as the exponentials take to compute."""
-    return 32 * math.prod(workload.output_shape)
+    return 16 * math.prod(workload.output_shape)
 
 
 def _collapsed(x: te.Tensor, size: int, inner: int) -> Any:
