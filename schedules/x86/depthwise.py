@@ -21,6 +21,7 @@ from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
+from hwq.schedules.x86 import depthwise_dot
 from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
 from hwq.schedules.x86.packing import pack_nibbles, pack_taps
@@ -104,6 +105,9 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     found = form(workload, target)
     if found is None:
         return common.decline(workload, f"no x86 form for it on {target.name}")
+    kernel = depthwise_dot.make(workload, found, target, seed=seed) if common.is_integer(workload) else None
+    if kernel is not None:
+        return kernel
     plan = make_plan(workload, found)
     arguments, tail = computation(plan)
     sch = common.schedule_of(arguments, seed)

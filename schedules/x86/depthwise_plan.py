@@ -1,0 +1,171 @@
+"""The plan of the x86 dot product depthwise kernel: its groups of taps, its chunks of channels, its weights' order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq.schedules.generic import common
+from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, UNIT, unit_order
+from hwq.schedules.x86.geometry import Form, Geometry, geometry
+from hwq.schedules.x86.packing import pack_nibbles
+from hwq.target import Target
+from hwq.workload import Workload
+
+Array = npt.NDArray[Any]
+# Registers that a tile's sums may fill, of 32 and of 16: the rest holds weights, one group, and what is on its way.
+SUMS = {32: 16, 16: 8}
+# Work of a tile that does not depend on its width, in pixels: weights to load, addresses, branches.
+TILE_PIXELS = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """``count`` chunks of ``channels`` (64, 32 or 16) neighbours from channel ``first`` on, in tiles of ``pixels``.
+
+    slot: where their numbers begin, in channels, among those of all chunks.
+    """
+
+    channels: int
+    first: int
+    count: int
+    slot: int
+    pixels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One kernel. r: rows in a group. rows: output rows that share groups. lanes: int32 in a register."""
+
+    workload: Workload
+    geometry: Geometry
+    instruction: str
+    weight: str
+    r: int
+    rows: int
+    lanes: int
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def groups(self) -> int:
+        return math.ceil(self.geometry.kernel_h / self.r)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of output rows that share groups."""
+        return math.ceil(self.geometry.out_h / self.rows)
+
+    @property
+    def dots(self) -> int:
+        """Dot products of one sum."""
+        return self.groups * self.geometry.kernel_w
+
+    @property
+    def slots(self) -> int:
+        last = self.chunks[-1]
+        return last.slot + last.count * last.channels
+
+    @property
+    def weight_elements(self) -> int:
+        return self.slots * self.rows * self.dots * self.r
+
+    def tiles(self, chunk: Chunk) -> int:
+        return math.ceil(self.geometry.out_w / chunk.pixels)
+
+    def column(self, chunk: Chunk) -> int:
+        """Bytes of a chunk's groups at one input column."""
+        return self.groups * chunk.channels * GROUP_BYTES
+
+    def span(self, pixels: int) -> int:
+        """Input columns, padding included, that ``pixels`` neighbouring outputs read."""
+        shape = self.geometry
+        return (pixels - 1) * shape.stride_w + (shape.kernel_w - 1) * shape.dilation_w + 1
+
+
+def make_plan(workload: Workload, found: Form, target: Target) -> Plan | None:
+    """The default plan, or None where this family does not fit."""
+    shape = geometry(workload)
+    r = {"avx512.vpdpbusd": 4, "avx2.vpmaddwd": 2}.get(found.instruction)
+    if r is None or found.stored != "uint8" or "avx2" not in target.cpu_flags or shape.in_c < 16:
+        return None
+    if workload.residual or workload.out_dtype != "int8" or not workload.activation.clamps:
+        return None
+    groups = math.ceil(shape.kernel_h / r)
+    rows = (groups * r - shape.kernel_h) // shape.stride_h + 1 if shape.dilation_h == 1 else 1
+    lanes = target.lanes("int32")
+    return Plan(
+        workload=workload,
+        geometry=shape,
+        instruction=found.instruction,
+        weight=found.weight,
+        r=r,
+        rows=min(rows, shape.out_h),
+        lanes=lanes,
+        chunks=chunks_of(shape, lanes, found.registers),
+    )
+
+
+def chunks_of(shape: Geometry, lanes: int, registers: int) -> tuple[Chunk, ...]:
+    """The channels in chunks as wide as four registers, then narrower ones; the last 16 may repeat some of those before
+    them, which come out the same.
+    """
+    found: list[Chunk] = []
+    first = slot = 0
+    for channels in (size for size in (64, 32, 16) if size <= 4 * lanes):
+        count = (shape.in_c - first) // channels
+        if count:
+            pixels = best_width(shape.out_w, SUMS[registers] // max(channels // lanes, 2))
+            found.append(Chunk(channels=channels, first=first, count=count, slot=slot, pixels=pixels))
+            first, slot = first + count * channels, slot + count * channels
+    if first < shape.in_c:
+        pixels = best_width(shape.out_w, SUMS[registers] // 2)
+        found.append(Chunk(channels=16, first=shape.in_c - 16, count=1, slot=slot, pixels=pixels))
+    return tuple(found)
+
+
+def best_width(out_w: int, most: int) -> int:
+    """Pixels of a tile: the fewest whole tiles' work over an output row."""
+    widths = range(1, min(most, out_w) + 1)
+    return min(widths, key=lambda width: (math.ceil(out_w / width) * (width + TILE_PIXELS), -width))
+
+
+def pack(plan: Plan, weight: Array) -> Array:
+    """(C, KH, KW, 1) as the kernel reads it, flat: chunk, output row, group, column, channel in unit order, tap."""
+    shape, r = plan.geometry, plan.r
+    shifted = np.zeros((plan.rows, plan.groups * r, shape.kernel_w, shape.in_c), np.int8)
+    for row in range(plan.rows):
+        first = row * shape.stride_h if shape.dilation_h == 1 else 0
+        shifted[row, first : first + shape.kernel_h] = weight[..., 0].transpose(1, 2, 0)
+    taps = shifted.reshape(plan.rows, plan.groups, r, shape.kernel_w, shape.in_c).transpose(0, 1, 3, 4, 2)
+    parts = []
+    for chunk in plan.chunks:
+        order = np.array([UNIT * unit + i for unit in unit_order(chunk.channels) for i in range(UNIT)])
+        for number in range(chunk.count):
+            parts.append(taps[..., chunk.first + number * chunk.channels + order, :].ravel())
+    flat = np.concatenate(parts)
+    if plan.weight == "int4":
+        return pack_nibbles(flat.reshape(-1, 2, 8 * r))
+    return flat if r == 4 else flat.astype(np.int16)
+
+
+def default_part(plan: Plan, chunk: Chunk, target: Target) -> int:
+    """Tiles whose interleaved rows are kept at a time: what half of the L1 holds, in equal parts."""
+    tiles = plan.tiles(chunk)
+    column_bytes = plan.groups * chunk.channels * GROUP_BYTES
+    parts = [part for part in range(1, tiles + 1) if tiles % part == 0]
+    good = [part for part in parts if plan.span(part * chunk.pixels) * column_bytes <= target.l1_bytes // 2]
+    return good[-1] if good else 1
+
+
+def worth_parallel(plan: Plan, target: Target) -> bool:
+    """Whether the work, at a vector of dot products a cycle and as much again for the epilogue, takes PARALLEL_GAIN
+    times what starting threads costs.
+    """
+    shape = plan.geometry
+    vectors = shape.batch * shape.out_h * shape.out_w * math.ceil(plan.slots / plan.lanes)
+    least = common.PARALLEL_GAIN * target.parallel_overhead_s * target.clock_hz
+    return plan.workload.parallel > 1 and vectors * (plan.dots + 4) > least
