@@ -51,7 +51,7 @@ NAMES = tuple(dict.fromkeys(("resnet50", "resnet18", "mobilenetv2", *NETWORKS, "
 MIXED = "mixed"
 CALIBRATION = 32
 ROUNDS = 10
-QUICK = (2, 3)  # rounds and runs
+QUICK = (5, 5)  # rounds and runs
 COMPILE_LIMIT_S = 60
 # What OpenVINO is kept to without AMX, and the flags that hwq then does without.
 WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--schemes", type=_listed, default=("f32", "w8a8"), help="hwq's contenders: schemes, or mixed")
     parser.add_argument("--no-amx", action="store_true", help="AVX512-VNNI on both sides")
     parser.add_argument("--runs", type=int, default=30, help=f"timed calls in each of {ROUNDS} rounds")
-    parser.add_argument("--quick", action="store_true", help="two short rounds, no timed compile")
+    parser.add_argument("--quick", action="store_true", help="a few short rounds, no timed compile")
     parser.add_argument("--json", type=Path, help="write the results there as well")
     given = parser.parse_args(arguments)
     for what, values, known in (

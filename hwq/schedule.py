@@ -7,11 +7,14 @@ from typing import Any
 
 from hwq.errors import HwqError
 from hwq.schedules.generic import binary, boxes, float_func, gather, pool, quantize, softmax, transpose, unary
-from hwq.schedules.x86 import conv2d, depthwise, table
+from hwq.schedules.x86 import amx, conv2d, dense, depthwise, table, winograd
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
+    amx.apply,
+    dense.apply,
+    winograd.apply,
     conv2d.apply,
     depthwise.apply,
     quantize.apply,

@@ -37,6 +37,7 @@ INSTRUCTIONS = (
     "avx512.vector",
     "amx.tdpbusd",
     "amx.tdpbssd",
+    "amx.tdpbf16ps",
     "neon.smlal",
     "neon.sdot",
     "neon.smmla",

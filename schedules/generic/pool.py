@@ -12,6 +12,7 @@ GB/s (widening bytes takes as long as reading them), a padded 3x3 one gives 4 G 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +141,7 @@ def _maximum(workload: Workload, target: Target) -> Schedule:
             return tree([_or_least(value, test, dtype) for value, test in zip(values, inside, strict=True)], tirx.max)
 
         sch = common.schedule_of([x, common.compute(shape, rule)])
-        common.schedule_rows(sch, workload, target, work * rows.kernel * columns.kernel // 4)
+        common.schedule_rows(sch, workload, target, _maximum_work(work, shape, rows.kernel * columns.kernel, dtype))
         return sch
     middle_shape = (shape[0], rows.size, shape[2], shape[3])
     middle = _maximum_along(x, columns, 2, middle_shape, dtype, "middle")
@@ -149,11 +150,18 @@ def _maximum(workload: Workload, target: Target) -> Schedule:
         loops = sch.get_loops(sch.get_sblock(name))
         if axis.kernel > UNROLLED_TAPS:
             sch.reorder(loops[4], loops[3])
-        if common.worth_parallel(workload.parallel, work * axis.kernel // 4, target):
+        if common.worth_parallel(workload.parallel, _maximum_work(work, stage, axis.kernel, dtype), target):
             common.split_outer(sch, loops[:2], stage[:2], workload.parallel)
         if axis.kernel > UNROLLED_TAPS:
             sch.decompose_reduction(sch.get_sblock(name), loops[4])
     return sch
+
+
+def _maximum_work(moved_bytes: int, shape: Shape, taps: int, dtype: str) -> int:
+    """Bytes that take as long at ``common.CORE_BYTES_PER_S`` as a maximum of ``taps`` for each element of ``shape``
+    does, by memory's 100 GB/s or by the loads' 200.
+    """
+    return max(2 * moved_bytes, math.prod(shape) * taps * common.ITEM_BYTES[dtype]) // 5
 
 
 def _maximum_along(x: te.Tensor, axis: Axis, place: int, shape: Shape, dtype: str, name: str) -> te.Tensor:

@@ -18,7 +18,7 @@ from hwq.schedules.generic.pool import tree
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "generic/softmax:1"
+NAME = "generic/softmax:2"
 # An innermost axis of at most this many elements is written out, and rows are the vector.
 SMALL = 8
 
@@ -41,9 +41,17 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
     return common.finish(workload, sch.mod["main"], NAME)
 
 
+def folded(lanes: list[Any], rest: list[Any], combine: Any) -> Any:
+    """All values combined: the lanes' upper half with their lower half, again and again: vectors, as LLVM sees it."""
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = [combine(low, high) for low, high in zip(lanes[:half], lanes[half:], strict=True)]
+    return tree([lanes[0], *rest], combine)
+
+
 def _work(workload: Workload) -> int:
     """Bytes that take as long to move as the exponentials take to compute."""
-    return 32 * math.prod(workload.output_shape)
+    return 16 * math.prod(workload.output_shape)
 
 
 def _collapsed(x: te.Tensor, size: int, inner: int) -> Any:
@@ -119,7 +127,7 @@ def _lanes_in_row(workload: Workload, target: Target, axis: int) -> Schedule:
     part = te.compute((rows, lanes), lambda r, v: te.max(value(r, k * lanes + v, 0), axis=k), "part_largest")
     largest = te.compute(
         (rows,),
-        lambda r: tree([*(part[r, v] for v in range(lanes)), *(value(r, at, 0) for at in rest)], tirx.max),
+        lambda r: folded([part[r, v] for v in range(lanes)], [value(r, at, 0) for at in rest], tirx.max),
         "largest",
     )
     power = te.compute((rows, size), lambda r, at: float_math.exp(value(r, at, 0) - largest[r]), "power")
@@ -128,7 +136,7 @@ def _lanes_in_row(workload: Workload, target: Target, axis: int) -> Schedule:
         (rows,),
         lambda r: (
             tirx.const(1.0, "float32")
-            / tree([*(part_sum[r, v] for v in range(lanes)), *(power[r, at] for at in rest)], lambda a, b: a + b)
+            / folded([part_sum[r, v] for v in range(lanes)], [power[r, at] for at in rest], lambda a, b: a + b)
         ),
         "scale",
     )

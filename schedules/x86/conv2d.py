@@ -16,22 +16,25 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm import te
+from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
+from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
 from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/conv2d:1"
+NAME = "x86/conv2d:2"
 # Work below this is not split over threads: starting them would cost a tenth of it.
 PARALLEL_LEAST_S = 30e-6
+# Pixels behind whose products the unpacking of a vector of weights does not show.
+HIDING_SPOTS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +69,24 @@ class Plan:
 
     @property
     def unpacked_in_registers(self) -> bool:
-        """Whether int4 weights are unpacked where they are used, because few tiles use them: no buffer between."""
-        across = self.geometry.batch * self.out_h * self.out_w // (self.tile.rows * self.tile.pixels)
-        return self.form.weight == "int4" and across <= 2 and self.run_steps % 2 == 0
+        """Whether int4 weights are unpacked where they are used, with no buffer between: if there are registers for it,
+        and a tile has so many pixels that it hides behind their products, or there are too few tiles for a buffer.
+        """
+        spots = self.tile.rows * self.tile.pixels
+        across = self.geometry.batch * self.out_h * self.out_w // spots
+        room = spots * self.tile.vectors + unpacking_registers(self.form, self.tile.vectors) <= self.form.registers
+        pays = spots >= HIDING_SPOTS or across <= 2
+        return self.form.weight == "int4" and self.run_steps % 2 == 0 and room and pays
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the sums are 16 times too large, which int4 weights are unpacked the fastest to."""
+        return self.unpacked_in_registers and within_range(self.steps * self.form.r)
+
+    def unpacked(self, byte: Any, odd: Any) -> Any:
+        """The int4 weight in a half of ``byte``, 16 times if ``scaled``."""
+        found = scaled_nibble(byte, odd)
+        return found if self.scaled else found >> tirx.const(SCALE_BITS, "int8")
 
     @property
     def run_steps(self) -> int:
@@ -156,7 +174,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
         weight = te.placeholder((vectors, halves, lanes, r), "uint8", "weight")
         bytes_ = te.compute(
             (vectors, halves, 2, lanes, r),
-            lambda b, k, odd, lane, i: ep.nibble(weight[b, k, lane, i], odd),
+            lambda b, k, odd, lane, i: plan.unpacked(weight[b, k, lane, i], odd),
             name="weights",
         )
     else:
@@ -182,8 +200,10 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
         if plan.ragged and shape.groups > 1:
             within = c % shape.group_out
-            return acc[n, h, w, c // shape.group_out * plan.blocks + within // lanes, within % lanes]
-        return acc[n, h, w, c // lanes, c % lanes]
+            total = acc[n, h, w, c // shape.group_out * plan.blocks + within // lanes, within % lanes]
+        else:
+            total = acc[n, h, w, c // lanes, c % lanes]
+        return total >> SCALE_BITS if plan.scaled else total
 
     return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
 

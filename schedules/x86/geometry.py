@@ -161,18 +161,18 @@ class Form:
 
 
 def compute_row(workload: Workload, target: Target) -> Compute | None:
-    """The target's way to compute an anchor workload."""
-    act = "float32" if workload.scheme == "f32" else "int8"
-    return target.instruction(workload.op, WEIGHT_TYPES[workload.scheme], act)
+    """The target's way to compute an anchor workload on vectors: the first on an instruction that has a form here."""
+    act, weight = "float32" if workload.scheme == "f32" else "int8", WEIGHT_TYPES[workload.scheme]
+    rows = (row for row in target.compute if row.lists(workload.op) and (row.weight, row.act) == (weight, act))
+    return next((row for row in rows if row.instruction in _FORMS), None)
 
 
 def form(workload: Workload, target: Target) -> Form | None:
     """The form of ``workload`` on ``target``; None if no compute row of the target names one that this family has."""
     row = compute_row(workload, target)
-    found = _FORMS.get(row.instruction) if row is not None else None
-    if row is None or found is None:
+    if row is None:
         return None
-    r, widened, most_lanes, mnemonic = found
+    r, widened, most_lanes, mnemonic = _FORMS[row.instruction]
     weight = WEIGHT_TYPES[workload.scheme]
     stored = "float32" if weight == "float32" else target.activation_storage
     if row.instruction == "avx512.vpdpbusd" and stored != "uint8":

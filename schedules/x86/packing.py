@@ -31,6 +31,16 @@ def pack_blocks(weight: Array, *, groups: int, columns: int, blocks: int, lanes:
     return np.ascontiguousarray(padded.reshape(groups * blocks, kernel_h * columns * steps, lanes, r))
 
 
+def pack_stream(weight: Array, *, vectors: int, lanes: int, r: int) -> Array:
+    """(O, I), or (O, 1, 1, I), as (blocks, ceil(I / r), vectors, lanes, r): what a block reads lies in one piece."""
+    out_c = weight.shape[0]
+    weight = weight.reshape(out_c, -1)
+    blocks, steps = math.ceil(out_c / (vectors * lanes)), math.ceil(weight.shape[1] / r)
+    padded = np.zeros((blocks * vectors * lanes, steps * r), weight.dtype)
+    padded[:out_c, : weight.shape[1]] = weight
+    return np.ascontiguousarray(padded.reshape(blocks, vectors, lanes, steps, r).transpose(0, 3, 1, 2, 4))
+
+
 def pack_nibbles(packed: Array, *, axis: int = 1) -> npt.NDArray[np.uint8]:
     """Values in [-8, 7], as bytes of two neighbours along ``axis``: w + 8 of an even one low, of the odd one after it
     high, so that unpacking a vector of bytes gives two vectors of weights. The axis halves, rounded up.

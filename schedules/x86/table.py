@@ -47,7 +47,7 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
     over, lane = sch.get_loops(sch.get_sblock("out"))
     sch.vectorize(lane)
     sch.vectorize(sch.get_loops(sch.get_sblock("rows"))[-1])
-    if common.worth_parallel(workload.parallel, (4 if instruction == "vpshufb" else 2) * size, target):
+    if common.worth_parallel(workload.parallel, (4 if instruction == "vpshufb" else 1) * size, target):
         common.split_outer(sch, [over], [size // LANES[instruction]], workload.parallel)
     func = with_shapes(sch.mod["main"], {0: workload.input_shapes[0], 2: workload.output_shape})
     return common.finish(workload, func, NAME, instruction)

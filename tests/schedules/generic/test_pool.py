@@ -93,7 +93,7 @@ def test_sampled_decisions_are_right(rng: np.random.Generator) -> None:
 def test_large_pools_are_split_over_threads(rng: np.random.Generator) -> None:
     target, attrs = machine(), {"kernel": (3, 3), "strides": (2, 2), "padding": (1, 1, 1, 1), "dilation": (1, 1)}
     for op in ("max_pool2d", "avg_pool2d"):
-        workload = make(op, "w8a8", [(1, 112, 112, 64)], (1, 56, 56, 64), parallel=2, count_include_pad=True, **attrs)
+        workload = make(op, "w8a8", [(1, 224, 224, 64)], (1, 112, 112, 64), parallel=2, count_include_pad=True, **attrs)
         kernel = pool.apply(workload, target)
         assert kernel is not None
         assert "T.parallel" in kernel.func.script()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwq.schedules.x86.packing import pack_blocks, pack_nibbles, pack_taps
+from hwq.schedules.x86.packing import pack_blocks, pack_nibbles, pack_stream, pack_taps
 
 
 @pytest.mark.parametrize("columns", [1, 3])
@@ -53,3 +53,14 @@ def test_taps_become_rows() -> None:
     assert packed.shape == (6, 8)
     np.testing.assert_array_equal(packed[:, :5], weight.reshape(5, 6).T)
     assert not packed[:, 5:].any()
+
+
+@pytest.mark.parametrize(("vectors", "lanes", "r"), [(1, 16, 4), (3, 4, 2), (2, 8, 1)])
+def test_a_stream_holds_block_after_block(vectors: int, lanes: int, r: int) -> None:
+    weight = np.arange(1, 37 * 11 + 1, dtype=np.int32).reshape(37, 11)
+    packed = pack_stream(weight, vectors=vectors, lanes=lanes, r=r)
+    wide = vectors * lanes
+    assert packed.shape == (-(-37 // wide), -(-11 // r), vectors, lanes, r)
+    assert np.count_nonzero(packed) == weight.size
+    for channel, i in np.ndindex(37, 11):
+        assert packed[channel // wide, i // r, channel % wide // lanes, channel % lanes, i % r] == weight[channel, i]

@@ -1,0 +1,112 @@
+"""Convolution and dense kernels for AMX: int8 and int4 weights on tdpb[su][su]d, bfloat16 on tdpbf16ps.
+
+Takes conv2d (any stride, dilation, padding; one group) and dense. See ``amx_plan`` for the shape of kernels and the
+model that chooses among them, ``amx_code`` for their code. Limit: 1,024 int8 products a cycle (512 bfloat16); what of
+it the tiles of a layer use is ``Plan.utilization``, and ``amx_plan.estimate`` says what else takes cycles.
+
+Declines groups (``conv2d`` takes them), depthwise, and dense layers of few rows (``dense``). ``seed`` samples among the
+plans, the model's choice is the default: tile shape, source and order of loops decide the code's structure, so they are
+no schedule instructions.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq.schedules import epilogue as ep
+from hwq.schedules.generic import common
+from hwq.schedules.x86 import amx_tiles as tiles
+from hwq.schedules.x86.amx_code import kernel_code, packed_shape
+from hwq.schedules.x86.amx_plan import LANES, Plan, best_plan, candidates, sectioned
+from hwq.schedules.x86.ends import kernel_function
+from hwq.schedules.x86.geometry import geometry
+from hwq.schedules.x86.packing import pack_nibbles
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+NAME = "x86/amx:1"
+# With so few rows, weights that pass once are the limit, and a vector multiplies them as fast as they come: it takes a
+# cycle a row for 64 bytes, tiles one cycle however few rows they have, and the L3 gives ten bytes in one.
+FEW_ROWS = 4
+WEIGHTS = {"w8a8": "int8", "w4a8": "int4", "bf16": "bfloat16"}
+
+
+def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
+    """The kernel of a conv2d or dense workload, or None. seed: sample a plan, instead of taking the model's."""
+    if workload.op not in ("conv2d", "dense"):
+        return common.decline(workload, "neither conv2d nor dense")
+    if not on_amx(workload, target):
+        return common.decline(workload, f"no AMX for it on {target.name}")
+    shape = geometry(workload)
+    if shape.groups > 1:
+        return common.decline(workload, "groups")
+    if shape.out_h == shape.kernel_h == shape.kernel_w == 1 and shape.out_w <= FEW_ROWS:
+        return common.decline(workload, "few rows")
+    plan = make_plan(workload, target, seed)
+    stored = "float32" if plan.weight == "bfloat16" else target.activation_storage
+    shape = plan.geometry
+    tail = ep.make_epilogue(workload, stored, (shape.batch, shape.out_h, shape.out_w, shape.out_c))
+    func = kernel_function(kernel_code(plan, tail, stored), workload, tail)
+    act = "bfloat16" if plan.weight == "bfloat16" else stored
+    kernel = common.finish(workload, func, NAME, tiles.dot_instruction(act, plan.weight_type))
+    return replace(kernel, pack=functools.partial(pack, plan))
+
+
+def on_amx(workload: Workload, target: Target) -> bool:
+    """Whether the target computes the workload on tiles."""
+    weight = WEIGHTS.get(workload.scheme)
+    if weight is None:
+        return False
+    row = target.instruction(workload.op, weight, weight if weight == "bfloat16" else "int8")
+    return row is not None and row.instruction.startswith("amx.")
+
+
+def make_plan(workload: Workload, target: Target, seed: int | None = None) -> Plan:
+    """The best plan by the model; or, of a ``seed``, any."""
+    plans = plans_of(workload)
+    if seed is None:
+        return sectioned(best_plan(plans, target), target)
+    chance = random.Random(seed)
+    plan = sectioned(chance.choice(plans), target)
+    return replace(
+        plan,
+        chunks=(
+            chance.randint(plan.chunks[0], min(plan.runs * plan.blocks, plan.chunks[0] + 2)),
+            chance.randint(plan.chunks[1], min(plan.channel_blocks, plan.chunks[1] + 2)),
+        ),
+    )
+
+
+def plans_of(workload: Workload) -> list[Plan]:
+    """Every plan for a conv2d or dense workload in "w8a8", "w4a8" or "bf16"."""
+    weight = WEIGHTS[workload.scheme]
+    wide = weight == "bfloat16"
+    return candidates(workload, geometry(workload), 2 if wide else 1, weight, convert=wide)
+
+
+def pack(plan: Plan, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``Layer.weight``, or its integers, as the kernel of ``plan`` reads it: see ``packed_shape``.
+
+    Where the last step of a stretch is moved back, what it has in common with the step before is zero there.
+    """
+    taps = weight.reshape(weight.shape[0], -1, plan.stretch)
+    group = 4 // plan.item_bytes
+    steps = np.zeros((plan.channel_blocks * plan.block_lanes, taps.shape[1], plan.run_steps, plan.width), weight.dtype)
+    for k in range(plan.run_steps):
+        begin, end = k * plan.width, min((k + 1) * plan.width, plan.stretch)
+        moved = max(0, (k + 1) * plan.width - plan.stretch) if plan.stretch >= plan.width else 0
+        steps[: len(taps), :, k, moved : moved + end - begin] = taps[:, :, begin:end]
+    tiled = steps.reshape(plan.channel_blocks, plan.nt, LANES, plan.steps, plan.width // group, group)
+    tiled = np.ascontiguousarray(tiled.transpose(0, 3, 1, 4, 2, 5))
+    if plan.weight == "int4":
+        rows = tiled.reshape(plan.channel_blocks, math.prod(tiled.shape[1:4]), LANES * group)
+        return pack_nibbles(rows)
+    assert tiled.shape == packed_shape(plan)
+    return tiled

@@ -1,0 +1,281 @@
+"""Dense kernels for few rows on x86: the weights pass once, as one stream, and each is multiplied with every row.
+
+    rows     x, widened or filled up to whole steps; absent if it can be read in place
+    weights  int4 only: a step's vectors unpacked in registers, see ``int4``
+    acc      sums of a tile of rows x vectors of channels, in registers
+    out      bias, requantize, residual, activation; ragged edges are cut here
+
+Takes dense, and conv2d that is one, of at most MOST_ROWS rows, in f32, w8a8 and w4a8, on the forms of ``geometry``.
+The limit is bytes: at one row a core needs all that memory gives, and int4 gains what it saves. Measured on Zen 4, one
+core, 4096 x 4096 from memory: see ``benchmarks/RESULTS.md``. From about eight rows on the limit is the multiplier.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from hwq.schedules import epilogue as ep
+from hwq.schedules.generic import common
+from hwq.schedules.x86.ends import finished, kernel_function
+from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
+from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
+from hwq.schedules.x86.intrinsics import dot
+from hwq.schedules.x86.packing import pack_nibbles, pack_stream
+from hwq.schedules.x86.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+NAME = "x86/dense:1"
+# With more rows a weight is used so often that ``conv2d``, which walks tiles of pixels, does as well.
+MOST_ROWS = 16
+# Vectors of channels in a tile at most: with eight a core asks memory for less at a time than with four.
+MOST_VECTORS = 4
+# A load or broadcast beside a cycle's multiply; unpacking a vector of int4: three instructions for two, two a cycle.
+LOAD_CYCLES, UNPACK_CYCLES = 0.3, 0.75
+# Multiplies that are written out in a row.
+UNROLLED = 32
+# Work below this is not split over threads: starting them would cost a tenth of it.
+PARALLEL_LEAST_S = 30e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One kernel: what it computes, in which form and tile: ``rows`` x ``vectors`` of ``lanes`` channels.
+
+    blocks: tiles beside each other, the last perhaps beyond the real channels.
+    """
+
+    workload: Workload
+    form: Form
+    count: int
+    inputs: int
+    channels: int
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def blocks(self) -> int:
+        return math.ceil(self.channels / (self.vectors * self.lanes))
+
+    @property
+    def steps(self) -> int:
+        """Vectors of weights that a vector of sums takes; even in int4, which has two to a byte."""
+        steps = math.ceil(self.inputs / self.form.r)
+        return steps + steps % 2 if self.form.weight == "int4" else steps
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the rows of x lie so that they would drive each other, and the weights, out of few sets of the L1."""
+        apart = self.inputs * self.form.item_bytes
+        return math.ceil(self.rows / (SET_BYTES // math.gcd(apart, SET_BYTES))) > WAYS // 2
+
+    @property
+    def copied(self) -> bool:
+        return self.form.act != self.form.stored or self.steps * self.form.r != self.inputs or self.crowded
+
+    @property
+    def staged(self) -> bool:
+        """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
+        return not (self.form.acc == "float32" or self.workload.activation.clamps)
+
+
+def make_plan(workload: Workload, found: Form) -> Plan:
+    """The plan with the tile of fewest ``cycles`` that has registers."""
+    shape = geometry(workload)
+    lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
+    vectors = math.ceil(shape.out_c / lanes)
+    tiles = [(rows, n) for rows in divisors(shape.in_w, shape.in_w) for n in range(1, min(MOST_VECTORS, vectors) + 1)]
+    rows, wide = min(
+        (tile for tile in tiles if fits(found, *tile)), key=lambda tile: cycles(found, shape.in_w, vectors, *tile)
+    )
+    return Plan(
+        workload=workload,
+        form=found,
+        count=shape.in_w,
+        inputs=shape.in_c,
+        channels=shape.out_c,
+        rows=rows,
+        vectors=wide,
+        lanes=lanes,
+    )
+
+
+def fits(found: Form, rows: int, vectors: int) -> bool:
+    """Whether the sums have registers, beside a step's weights, what unpacks them, and a broadcast."""
+    if found.weight == "int4":
+        others = unpacking_registers(found, vectors)
+    else:
+        others = vectors + (2 if found.act == "int16" else 1)
+    return rows * vectors + others <= found.registers
+
+
+def cycles(found: Form, count: int, vectors: int, rows: int, wide: int) -> float:
+    """What a step of the reduction takes, of ``count`` rows by ``vectors`` vectors in tiles of ``rows`` by ``wide``: a
+    cycle for a multiply, at least a sum's own latency, and a share of loads, broadcasts and what unpacks. What the
+    tiles hold beyond the channels is computed in vain.
+    """
+    unpack = UNPACK_CYCLES * wide if found.weight == "int4" else 0.0
+    tile = max(rows * wide, CHAIN_CYCLES) + LOAD_CYCLES * (rows + wide) + unpack
+    return count // rows * math.ceil(vectors / wide) * tile
+
+
+def is_few_rows(shape: Geometry) -> bool:
+    """Whether the layer is a product of at most MOST_ROWS rows with a matrix."""
+    pointwise = shape.in_h == shape.kernel_h == shape.kernel_w == shape.batch == 1 and shape.in_w == shape.out_w
+    return pointwise and shape.groups == 1 and not shape.padded and shape.in_w <= MOST_ROWS
+
+
+def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
+    """The kernel of a dense workload of few rows, or None. seed: sample the decisions, not the default ones."""
+    if workload.op not in ("conv2d", "dense"):
+        return None
+    shape = geometry(workload)
+    if not is_few_rows(shape):
+        return common.decline(workload, f"not a product of at most {MOST_ROWS} rows")
+    found = form(workload, target)
+    if found is None:
+        return common.decline(workload, f"no x86 form for it on {target.name}")
+    if found.weight == "int4" and not within_range(shape.in_c):
+        return common.decline(workload, f"{shape.in_c} inputs are too many for scaled int4 sums")
+    plan = make_plan(workload, found)
+    arguments, tail = computation(plan)
+    sch = common.schedule_of(arguments, seed)
+    schedule(sch, plan, target, sample=seed is not None)
+    func = kernel_function(sch.mod["main"], workload, tail)
+    # A sum of one product needs no addition, and so no fused multiply-add.
+    mnemonic = found.mnemonic if found.intrinsic or plan.steps > 1 else None
+    return replace(common.finish(workload, func, NAME, mnemonic), pack=functools.partial(pack, plan))
+
+
+def pack(plan: Plan, weight: Any) -> Any:
+    """``Layer.weight``, or its integers, as the kernel of ``plan`` reads it: block after block one stream."""
+    stream = pack_stream(weight, vectors=plan.vectors, lanes=plan.lanes, r=plan.form.r)
+    return pack_nibbles(stream) if plan.form.weight == "int4" else stream
+
+
+def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
+    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", ["staged"] and "out"."""
+    found, vectors, lanes, r, steps = plan.form, plan.vectors, plan.lanes, plan.form.r, plan.steps
+    x = te.placeholder((plan.count, plan.inputs), found.stored, "x")
+    out_shape = (plan.count, plan.channels)
+    tail = ep.make_epilogue(plan.workload, found.stored, out_shape)
+    rows = x
+    if plan.copied:
+        zero = tirx.const(0, found.act)
+        rows = te.compute(
+            (plan.count, steps * r),
+            lambda m, j: tirx.if_then_else(j < plan.inputs, x[m, j].astype(found.act), zero),
+            name="rows",
+        )
+    int4 = found.weight == "int4"
+    if int4:
+        weight = te.placeholder((plan.blocks, steps // 2, vectors, lanes, r), "uint8", "weight")
+        bytes_ = te.compute(
+            (plan.blocks, steps // 2, 2, vectors, lanes, r),
+            lambda b, k, odd, v, lane, i: scaled_nibble(weight[b, k, v, lane, i], odd),
+            name="weights",
+        )
+    else:
+        weight = te.placeholder((plan.blocks, steps, vectors, lanes, r), found.weight, "weight")
+
+    def weight_at(b: Any, k: Any, v: Any, lane: Any, i: Any) -> Any:
+        return bytes_[b, k // 2, k % 2, v, lane, i] if int4 else weight[b, k, v, lane, i]
+
+    k, i = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, r), "i")
+
+    def product(m: Any, b: Any, v: Any, lane: Any) -> Any:
+        value = rows[m, k * r + i].astype(found.acc) * weight_at(b, k, v, lane, i).astype(found.acc)
+        return te.sum(value, axis=[k, i])
+
+    acc = te.compute((plan.count, plan.blocks, vectors, lanes), product, name="acc")
+
+    def sums(m: Any, c: Any) -> Any:
+        total = acc[m, c // (vectors * lanes), c // lanes % vectors, c % lanes]
+        return total >> SCALE_BITS if int4 else total
+
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
+
+
+def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
+    """Schedules ``computation(plan)``. Each tile size is a sampling instruction, with its default unless ``sample``."""
+    found = plan.form
+    int4 = found.weight == "int4"
+
+    def split(loop: Any, inner: int, extent: int, most: int) -> Any:
+        """``loop`` in two, the inner of default size ``inner``; both open to sampling."""
+        decision = None if sample else [extent // inner, inner]
+        return sch.split(loop, sch.sample_perfect_tile(loop, 2, max_innermost_factor=most, decision=decision))
+
+    acc = sch.get_sblock("acc")
+    m, b, v, lane, k, i = sch.get_loops(acc)
+    m_out, m_in = split(m, plan.rows, plan.count, plan.rows)
+    pairs, step = sch.split(k, [None, 2]) if int4 else (k, None)
+    extent = plan.steps // 2 if int4 else plan.steps
+    # Written out, sums of separate products are added up in another order by LLVM, which then lacks registers.
+    most = 1 if found.act == "int16" else max(1, UNROLLED // (plan.rows * plan.vectors * (2 if int4 else 1)))
+    k_out, k_in = split(pairs, divisors(extent, most)[-1], extent, most)
+    within = [k_in] if step is None else [k_in, step]
+    sch.reorder(b, m_out, k_out, *within, m_in, v, lane, i)
+    if worth_parallel(plan, target):
+        sch.parallel(b)
+    if int4:
+        weights = sch.get_sblock("weights")
+        sch.compute_at(weights, k_in, preserve_unit_loops=True)
+        *_, odd, w_v, w_lane, w_i = sch.get_loops(weights)
+        sch.unroll(odd)
+        sch.unroll(w_v)
+        sch.vectorize(sch.fuse(w_lane, w_i))
+        sch.set_scope(weights, 0, "local")
+    sch.set_scope(acc, 0, "local")
+    _schedule_tail(sch, plan, m_out)
+    for loop in (*within, m_in, v):
+        sch.unroll(loop)
+    if not found.intrinsic:
+        sch.vectorize(lane)
+    init = sch.decompose_reduction(acc, k_out)
+    *_, init_m, init_v, init_lane = sch.get_loops(init)
+    sch.vectorize(init_lane)
+    sch.unroll(init_m)
+    sch.unroll(init_v)
+    if found.intrinsic:
+        sch.tensorize(lane, dot(found.instruction, plan.lanes, in_registers=int4))
+    if plan.copied:
+        rows = sch.get_sblock("rows")
+        sch.annotate(sch.get_loops(rows)[-1], "pragma_loop_partition_hint", 1)
+        if plan.crowded:  # one line more or less than an even number of them: neighbours use different sets
+            line = 64 // plan.form.item_bytes
+            sch.storage_align(rows, 0, 0, 2 * line, line)
+
+
+def worth_parallel(plan: Plan, target: Target) -> bool:
+    """Whether the work takes longer than PARALLEL_LEAST_S at the target's rates, and there are threads to share it."""
+    row = compute_row(plan.workload, target)
+    assert row is not None
+    macs = plan.count * plan.inputs * plan.channels
+    weight_bytes = plan.inputs * plan.channels * {"float32": 4.0, "int8": 1.0, "int4": 0.5}[plan.form.weight]
+    far = target.l3_bytes_per_s or target.memory_bytes_per_s
+    seconds = max(macs / (row.macs_per_cycle * target.clock_hz), weight_bytes / far)
+    return plan.workload.parallel > 1 and plan.blocks > 1 and seconds > PARALLEL_LEAST_S
+
+
+def _schedule_tail(sch: Schedule, plan: Plan, at: Any) -> None:
+    """The epilogue of a tile by vectors of channels: the widest that the output's channels divide into."""
+    out = sch.get_sblock("out")
+    width = next((n for n in (16, 8, 4) if n <= plan.lanes and plan.channels % n == 0), 1)
+    first = sch.get_sblock("staged") if plan.staged else out
+    sch.reverse_compute_at(first, at, preserve_unit_loops=True)
+    if width > 1:
+        rows, channel = sch.get_loops(first)[-2:]
+        vectors, lane = sch.split(channel, [None, width])
+        sch.unroll(rows)
+        sch.unroll(vectors)
+        sch.vectorize(lane)
+    if plan.staged:
+        sch.reverse_compute_at(out, at, preserve_unit_loops=True)

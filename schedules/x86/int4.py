@@ -1,0 +1,38 @@
+"""int4 weights in registers: two to a byte, unpacked to bytes of 16 times the weight.
+
+A byte holds w + 8 in each half (``packing.pack_nibbles``). Shifting by whole bytes is not an instruction of x86, but a
+half in the upper place is a signed byte of value 16 * w once its sign bit is turned over: a mask and an exclusive or,
+one instruction on AVX-512, the lower half shifted up first. So sums come out 16 times too large, exactly, and one shift
+of each sum replaces a subtraction for each weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from hwq.schedules.x86.geometry import Form
+
+SCALE_BITS = 4
+# The largest product of a stored byte and a scaled weight, and what a sum of them may reach.
+_LARGEST, _MOST = 255 * (8 << SCALE_BITS), (1 << 31) - 1
+
+
+def within_range(products: int) -> bool:
+    """Whether no sum of so many scaled products leaves int32: up to 65,793 of them."""
+    return products * _LARGEST <= _MOST
+
+
+def unpacking_registers(form: Form, vectors: int) -> int:
+    """Registers that a tile of ``vectors`` vectors of channels wants beside its sums, where it unpacks as it goes: both
+    halves of each vector (and what is widened), two masks, and a broadcast.
+    """
+    return (3 if form.act == "int16" else 2) * vectors + 3
+
+
+def scaled_nibble(byte: Any, odd: Any) -> Any:
+    """16 times the int4 weight in the low (odd 0) or high (odd 1) half of a byte that holds it plus 8, as int8."""
+    upper = byte << ((1 - odd) * SCALE_BITS).astype("uint8")
+    turned = (upper & tirx.const(0xF0, "uint8")) ^ tirx.const(0x80, "uint8")
+    return tirx.reinterpret("int8", turned)

@@ -1,0 +1,305 @@
+"""3x3 convolution with a quarter of the products: Winograd's F(4x4, 3x3) in exact integers, see ``winograd_maths``.
+
+rows     a block of tile rows, with padding                                  bytes
+columns  B^T applied along a row of the picture, half of the results a time  registers
+v        B^T applied across the rows: 36 matrices (tiles, channels)          int16, L2
+sums     36 products of matrices, a register tile at a time
+m        their results                                                       int32, L1 or L2
+half     A^T applied across the rows                                         registers
+full     A^T applied along the row                                           registers
+y        divided, chunks of channels added up, centring undone               registers
+out      bias, requantize, residual, activation; ragged edges are cut here
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from hwq.schedules import epilogue as ep
+from hwq.schedules.generic import common
+from hwq.schedules.x86 import tiling
+from hwq.schedules.x86.conv2d import PARALLEL_LEAST_S, core_of
+from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
+from hwq.schedules.x86.tiling import Core
+from hwq.schedules.x86.winograd_dot import INSTRUCTIONS, dot
+from hwq.schedules.x86.winograd_expand import Layout, expand, pack, pick
+from hwq.schedules.x86.winograd_maths import (
+    CENTRED,
+    INVERSE_OF_9,
+    ONE,
+    SHIFTS,
+    TILE,
+    WINDOW,
+    input_rows,
+    output_rows,
+)
+from hwq.schedules.x86.winograd_tiling import Blocking, Sizes, best_blocking, cycles, sizes, suits
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+NAME = "x86/winograd:1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One kernel: what it computes, in which form, and how it is cut."""
+
+    workload: Workload
+    geometry: Geometry
+    form: Form
+    blocking: Blocking
+    sizes: Sizes
+
+    @property
+    def layout(self) -> Layout:
+        """How the weights are blocked."""
+        size = self.sizes
+        return Layout(
+            kind=self.form.weight,
+            blocks=size.blocks,
+            vectors=self.blocking.vectors,
+            lanes=size.lanes,
+            chunks=size.chunks,
+            steps=size.steps,
+        )
+
+    @property
+    def centre(self) -> int:
+        """The centre of the stored type's range."""
+        return 128 if self.form.stored == "uint8" else 0
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last vectors hold channels that the output lacks."""
+        return self.sizes.blocks * self.blocking.vectors * self.sizes.lanes != self.geometry.out_c
+
+    @property
+    def staged(self) -> bool:
+        """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
+        return not (self.ragged or self.workload.activation.clamps)
+
+
+def make_plan(workload: Workload, found: Form, core: Core, threads: int) -> Plan:
+    """The plan with the best blocking by the model."""
+    shape = geometry(workload)
+    blocking = best_blocking(shape, found, core, threads)
+    return Plan(workload=workload, geometry=shape, form=found, blocking=blocking, sizes=sizes(shape, found, blocking))
+
+
+def apply(workload: Workload, target: Target, *, seed: int | None = None, always: bool = False) -> Kernel | None:
+    """The kernel of a 3x3 conv2d where it is expected to be faster than the direct one, or None.
+
+    seed: sample the decisions, instead of taking the defaults. always: even where it is expected to be slower.
+    """
+    if workload.op != "conv2d" or workload.scheme == "f32":
+        return common.decline(workload, "not an integer conv2d")
+    found = form(workload, target)
+    if found is None or found.instruction not in INSTRUCTIONS:
+        return common.decline(workload, f"no 16-bit dot product on {target.name}")
+    shape = geometry(workload)
+    if not suits(shape):
+        return common.decline(workload, "not 3x3 with stride 1, no dilation and one group")
+    core = core_of(workload, found, target)
+    direct = tiling.cycles(shape, found, core, tiling.best_tile(shape, found, core))
+    parallel = workload.parallel > 1 and direct > PARALLEL_LEAST_S * target.clock_hz
+    threads = workload.parallel if parallel else 1
+    plan = make_plan(workload, found, core, threads)
+    expected = cycles(shape, found, core, plan.blocking, threads)
+    if expected >= direct and not always:
+        return common.decline(workload, f"{expected:.0f} cycles expected, of the direct kernel {direct:.0f}")
+    arguments, tail = computation(plan)
+    sch = common.schedule_of(arguments, seed)
+    schedule(sch, plan, parallel=parallel, sample=seed is not None)
+    func = kernel_function(sch.mod["main"], workload, tail)
+    kernel = common.finish(workload, func, NAME, INSTRUCTIONS[found.instruction])
+    layout = plan.layout
+    return replace(kernel, pack=functools.partial(pack, layout), expand=expand(layout, f"{kernel.symbol}_expand"))
+
+
+def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
+    """The arguments of the kernel and its epilogue; the blocks of the module's docstring, "staged" before a table."""
+    shape, found, size = plan.geometry, plan.form, plan.sizes
+    x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
+    out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
+    tail = ep.make_epilogue(plan.workload, found.stored, out_shape)
+    weight = te.placeholder(plan.layout.expanded, "int16", "weight")
+    row = (TILE * size.across + 1) * shape.in_c + size.channels
+    plain = replace(found, act=found.stored)
+    rows = padded_rows(shape, plain, x, tail, size.bands * plan.blocking.rows * TILE, row)
+    v = _transformed_input(plan, rows)
+    y = _inverse(plan, _products(plan, v, weight), _centres(plan, weight))
+
+    def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
+        return y[n, h, w, c // size.lanes, c % size.lanes]
+
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
+
+
+def _transformed_input(plan: Plan, rows: Any) -> Any:
+    """Blocks "columns" and "v" (batch, band, 6, 6, tile, channel); v of the input less its type's centre."""
+    shape, size, height = plan.geometry, plan.sizes, plan.blocking.rows * TILE
+    lead = (shape.batch, size.bands)
+
+    def column(n: Any, band: Any, t: Any, a: Any, j: Any, c: Any) -> Any:
+        h, w = band * height + t // size.across * TILE + a, t % size.across * TILE
+        return pick(j, input_rows([rows[n, h, (w + i) * shape.in_c + c].astype("int16") for i in range(WINDOW)]))
+
+    columns = te.compute((*lead, size.block, WINDOW, WINDOW, size.channels), column, name="columns")
+
+    def value(n: Any, band: Any, i: Any, j: Any, t: Any, c: Any) -> Any:
+        values = input_rows([columns[n, band, t, a, j, c] for a in range(WINDOW)])
+        shift, none = tirx.const(plan.centre * ONE, "int16"), tirx.const(0, "int16")
+        values[CENTRED[0]] = values[CENTRED[0]] - tirx.Select(j == CENTRED[1], shift, none)
+        return pick(i, values)
+
+    return te.compute((*lead, WINDOW, WINDOW, size.block, size.channels), value, name="v")
+
+
+def _products(plan: Plan, v: Any, weight: Any) -> Any:
+    """Block "m" (batch, band, block, chunk, 6, 6, tile, vector, lane): sums over the channels of a chunk."""
+    size = plan.sizes
+    k, r = te.reduce_axis((0, size.steps), "k"), te.reduce_axis((0, 2), "r")
+
+    def product(n: Any, band: Any, b: Any, q: Any, i: Any, j: Any, t: Any, vec: Any, lane: Any) -> Any:
+        value = v[n, band, i, j, t, (q * size.steps + k) * 2 + r].astype("int32")
+        return te.sum(value * weight[b, q, i, j, k, vec, lane, r].astype("int32"), axis=[k, r])
+
+    lead = (plan.geometry.batch, size.bands, size.blocks, size.chunks, WINDOW, WINDOW, size.block)
+    return te.compute((*lead, plan.blocking.vectors, size.lanes), product, name="m")
+
+
+def _centres(plan: Plan, weight: Any) -> Any:
+    """Block "centres" (block, vector, lane): what centring takes from the sums, centre times the sum of the weights,
+    which the transformed weights hold at CENTRED."""
+    size = plan.sizes
+    middle = te.compute((2,), lambda _: tirx.const(plan.centre, "int16"), name="middle")
+    q, k, r = (te.reduce_axis((0, extent), name) for extent, name in ((size.chunks, "q"), (size.steps, "k"), (2, "r")))
+
+    def value(b: Any, vec: Any, lane: Any) -> Any:
+        return te.sum(
+            middle[r].astype("int32") * weight[(b, q, *CENTRED, k, vec, lane, r)].astype("int32"), axis=[q, k, r]
+        )
+
+    return te.compute((size.blocks, plan.blocking.vectors, size.lanes), value, name="centres")
+
+
+def _inverse(plan: Plan, m: Any, centres: Any) -> Any:
+    """Blocks "half", "full" and "y" (batch, h, w, vector, lane): the sums of the direct convolution, whole tiles."""
+    shape, size, blocking = plan.geometry, plan.sizes, plan.blocking
+    height, vectors = blocking.rows * TILE, blocking.vectors
+    lead = (shape.batch, size.bands, size.blocks, size.chunks, size.block)
+
+    def half_at(n: Any, band: Any, b: Any, q: Any, t: Any, a: Any, j: Any, vec: Any, lane: Any) -> Any:
+        return pick(a, output_rows([m[n, band, b, q, i, j, t, vec, lane] for i in range(WINDOW)]))
+
+    half = te.compute((*lead, TILE, WINDOW, vectors, size.lanes), half_at, name="half")
+
+    def full_at(n: Any, h: Any, w: Any, b: Any, q: Any, lane: Any) -> Any:
+        t = h // TILE % blocking.rows * size.across + w // TILE
+        at = (n, h // height, b // vectors, q, t, h % TILE)
+        return pick(w % TILE, output_rows([half[(*at, j, b % vectors, lane)] for j in range(WINDOW)]))
+
+    pixels = (shape.batch, size.bands * height, size.across * TILE, size.blocks * vectors)
+    full = te.compute((*pixels, size.chunks, size.lanes), full_at, name="full")
+
+    def y_at(n: Any, h: Any, w: Any, b: Any, lane: Any) -> Any:
+        shift = pick(h % TILE, SHIFTS) + pick(w % TILE, SHIFTS)
+        value = centres[b // vectors, b % vectors, lane]
+        for q in range(size.chunks):
+            value = value + ((full[n, h, w, b, q, lane] * tirx.const(INVERSE_OF_9, "int32")) >> shift)
+        return value
+
+    return te.compute((*pixels, size.lanes), y_at, name="y")
+
+
+def schedule(sch: Schedule, plan: Plan, *, parallel: bool, sample: bool = False) -> None:
+    """Schedules ``computation(plan)``. A register tile's height is a sampling instruction, by default the plan's."""
+    names = ("y", "full", "half", "m", "centres", "middle", "v", "columns")
+    y, full, half, m, centres, middle, v, columns = (sch.get_sblock(name) for name in names)
+    n, h, w, b, lane = sch.get_loops(y)
+    g, tr, a = sch.split(h, [None, plan.blocking.rows, TILE])
+    tw, c = sch.split(w, [None, TILE])
+    block, vec = sch.split(b, [None, plan.blocking.vectors])
+    sch.reorder(n, g, block, tr, tw, vec, a, c, lane)
+    outer = sch.fuse(n, g)
+    if parallel:
+        sch.parallel(outer)
+    sch.compute_at(full, a, preserve_unit_loops=True)
+    sch.compute_at(half, vec, preserve_unit_loops=True)
+    sch.compute_at(m, block, preserve_unit_loops=True)
+    sch.compute_at(centres, block, preserve_unit_loops=True)
+    sch.compute_at(middle, outer, preserve_unit_loops=True)
+    sch.compute_at(v, outer, preserve_unit_loops=True)
+    _schedule_products(sch, plan, m, sample)
+    _schedule_centres(sch, plan, centres)
+    _schedule_inputs(sch, plan, v, columns)
+    for stage, first in ((y, 5), (full, 6), (half, 5)):
+        loops = sch.get_loops(stage)[first:]
+        sch.vectorize(loops[-1])
+        for loop in loops[:-1]:
+            sch.unroll(loop)
+        sch.set_scope(stage, 0, "local")
+    schedule_tail(sch, a, plan.geometry, lanes=plan.sizes.lanes, whole=not plan.ragged, staged=plan.staged)
+    if not plan.ragged:
+        for name in ("staged", "out") if plan.staged else ("out",):
+            for loop in sch.get_loops(sch.get_sblock(name))[6:-1]:
+                sch.unroll(loop)
+    rows = sch.get_sblock("rows")
+    sch.compute_at(rows, outer, preserve_unit_loops=True)
+    schedule_rows(sch)
+
+
+def _schedule_products(sch: Schedule, plan: Plan, m: Any, sample: bool) -> None:
+    copy = sch.cache_write(m, 0, "local")
+    loops = sch.get_loops(m)
+    t, vec, lane, k, r = loops[-5:]
+    decision = None if sample else [plan.sizes.block // plan.blocking.tiles, plan.blocking.tiles]
+    factors = sch.sample_perfect_tile(t, 2, max_innermost_factor=plan.blocking.tiles, decision=decision)
+    t_out, t_in = sch.split(t, factors)
+    sch.reorder(t_out, k, t_in, vec, lane, r)
+    sch.reverse_compute_at(copy, t_out, preserve_unit_loops=True)
+    sch.vectorize(sch.get_loops(copy)[-1])
+    for loop in sch.get_loops(copy)[-3:-1]:
+        sch.unroll(loop)
+    sch.unroll(t_in)
+    sch.unroll(vec)
+    init = sch.decompose_reduction(m, k)
+    *outer, init_lane = sch.get_loops(init)
+    sch.vectorize(init_lane)
+    for loop in outer[-2:]:
+        sch.unroll(loop)
+    sch.tensorize(lane, dot(plan.form.instruction, plan.sizes.lanes))
+    sch.storage_align(copy, 0, 5, 32, 16)
+
+
+def _schedule_centres(sch: Schedule, plan: Plan, centres: Any) -> None:
+    *_, vec, lane, q, k, r = sch.get_loops(centres)
+    sch.set_scope(centres, 0, "local")
+    sch.reorder(q, k, vec, lane, r)
+    sch.unroll(vec)
+    init = sch.decompose_reduction(centres, q)
+    *_, i_vec, i_lane = sch.get_loops(init)
+    sch.unroll(i_vec)
+    sch.vectorize(i_lane)
+    sch.tensorize(lane, dot(plan.form.instruction, plan.sizes.lanes))
+
+
+def _schedule_inputs(sch: Schedule, plan: Plan, v: Any, columns: Any) -> None:
+    *_, i, j, t, c = sch.get_loops(v)
+    c_out, c_in = sch.split(c, [None, plan.sizes.wide])
+    j_out, j_in = sch.split(j, [2, 3])
+    sch.reorder(t, c_out, j_out, j_in, i, c_in)
+    sch.compute_at(columns, j_out, preserve_unit_loops=True)
+    sch.set_scope(columns, 0, "local")
+    loops = sch.get_loops(columns)
+    for loop in (j_out, j_in, i, *loops[-3:-1]):
+        sch.unroll(loop)
+    sch.vectorize(c_in)
+    sch.vectorize(loops[-1])
+    sch.storage_align(v, 0, 3, 64, 32)

@@ -1,0 +1,128 @@
+"""Default decisions of the Winograd kernels, and when they beat the direct convolution, from a small model in cycles.
+
+The model counts what ``tiling`` counts for the direct kernel, in the same unit, so that the two can be compared: the
+products by register tiles, as there, and the transforms by a constant for each vector of channels of a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hwq.schedules.x86.geometry import Form, Geometry
+from hwq.schedules.x86.tiling import CHAIN_CYCLES, COPY_BYTES, LOADS_PER_CYCLE, STEP_CYCLES, Core, divisors
+from hwq.schedules.x86.winograd_maths import KERNEL, STEPS, TILE, WINDOW
+
+# The transforms of one tile and vector: of the input, of the sums of a chunk; and the epilogue of its 16 pixels.
+INPUT_CYCLES, OUTPUT_CYCLES, RAGGED_CYCLES, EPILOGUE_CYCLES = 90.0, 70.0, 500.0, 90.0
+# Per register tile: its zeroing and its way to memory, for each sum; and what its loop costs.
+STORE_CYCLES, TILE_CYCLES = 1.0, 10.0
+# Of the time that weights and sums take to and from the L2, the share that does not overlap.
+EXPOSED = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocking:
+    """A kernel's decisions: ``rows`` rows of tiles in a block, register tiles of ``tiles`` x ``vectors``."""
+
+    rows: int
+    tiles: int
+    vectors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What follows from a shape and a blocking: tiles ``across`` the picture and in a ``block``; ``bands`` of rows and
+    ``blocks`` of vectors; ``chunks`` x ``steps`` pairs of channels; ``wide`` channels at a time through the input's
+    transform, ``channels`` in all."""
+
+    across: int
+    block: int
+    bands: int
+    blocks: int
+    lanes: int
+    chunks: int
+    steps: int
+    wide: int
+    channels: int
+
+
+def sizes(geometry: Geometry, form: Form, blocking: Blocking) -> Sizes:
+    """The sizes of a kernel."""
+    lanes = form.vectors[0]
+    across = math.ceil(geometry.out_w / TILE)
+    pairs = math.ceil(geometry.in_c / 2)
+    chunks = math.ceil(pairs / STEPS[form.weight])
+    steps = math.ceil(pairs / chunks)
+    wide = lanes * 2 if geometry.in_c > lanes else lanes
+    return Sizes(
+        across=across,
+        block=blocking.rows * across,
+        bands=math.ceil(math.ceil(geometry.out_h / TILE) / blocking.rows),
+        blocks=math.ceil(geometry.out_c / (lanes * blocking.vectors)),
+        lanes=lanes,
+        chunks=chunks,
+        steps=steps,
+        wide=wide,
+        channels=math.ceil(chunks * steps * 2 / wide) * wide,
+    )
+
+
+def fits(form: Form, tiles: int, vectors: int) -> bool:
+    """Whether the sums of a register tile, its weights, a broadcast and (AVX2) a product have registers."""
+    spare = 1 if form.registers == 32 else 2
+    return tiles * vectors + vectors + spare <= form.registers
+
+
+def cycles(geometry: Geometry, form: Form, core: Core, blocking: Blocking, threads: int) -> float:
+    """What the model expects of the whole layer, in cycles of one core; more if ``threads`` cannot share it evenly."""
+    size = sizes(geometry, form, blocking)
+    spots, vectors, repeats = blocking.tiles, blocking.vectors, size.block // blocking.tiles
+    step_bytes = vectors * size.lanes * 4
+    weight_bytes = WINDOW**2 * size.chunks * size.steps * step_bytes * size.blocks
+    rate = core.l2_bytes_per_cycle if weight_bytes <= core.l2_bytes // 2 else core.far_bytes_per_cycle
+    arrival = step_bytes / rate / repeats
+    multiplies, loads = spots * vectors / core.multiplies, (spots + vectors) / LOADS_PER_CYCLE
+    step = max(multiplies, loads, CHAIN_CYCLES, arrival) + STEP_CYCLES + EXPOSED * arrival
+    product = repeats * (size.steps * step + spots * vectors * STORE_CYCLES + TILE_CYCLES)
+    sums_bytes = WINDOW**2 * size.chunks * size.block * vectors * size.lanes * 4
+    moved = sums_bytes / core.l2_bytes_per_cycle * EXPOSED if sums_bytes > core.l1_bytes else 0.0
+    ragged = geometry.out_c % (size.lanes * vectors) != 0
+    ends = size.chunks * OUTPUT_CYCLES + (RAGGED_CYCLES if ragged else EPILOGUE_CYCLES)
+    block = size.blocks * (WINDOW**2 * size.chunks * product + moved + size.block * vectors * ends)
+    block += size.block * size.channels / size.wide * INPUT_CYCLES
+    block += (TILE * blocking.rows + 2) * (TILE * size.across + 2) * geometry.in_c / COPY_BYTES
+    count = geometry.batch * size.bands
+    return block * math.ceil(count / threads) * threads
+
+
+def best_blocking(geometry: Geometry, form: Form, core: Core, threads: int) -> Blocking:
+    """The decisions with the fewest cycles by the model."""
+    across, high = math.ceil(geometry.out_w / TILE), math.ceil(geometry.out_h / TILE)
+    lanes = form.vectors[0]
+    most = math.ceil(geometry.out_c / lanes)
+    good = [
+        Blocking(rows=rows, tiles=tiles, vectors=vectors)
+        for rows in range(1, high + 1)
+        if block_bytes(geometry, rows * across) <= core.l2_bytes // 2 or rows == 1
+        for vectors in (1, 2, 4)
+        if vectors <= most
+        for tiles in divisors(rows * across, 28)
+        if fits(form, tiles, vectors)
+    ]
+    return min(good, key=lambda one: (cycles(geometry, form, core, one, threads), one.rows, one.tiles * one.vectors))
+
+
+def block_bytes(geometry: Geometry, tiles: int) -> int:
+    """Bytes of the transformed input of ``tiles`` tiles."""
+    return WINDOW**2 * tiles * geometry.in_c * 2
+
+
+def suits(geometry: Geometry) -> bool:
+    """Whether it is a 3x3 convolution of stride 1, without dilation or groups."""
+    return (
+        geometry.kernel_h == geometry.kernel_w == KERNEL
+        and geometry.stride_h == geometry.stride_w == 1
+        and geometry.dilation_h == geometry.dilation_w == 1
+        and geometry.groups == 1
+    )
