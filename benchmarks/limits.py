@@ -19,7 +19,7 @@ from hwq.probe import buffer_bytes, fastest_s, read_bytes_per_s
 from hwq.target import Target
 
 STEPS = 4096
-ROUNDS = 3
+ROUNDS = 2
 # A core gets more from memory where it reads at several places, and more from the nearest cache where it reads at one.
 STREAMS = (1, 4)
 # Chains of sums: more than latency times ports of any instruction here, and with the operands within 16 registers.
@@ -164,7 +164,7 @@ def vector_loop(instruction: Instruction, lanes: int) -> Any:
         if instruction.name == "fma":
             return call(number, x, y, acc, dtype=sums)
         if instruction.name == "vpmaddwd":  # of the sums: the same product again would be taken out of the loop
-            return acc + call(number, T.reinterpret(acc, dtype=operands), y, dtype=sums)
+            return call(number, T.reinterpret(acc, dtype=operands), y, dtype=sums)
         return call(number, acc, x, y, dtype=sums)
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]

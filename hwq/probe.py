@@ -26,7 +26,9 @@ from hwq.target import Compute, Target
 from hwq.threads import use_threads
 from hwq.workload import Workload
 
-_REPEATS = 7
+# Many short repeats: some of them fall between what else the machine does.
+_REPEATS = 35
+_MIN_REPEAT_MS = 1
 _COMMAND = "hwq targets probe"
 _LARGEST_BUFFER_BYTES = 256 << 20
 # Below this a call's own cost would count.
@@ -194,5 +196,5 @@ def fastest_s(func: Any, target: Target) -> float:
     module = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target.tvm())
     types = [param.ty for param in func.params]
     arguments = [np.ones([int(extent) for extent in it.shape], str(it.dtype)) for it in types]
-    timer = module.mod.time_evaluator("main", tvm.cpu(), repeat=_REPEATS, min_repeat_ms=5)
+    timer = module.mod.time_evaluator("main", tvm.cpu(), repeat=_REPEATS, min_repeat_ms=_MIN_REPEAT_MS)
     return float(min(timer(*map(tvm.runtime.tensor, arguments)).results))
