@@ -87,14 +87,18 @@ def leading(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def uniform(study: Study, scheme: str) -> Solution | None:
-    """The network in ``scheme``: all of it in f32, or all weights that can be in an integer scheme, the rest as fast as
-    may be. None if a layer cannot be float, or no weights can be in ``scheme``."""
+    """The network in ``scheme``: all of it in f32, or all weights that can be in another scheme. Of the rest, what may
+    is float beside bf16, and as fast as may be beside integers. None if a layer cannot be float, or no weights can be
+    in ``scheme``."""
     able = [layer for layer in study.graph.layers if scheme in study.candidates[layer.name]]
-    if SCHEMES[scheme].weight is None:
+    if scheme == "f32":
         able = able if len(able) == len(study.graph.layers) else []
     else:
         able = [layer for layer in able if layer.op in ANCHORS]
-    return assign(problem_of(study, {layer.name: scheme for layer in able})) if able else None
+    fixed = {layer.name: scheme for layer in able}
+    if SCHEMES[scheme].domain == "f32":
+        fixed = {name: "f32" for name, names in study.candidates.items() if "f32" in names} | fixed
+    return assign(problem_of(study, fixed)) if able else None
 
 
 def uniforms(study: Study) -> dict[str, Solution]:

@@ -25,7 +25,7 @@ from hwq.lower import legal_schemes
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.progress import Stages, silent
-from hwq.scheme import SCHEMES, Budget, parse_schemes
+from hwq.scheme import SCHEMES, Budget, Scheme, parse_schemes
 from hwq.study import Study, inputs_of, study, study_of_plan
 from hwq.target import Target
 from hwq.verify import Accuracy
@@ -169,6 +169,16 @@ def _check_threads(threads: Any) -> None:
         raise HwqError("threads-invalid", f"threads is {threads!r}; accepted: a whole number of at least 1, or None")
 
 
+def _check_schemes(asked: Iterable[Scheme], machine: Target) -> None:
+    for scheme in asked:
+        if scheme.name not in machine.schemes:
+            raise HwqError(
+                "scheme-not-here",
+                f"scheme {scheme.name!r} is asked for, but {machine.name} has no instruction for it; "
+                f"accepted: {', '.join(machine.schemes)}",
+            )
+
+
 def _check_budget(budget: Any) -> Budget:
     """The budget, without bounds for None."""
     if budget is None:
@@ -212,6 +222,8 @@ def _study(
         raise HwqError("trials-unsupported", f"trials is {trials!r}; accepted: 0 (auto-scheduling is not there yet)")
     allowed = parse_schemes(schemes)
     machine = _machine(target)
+    if schemes is not None:
+        _check_schemes(allowed, machine)
     _check_threads(threads)
     del seed  # no stage draws random numbers yet
     work = open_work(model.fingerprint, model.name, work_dir)

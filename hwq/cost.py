@@ -50,16 +50,17 @@ def weight_count(workload: Workload) -> int:
 def weight_bytes(workload: Workload) -> int:
     """Packed weights with what belongs to each output channel.
 
-    Integer: weights (int4: half a byte each) + 4 bytes of bias + 4 of multiplier a channel. Float: 4 bytes each + 4 of
-    bias a channel if there is a bias. Padding of the packed form is not in it.
+    Integer: weights (int4: half a byte each) + 4 bytes of bias + 4 of multiplier a channel. Float: 4 bytes each (bf16:
+    2) + 4 of bias a channel if there is a bias. Padding of the packed form is not in it.
     """
     count = weight_count(workload)
     if count == 0:
         return 0
-    channels = workload.output_shape[-1]
-    if SCHEMES[workload.scheme].domain == "f32":
-        return 4 * count + (4 * channels if workload.has_bias else 0)
-    return -(-count * _weight_bits(workload) // 8) + 8 * channels
+    channels, scheme = workload.output_shape[-1], SCHEMES[workload.scheme]
+    weights = -(-count * scheme.weight_bits // 8)
+    if scheme.domain == "f32":
+        return weights + (4 * channels if workload.has_bias else 0)
+    return weights + 8 * channels
 
 
 def moved_bytes(workload: Workload) -> int:
@@ -117,27 +118,24 @@ def _reduction(workload: Workload) -> int:
     return int(taps) if workload.op == "depthwise_conv2d" else int(taps * depth // workload.attr("groups"))
 
 
-def _weight_bits(workload: Workload) -> int:
-    scheme = SCHEMES[workload.scheme].weight
-    return 32 if scheme is None else scheme.qtype.bits
-
-
 def _is_transcendental(workload: Workload) -> bool:
     return workload.activation.kind in _TRANSCENDENTAL
 
 
 def _compute_s(workload: Workload, target: Target) -> float:
     """Seconds of arithmetic on one core: the products, then the epilogue of every output of an anchor."""
-    integer = SCHEMES[workload.scheme].domain == "int8"
-    act = "int8" if integer else "float32"
-    weight = {32: "float32", 8: "int8", 4: "int4"}[_weight_bits(workload)]
-    row = target.instruction(workload.op, weight, act) or target.instruction(workload.op, "float32", "float32")
+    scheme = SCHEMES[workload.scheme]
+    integer = scheme.domain == "int8"
+    row = target.instruction(workload.op, scheme.weight_type, scheme.act_type) or target.instruction(
+        workload.op, "float32", "float32"
+    )
     assert row is not None, f"{target.name} cannot compute {workload.op}; schemes_for says so"
     cycles = op_macs(workload) / row.macs_per_cycle
     if workload.op in ("conv2d", "dense"):
         # Requantizing costs an output what an integer add does; a float epilogue is nothing but its activation.
         # A depthwise row's rate has the epilogue in it: there is one for every few products.
-        epilogue = target.instruction("add", "none", act) if integer else row
+        adds = ("add", "none", "int8") if integer else (workload.op, "float32", "float32")
+        epilogue = target.instruction(*adds)
         per_output = 1 if integer else _TRANSCENDENTAL_MACS if _is_transcendental(workload) else 0
         if epilogue is not None:
             cycles += per_output * math.prod(workload.output_shape) / epilogue.macs_per_cycle

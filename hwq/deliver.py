@@ -17,7 +17,6 @@ from hwq.library import build_library
 from hwq.lower import CONVERSIONS, Program
 from hwq.plan import Plan
 from hwq.samples import made_up
-from hwq.scheme import SCHEMES
 from hwq.store import tool_versions
 from hwq.study import Study, inputs_of
 from hwq.switches import verify_wanted
@@ -173,7 +172,7 @@ def _why(study: Study, layer: Layer, scheme: str) -> str:
     for other in names:
         cost, loss = study.costs[layer.name, other], study.losses[layer.name, other]
         size = f", {cost.weight_bytes} bytes" if layer.op in ANCHORS else ""
-        lost = "" if SCHEMES[other].domain == "f32" else f", loss {loss:.1e}"
+        lost = "" if other == "f32" else f", loss {loss:.1e}"
         parts.append(f"{other} {cost.latency_s * 1e6:.1f} us{size}{lost} ({cost.source})")
     if len(names) == 1:
         return f"{scheme}: the only scheme allowed; {parts[0]}"

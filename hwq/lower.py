@@ -63,11 +63,14 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
 
     A layer without weights knows int8 (named w8a8) and float only; int8 is open to it if any integer scheme is allowed.
     One that only passes values through may always be float: between float layers int8 would only cost it conversions.
+    Any float scheme opens float32 to a layer that has no weights to multiply in another.
     """
-    floats = tuple(scheme.name for scheme in allowed if scheme.domain == "f32")
-    if layer.op in PASS_THROUGH:
-        floats = ("f32",)
     on_target = target.schemes_for(layer.op)
+    floating = [scheme.name for scheme in allowed if scheme.domain == "f32"]
+    if layer.op in ANCHORS:
+        floats = tuple(name for name in floating if name == "f32" or name in on_target)
+    else:
+        floats = ("f32",) if floating or layer.op in PASS_THROUGH else ()
     native = all(graph.dtypes[tensor] == FLOAT for tensor in (*layer.inputs, layer.output))
     clamped = layer.op in (*ANCHORS, "unary") or layer.activation.clamps
     integers: tuple[str, ...] = ()

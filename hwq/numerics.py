@@ -80,6 +80,27 @@ def centre(q: Array, zero_point: int) -> Ints:
     return np.asarray(q.astype(np.int32) - np.int32(zero_point))
 
 
+# bfloat16: the upper half of a float32. Its tensors are held as uint16, which every NumPy has.
+
+
+def to_bf16(x: Array) -> npt.NDArray[np.uint16]:
+    """x, as float32, rounded to bfloat16, to nearest even: its 16 bits. NaN stays NaN; beyond the range lies inf."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    nearest = (bits + (np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1)))) >> 16
+    quiet_nan = bits >> 16 | np.uint32(0x40)
+    return np.asarray(np.where(np.isnan(x), quiet_nan, nearest), np.uint16)
+
+
+def from_bf16(bits: npt.NDArray[np.uint16]) -> Floats:
+    """The float32 values of bfloat16 bits, exact."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def round_bf16(x: Array) -> Floats:
+    """x rounded to bfloat16, in float32. A kernel may take a value below float32's least normal one for 0."""
+    return from_bf16(to_bf16(x))
+
+
 # Weights
 
 

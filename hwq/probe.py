@@ -156,7 +156,7 @@ def typical_workload(row: Compute) -> Workload:
         inputs = (shape, shape)
     elif op == "dense":
         inputs, output = ((128, 256),), (128, 256)
-    scheme = {"float32": "f32", "int4": "w4a8"}.get(row.weight, "w8a8")
+    scheme = {"float32": "f32", "bfloat16": "bf16", "int4": "w4a8"}.get(row.weight, "w8a8")
     return Workload(
         op=op,
         scheme=scheme,
@@ -164,7 +164,7 @@ def typical_workload(row: Compute) -> Workload:
         output_shape=output,
         attrs=tuple(sorted(attrs.items())),
         has_bias=op in ANCHORS,
-        out_dtype="float32" if scheme == "f32" else "int8",
+        out_dtype="int8" if row.act == "int8" else "float32",
     )
 
 

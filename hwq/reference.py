@@ -15,6 +15,7 @@ import numpy as np
 from hwq import numerics, operators
 from hwq.graph import ANCHORS, PASS_THROUGH
 from hwq.numerics import Array, QParams
+from hwq.scheme import SCHEMES
 from hwq.workload import Workload
 
 _CONV = ("strides", "padding", "dilation")
@@ -25,10 +26,11 @@ def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uin
     """The output of ``workload``'s kernel; ``storage`` is the type of int8 activations ("uint8" or "int8")."""
     if workload.op in ("quantize", "dequantize"):
         return _convert(workload, arguments, storage)
+    integer = SCHEMES[workload.scheme].domain == "int8"
     if workload.op in PASS_THROUGH:
         y = _pass_through(workload, arguments)
-        return numerics.activate(workload.activation, y) if workload.scheme == "f32" else y
-    return _float(workload, arguments) if workload.scheme == "f32" else _integer(workload, arguments)
+        return y if integer else numerics.activate(workload.activation, y)
+    return _integer(workload, arguments) if integer else _float(workload, arguments)
 
 
 def _some(workload: Workload, names: Sequence[str]) -> dict[str, Any]:
@@ -124,6 +126,8 @@ def _float(workload: Workload, arguments: Sequence[Array]) -> Array:
 def _float_anchor(workload: Workload, x: Array, rest: list[Array]) -> Array:
     residual = rest.pop(0) if workload.residual else None
     weight = rest[0]
+    if SCHEMES[workload.scheme].floats == "bfloat16":
+        x, weight = (numerics.round_bf16(value).astype(np.float64) for value in (x, weight))
     if workload.op == "dense":
         y = x @ weight.T
     elif workload.op == "depthwise_conv2d":

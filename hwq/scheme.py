@@ -46,17 +46,37 @@ class TensorScheme:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """A named pair of weight and activation formats and the accumulator they share; None is float32."""
+    """A named pair of weight and activation formats and the accumulator they share; None is ``floats``, not quantized.
+
+    floats: the numbers that a scheme without integers multiplies, "float32" or "bfloat16" (weights are stored so;
+    activations are float32 in memory, and rounded by the kernel that multiplies them).
+    """
 
     name: str
     weight: TensorScheme | None
     act: TensorScheme | None
     accum: str
+    floats: str = "float32"
 
     @property
     def domain(self) -> str:
         """The format in which tensors enter and leave a layer of this scheme: "int8" or "f32"."""
         return "f32" if self.act is None else "int8"
+
+    @property
+    def weight_type(self) -> str:
+        """What weights are, in the words of target files: "float32", "bfloat16", "int8" or "int4"."""
+        return self.floats if self.weight is None else f"int{self.weight.qtype.bits}"
+
+    @property
+    def act_type(self) -> str:
+        """What activations are when they are multiplied, in the same words."""
+        return self.floats if self.act is None else f"int{self.act.qtype.bits}"
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one stored weight."""
+        return {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}[self.weight_type]
 
 
 _ACT8 = TensorScheme(qtype=QType(bits=8), symmetric=False)
@@ -65,6 +85,7 @@ SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
         Scheme(name="f32", weight=None, act=None, accum="float32"),
+        Scheme(name="bf16", weight=None, act=None, accum="float32", floats="bfloat16"),
         Scheme(name="w8a8", weight=TensorScheme(qtype=QType(bits=8), axis=0), act=_ACT8, accum="int32"),
         Scheme(name="w4a8", weight=TensorScheme(qtype=QType(bits=4), axis=0), act=_ACT8, accum="int32"),
     )

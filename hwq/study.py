@@ -43,6 +43,8 @@ from hwq.workload import Workload
 KEPT_SAMPLES = 64
 SENSITIVITY_MACS = 0.9e12
 SENSITIVITY_SAMPLES = (4, 16)
+# Rounding to bfloat16 is relative to each value, so the loss hardly depends on the sample; and it is far below int8's.
+BF16_SAMPLES = 2
 FREE = Cost(latency_s=0.0, weight_bytes=0, source="measured", interval_s=(0.0, 0.0))
 
 
@@ -132,14 +134,16 @@ def study(
     # What only passes values through loses nothing of its own: where it is int8, a neighbour is, whose loss has the
     # quantized tensor in it (between float layers int8 costs two conversions, and is never chosen).
     passing = {layer.name for layer in graph.layers if layer.op in PASS_THROUGH}
-    wanted = {(layer, scheme) for layer, scheme in units if scheme != "f32" and layer not in passing}
-    if wanted:
-        few = _sensitivity_samples(float_program, len(wanted))
+    wanted = {unit: program for unit, program in units.items() if unit[1] != "f32" and unit[0] not in passing}
+    for stage, domain in (("sensitivity", "int8"), ("sensitivity bf16", "f32")):
+        chosen = {unit: program for unit, program in wanted.items() if SCHEMES[unit[1]].domain == domain}
+        if not chosen:
+            continue
+        few = BF16_SAMPLES if domain == "f32" else _sensitivity_samples(float_program, len(chosen))
         journal = work.file(
-            "sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, few, sorted(wanted)
+            "sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, few, sorted(chosen)
         )
-        with stages("sensitivity") as progress:
-            chosen = {unit: program for unit, program in units.items() if unit in wanted}
+        with stages(stage) as progress:
             losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))
     packed, resident = _constant_bytes(programs, kernels)
     records: dict[Workload, Record] = {}
@@ -175,7 +179,7 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
     graph = model.graph
     candidates = {layer.name: (plan.schemes[layer.name],) for layer in graph.layers}
     for layer in graph.layers:
-        if plan.schemes[layer.name] == "f32":
+        if SCHEMES[plan.schemes[layer.name]].domain == "f32":
             continue
         needed = [*layer.inputs, layer.output]
         if layer.weight is not None and not layer.activation.clamps:
@@ -229,7 +233,7 @@ def _calibrate(
     """(parameters of every float tensor, channel means, the first batches, how many there were, their digest)."""
     inputs = inputs_of(split)
     if calibration is None:
-        if integers:
+        if any(scheme != "f32" for names in candidates.values() for scheme in names):
             raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
         return {}, {}, (), 0, ""
     # What can be read twice is hashed first, so that a finished result is found; a generator is streamed once.
@@ -241,7 +245,7 @@ def _calibrate(
     needed = frozenset(
         tensor
         for layer in split.layers
-        if any(scheme != "f32" for scheme in candidates.get(layer.name, ()))
+        if any(SCHEMES[scheme].domain == "int8" for scheme in candidates.get(layer.name, ()))
         for tensor in (*layer.inputs, layer.output)
     )
     finished = work.file("ranges", ".json", sorted(tensors), sorted(needed), digest, observer)

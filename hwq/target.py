@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from hwq import cpu
 from hwq.errors import HwqError
+from hwq.graph import ANCHORS
+from hwq.scheme import SCHEMES
 from hwq.target_file import read_target_file
 
 if TYPE_CHECKING:
@@ -26,16 +28,16 @@ if TYPE_CHECKING:
 TARGETS_AT = Path(__file__).parent / "targets"
 SCHEDULES_AT = Path(__file__).parent / "schedules"
 # The files that "host" may become, best first: the first whose flags the CPU has.
-HOST_TIERS = ("x86-amx", "x86-avx512-vnni", "x86-avx2", "x86-generic")
+HOST_TIERS = ("x86-amx", "x86-avx512-bf16", "x86-avx512-vnni", "x86-avx2", "x86-generic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """One way to compute: these operators, with these weights and activations, on this instruction.
 
-    weight: "int8", "int4", "float32", or "none" for operators without weights. macs_per_cycle is for one core; for
-    operators that multiply nothing it counts output elements. native: False where the type is unpacked or widened
-    first. schedules: the files of ``schedules/`` that use the row, in order; empty where none does yet.
+    weight: "int8", "int4", "float32", "bfloat16", or "none" for operators without weights. macs_per_cycle is for
+    one core; for operators that multiply nothing it counts output elements. native: False where the type is unpacked or
+    widened first. schedules: the files of ``schedules/`` that use the row, in order; empty where none does yet.
     """
 
     ops: tuple[str, ...]
@@ -128,14 +130,15 @@ class Target:
         return None
 
     def schemes_for(self, op: str) -> tuple[str, ...]:
-        """The schemes in which this machine can compute ``op``, of "f32", "w8a8", "w4a8", in that order."""
-        rows = [(row.weight, row.act) for row in self.compute if row.lists(op)]
-        legal = {
-            "f32": ("float32", "float32") in rows,
-            "w8a8": ("int8", "int8") in rows or ("none", "int8") in rows,
-            "w4a8": ("int4", "int8") in rows,
-        }
-        return tuple(scheme for scheme, fits in legal.items() if fits)
+        """The schemes in which this machine can compute ``op``; without weights int8 is w8a8. In SCHEMES' order."""
+        rows = [("int8" if row.weight == "none" else row.weight, row.act) for row in self.compute if row.lists(op)]
+        return tuple(name for name, scheme in SCHEMES.items() if (scheme.weight_type, scheme.act_type) in rows)
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes in which this machine can compute some operator with weights."""
+        able = {name for op in ANCHORS for name in self.schemes_for(op)}
+        return tuple(name for name in SCHEMES if name in able)
 
     def missing_flags(self, flags: Collection[str] | None = None) -> tuple[str, ...]:
         """The flags this target's code needs and a CPU with ``flags`` (None: this one) lacks; empty if it can run."""

@@ -33,6 +33,7 @@ INSTRUCTIONS = (
     "avx2.fma",
     "avx2.vector",
     "avx512.vpdpbusd",
+    "avx512.vdpbf16ps",
     "avx512.fma",
     "avx512.vector",
     "amx.tdpbusd",
@@ -51,8 +52,8 @@ INSTRUCTIONS = (
     "cuda.vector",
 )
 KINDS = ("llvm", "cuda")
-WEIGHTS = ("none", "int8", "int4", "float32")
-ACTS = ("int8", "float32")
+WEIGHTS = ("none", "int8", "int4", "bfloat16", "float32")
+ACTS = ("int8", "bfloat16", "float32")
 
 # Keys of [target] with their types; a key with "?" may be left out.
 _STRINGS = {"name": None, "description": None, "kind": KINDS, "mtriple?": None, "mcpu": None, "device": ("local",)}
@@ -140,8 +141,8 @@ def _compute_row(where: str, index: int, row: object, known_schedules: Sequence[
             raise _error(where, f"{name}.schedules", schedule, accepted)
     weight = _string(where, f"{name}.weight", row["weight"], WEIGHTS)
     act = _string(where, f"{name}.act", row["act"], ACTS)
-    if (weight == "float32") != (act == "float32"):
-        accepted = "float32 for float32 activations; none, int8 or int4 for int8 activations"
+    if any((weight == name) != (act == name) for name in ("float32", "bfloat16")):
+        accepted = "float32 for float32 activations, bfloat16 for bfloat16; none, int8 or int4 for int8 activations"
         raise _error(where, f"{name}.weight", weight, accepted)
     return {
         "ops": ops,

@@ -13,6 +13,7 @@ from hwq import numerics, reference
 from hwq.errors import HwqError
 from hwq.execute import BoundStep, Runner, run, to_device
 from hwq.samples import Batch
+from hwq.scheme import SCHEMES
 from hwq.target import Target
 
 Array = npt.NDArray[Any]
@@ -27,7 +28,7 @@ def differing_steps(runner: Runner, batch: Batch, target: Target) -> dict[str, i
 
     def compare(bound: BoundStep, env: Mapping[str, Any]) -> None:
         step = bound.step
-        if step.workload is None or step.workload.scheme == "f32":
+        if step.workload is None or SCHEMES[step.workload.scheme].domain == "f32":
             return
         arguments = [env[name].numpy() for name in step.inputs] + list(step.constants)
         expected = reference.evaluate(step.workload, arguments, target.activation_storage)

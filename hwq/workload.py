@@ -17,7 +17,7 @@ from hwq.graph import Activation, Shape
 class Workload:
     """One kernel's job. Two layers of equal workload share one compiled kernel; their numbers are arguments.
 
-    op: an operator of ``hwq.graph``, or "quantize" / "dequantize". scheme: "f32", "w8a8" or "w4a8". input_shapes: data
+    op: an operator of ``hwq.graph``, or "quantize" / "dequantize". scheme: a name of SCHEMES. input_shapes: data
     inputs, the residual last. out_dtype: "int8" (in the target's storage) or "float32". attrs: sorted (key, value)
     pairs of the layer's attributes. parallel: worker threads the kernel may be split over (1: no parallel loop).
     """

@@ -14,12 +14,14 @@ from kernel_runs import Array, numbers, run
 from hwq import numerics
 from hwq.graph import Activation, Shape
 from hwq.reference import evaluate
+from hwq.scheme import SCHEMES as KNOWN
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 Apply = Callable[..., Kernel | None]
 TIERS = ("x86-avx512-vnni", "x86-avx2", "x86-generic")
 SCHEMES = ("f32", "w8a8", "w4a8")
+BF16_TIER = "x86-avx512-bf16"
 RELU = Activation(kind="relu")
 RELU6 = Activation(kind="clip", lo=0.0, hi=6.0)
 # In integer kernels every activation but these is a table.
@@ -68,9 +70,9 @@ def anchor(
         output_shape=output,
         attrs=tuple(sorted(attrs.items())),
         activation=activation or Activation(),
-        has_bias=has_bias or scheme != "f32",
+        has_bias=has_bias or KNOWN[scheme].domain == "int8",
         residual=residual,
-        out_dtype="float32" if scheme == "f32" else out,
+        out_dtype="float32" if KNOWN[scheme].domain == "f32" else out,
         parallel=parallel,
     )
 
@@ -88,7 +90,7 @@ def make_arguments(workload: Workload, target: Target, rng: np.random.Generator)
     """What the kernel takes, in order, the weight unpacked. Outputs spread over the range and beyond both its ends."""
     out_c, shape = workload.output_shape[-1], weight_shape(workload)
     residual = workload.input_shapes[1:]
-    if workload.scheme == "f32":
+    if KNOWN[workload.scheme].domain == "f32":
         floats = [workload.input_shapes[0], *residual, shape, *([(out_c,)] if workload.has_bias else [])]
         return [numbers(rng, each, "float32") for each in floats]
     storage, offset = target.activation_storage, target.activation_offset
@@ -124,7 +126,8 @@ def float_error(workload: Workload, arguments: list[Array]) -> Array:
     """The most by which a float kernel may differ from the exact value, rounded.
 
     A sum of n products in any order, fused or not, errs by at most (n + 2) * 2^-24 times the sum of their absolute
-    values to first order (Higham, Accuracy and Stability, 3.1), here doubled. The activations' slopes are at most 1.5
+    values to first order (Higham, Accuracy and Stability, 3.1), here doubled; in bf16 the products are of rounded
+    values, in the reference as in the kernel, and exact. The activations' slopes are at most 1.5
     (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones.
     """
     plain = replace(workload, activation=Activation())
@@ -136,14 +139,14 @@ def float_error(workload: Workload, arguments: list[Array]) -> Array:
 def check_anchor(
     apply: Apply, workload: Workload, target: Target, rng: np.random.Generator, *, seed: int | None = None
 ) -> Kernel:
-    """The kernel equals the reference (f32: within ``float_error``); the kernel."""
+    """The kernel equals the reference (float schemes: within ``float_error``); the kernel."""
     kernel = apply(workload, target, seed=seed)
     assert kernel is not None, workload
     arguments = make_arguments(workload, target, rng)
     result = result_of(workload, target, kernel, arguments)
     expected = evaluate(workload, arguments, target.activation_storage)
     assert result.dtype == expected.dtype
-    if workload.scheme == "f32":
+    if KNOWN[workload.scheme].domain == "f32":
         assert np.all(np.abs(result - expected) <= float_error(workload, arguments))
     else:
         np.testing.assert_array_equal(result, expected)

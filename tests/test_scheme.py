@@ -22,11 +22,18 @@ def test_integer_range(qtype: QType, lowest: int, highest: int) -> None:
 
 
 def test_schemes_carry_their_own_names() -> None:
-    assert list(SCHEMES) == ["f32", "w8a8", "w4a8"]
+    assert list(SCHEMES) == ["f32", "bf16", "w8a8", "w4a8"]
     for name, scheme in SCHEMES.items():
         assert scheme.name == name
-        assert scheme.domain == ("f32" if name == "f32" else "int8")
+        assert scheme.domain == ("f32" if name in ("f32", "bf16") else "int8")
         assert (scheme.weight is None) == (scheme.act is None) == (scheme.accum == "float32")
+    types = {name: (scheme.weight_type, scheme.act_type, scheme.weight_bits) for name, scheme in SCHEMES.items()}
+    assert types == {
+        "f32": ("float32", "float32", 32),
+        "bf16": ("bfloat16", "bfloat16", 16),
+        "w8a8": ("int8", "int8", 8),
+        "w4a8": ("int4", "int8", 4),
+    }
     weight, act = SCHEMES["w4a8"].weight, SCHEMES["w4a8"].act
     assert weight is not None
     assert act is not None
@@ -42,7 +49,7 @@ def test_schemes_are_parsed_in_their_own_order() -> None:
 
 @pytest.mark.parametrize("names", [["int8"], ["w8a8", "W4A8"], "w2a8", []])
 def test_unknown_scheme_is_refused(names: Any) -> None:
-    with pytest.raises(HwqError, match="f32, w8a8, w4a8") as caught:
+    with pytest.raises(HwqError, match="f32, bf16, w8a8, w4a8") as caught:
         parse_schemes(names)
     assert caught.value.code == "scheme-unknown"
 

@@ -69,7 +69,7 @@ def same(one: Study, other: Study) -> None:
 def test_every_candidate_is_priced_and_judged() -> None:
     found = demo_study()
     units = {(layer, scheme) for layer, names in found.candidates.items() for scheme in names}
-    assert found.candidates == find_candidates(found.graph, HOST, parse_schemes(None))
+    assert found.candidates == find_candidates(found.graph, HOST, parse_schemes(("f32", "w8a8", "w4a8")))
     assert units == found.losses.keys() == found.costs.keys()
     for (layer, scheme), loss in found.losses.items():
         assert loss == 0.0 if scheme == "f32" else loss >= 0.0, (layer, scheme)

@@ -18,6 +18,7 @@ from hwq.target import TARGETS_AT, Target
 GENERIC = frozenset(Target.load("x86-generic").cpu_flags)
 AVX2 = frozenset(Target.load("x86-avx2").cpu_flags)
 VNNI = frozenset(Target.load("x86-avx512-vnni").cpu_flags)
+BF16 = frozenset(Target.load("x86-avx512-bf16").cpu_flags)
 AMX = frozenset(Target.load("x86-amx").cpu_flags)
 
 
@@ -27,7 +28,8 @@ def _x86(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_tier_asks_for_all_that_the_one_below_asks_for() -> None:
-    assert GENERIC < AVX2 < VNNI < AMX
+    assert GENERIC < AVX2 < VNNI < BF16
+    assert VNNI < AMX
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ def test_each_tier_asks_for_all_that_the_one_below_asks_for() -> None:
         (AVX2 - {"fma"}, "x86-64", "generic.mul"),
         (AVX2 | {"avx512f", "avx512_vnni"}, "x86-64-v3", "avx2.vpmaddwd"),
         (VNNI, "x86-64-v4", "avx512.vpdpbusd"),
+        (BF16, "x86-64-v4", "avx512.vpdpbusd"),
         (VNNI - {"avx512_vnni"}, "x86-64-v3", "avx2.vpmaddwd"),
         (AMX, "x86-64-v4", "amx.tdpbusd"),
     ],
@@ -50,6 +53,7 @@ def test_host_is_the_best_tier_whose_flags_are_all_there(flags: frozenset[str], 
     assert (found.name, found.mcpu, row.instruction) == ("host", mcpu, instruction)
     assert not found.missing_flags(flags) or found.mcpu == "x86-64"
     assert ("+amx-int8" in found.mattr) == (flags == AMX)
+    assert ("+avx512bf16" in found.mattr) == (flags == BF16)
 
 
 def test_host_has_the_machines_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,11 +155,11 @@ def test_a_machine_without_kernels_refuses_to_build(name: str) -> None:
     with pytest.raises(HwqError) as caught:
         Target.load(name).require_builds()
     assert caught.value.code == "target-no-build"
-    able = "host, x86-amx, x86-avx2, x86-avx512-vnni, x86-generic"
+    able = "host, x86-amx, x86-avx2, x86-avx512-bf16, x86-avx512-vnni, x86-generic"
     assert caught.value.message == f"target {name} cannot be built yet; targets that can: {able}"
 
 
-@pytest.mark.parametrize("name", ["host", "x86-generic", "x86-avx2", "x86-avx512-vnni", "x86-amx"])
+@pytest.mark.parametrize("name", ["host", "x86-generic", "x86-avx2", "x86-avx512-vnni", "x86-avx512-bf16", "x86-amx"])
 def test_a_machine_with_kernels_builds(name: str) -> None:
     Target.load(name).require_builds()
 

@@ -13,6 +13,7 @@ from demo_study import demo_pictures, demo_study, demo_work, random_schemes
 
 from hwq.errors import HwqError
 from hwq.execute import Runner, bind, compile_kernels
+from hwq.scheme import SCHEMES
 from hwq.study import inputs_of
 from hwq.verify import Accuracy, check_labels, compare, differing_steps, outputs_of, require_equal, top1
 
@@ -39,7 +40,9 @@ def batch() -> dict[str, Any]:
 def test_every_integer_step_is_compared_and_equal(runner: Runner) -> None:
     found = differing_steps(runner, batch(), demo_study().target)
     integer = {
-        one.step.name for one in runner.steps if one.step.workload is not None and one.step.workload.scheme != "f32"
+        one.step.name
+        for one in runner.steps
+        if one.step.workload is not None and SCHEMES[one.step.workload.scheme].domain == "int8"
     }
     assert set(found) == integer
     assert any("quantize" in name for name in found), "conversions count as integer steps"

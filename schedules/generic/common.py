@@ -16,6 +16,7 @@ from tvm.s_tir import Schedule
 
 from hwq.graph import Shape
 from hwq.schedules.generic.float_math import ROUNDER_BITS, rounder_bits
+from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -29,7 +30,7 @@ ITEM_BYTES = {"int8": 1, "uint8": 1, "float32": 4}
 
 def is_integer(workload: Workload) -> bool:
     """Whether the tensors that enter are quantized."""
-    return workload.scheme != "f32"
+    return SCHEMES[workload.scheme].domain == "int8"
 
 
 def element_type(workload: Workload, target: Target) -> str:

@@ -1,11 +1,11 @@
 """Convolution and dense kernels for x86: one template over instruction, weight type, tile and loop order.
 
-    rows     the input with its padding, widened where the instruction wants it; absent if it can be read in place
+    rows     the input with its padding, widened or rounded where the instruction wants it; absent if read in place
     weights  int4 only: the current block of output channels unpacked to bytes
     sums     acc[n, oh, ow, block, lane], a register tile at a time, whole tiles only
     out      bias, requantize, residual, activation; ragged edges are cut here
 
-Takes conv2d (any stride, dilation, padding, groups) and dense, in f32, w8a8 and w4a8, on the instructions of
+Takes conv2d (any stride, dilation, padding, groups) and dense, in every scheme, on the instructions of
 ``geometry.form``. Declines depthwise (see ``depthwise``) and instructions it has no form for.
 """
 
@@ -19,8 +19,10 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from hwq import numerics
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
+from hwq.schedules.x86 import bf16
 from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
 from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
@@ -156,6 +158,8 @@ def pack(plan: Plan, weight: Any) -> Any:
         lanes=plan.tile.lanes,
         r=plan.form.r,
     )
+    if plan.form.bf16:
+        return numerics.to_bf16(packed)
     return pack_nibbles(packed) if plan.form.weight == "int4" else packed
 
 
@@ -193,7 +197,8 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
         at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + group + k * r + i
         value = rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
         step = (kh * shape.columns + kw) * plan.run_steps + k
-        return te.sum(value.astype(found.acc) * weight_at(b, step, lane, i).astype(found.acc), axis=[kh, kw, k, i])
+        value, factor = (bf16.as_summed(one, found) for one in (value, weight_at(b, step, lane, i)))
+        return te.sum(value * factor, axis=[kh, kw, k, i])
 
     acc = te.compute((shape.batch, plan.out_h, plan.out_w, vectors, lanes), product, name="acc")
 
@@ -230,6 +235,8 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     chunk, spot = split(spots, extent // default_chunks(plan, target, extent), extent, extent)
     sch.reorder(chunk, b_out, spot, *inner, kh, kw, k, h_in, w_in, b_in, lane, i)
     outer = sch.fuse(chunk, b_out)
+    if found.bf16:
+        bf16.import_functions(sch, outer)
     parallel = worth_parallel(plan, target)
     if parallel:
         sch.parallel(outer)

@@ -1,11 +1,11 @@
 """Dense kernels for few rows on x86: the weights pass once, as one stream, and each is multiplied with every row.
 
-    rows     x, widened or filled up to whole steps; absent if it can be read in place
+    rows     x, widened, rounded or filled up to whole steps; absent if it can be read in place
     weights  int4 only: a step's vectors unpacked in registers, see ``int4``
     acc      sums of a tile of rows x vectors of channels, in registers
     out      bias, requantize, residual, activation; ragged edges are cut here
 
-Takes dense, and conv2d that is one, of at most MOST_ROWS rows, in f32, w8a8 and w4a8, on the forms of ``geometry``.
+Takes dense, and conv2d that is one, of at most MOST_ROWS rows, in every scheme, on the forms of ``geometry``.
 The limit is bytes: at one row a core needs all that memory gives, and int4 gains what it saves. Measured on Zen 4, one
 core, 4096 x 4096 from memory: see ``benchmarks/RESULTS.md``. From about eight rows on the limit is the multiplier.
 """
@@ -20,14 +20,17 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from hwq import numerics
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
+from hwq.schedules.x86 import bf16
 from hwq.schedules.x86.ends import finished, kernel_function
 from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
 from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.packing import pack_nibbles, pack_stream
 from hwq.schedules.x86.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
+from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -157,6 +160,8 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
 def pack(plan: Plan, weight: Any) -> Any:
     """``Layer.weight``, or its integers, as the kernel of ``plan`` reads it: block after block one stream."""
     stream = pack_stream(weight, vectors=plan.vectors, lanes=plan.lanes, r=plan.form.r)
+    if plan.form.bf16:
+        return numerics.to_bf16(stream)
     return pack_nibbles(stream) if plan.form.weight == "int4" else stream
 
 
@@ -171,7 +176,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
         zero = tirx.const(0, found.act)
         rows = te.compute(
             (plan.count, steps * r),
-            lambda m, j: tirx.if_then_else(j < plan.inputs, x[m, j].astype(found.act), zero),
+            lambda m, j: tirx.if_then_else(j < plan.inputs, bf16.as_multiplied(x[m, j], found), zero),
             name="rows",
         )
     int4 = found.weight == "int4"
@@ -191,8 +196,8 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     k, i = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, r), "i")
 
     def product(m: Any, b: Any, v: Any, lane: Any) -> Any:
-        value = rows[m, k * r + i].astype(found.acc) * weight_at(b, k, v, lane, i).astype(found.acc)
-        return te.sum(value, axis=[k, i])
+        value, factor = (bf16.as_summed(one, found) for one in (rows[m, k * r + i], weight_at(b, k, v, lane, i)))
+        return te.sum(value * factor, axis=[k, i])
 
     acc = te.compute((plan.count, plan.blocks, vectors, lanes), product, name="acc")
 
@@ -223,6 +228,8 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     k_out, k_in = split(pairs, divisors(extent, most)[-1], extent, most)
     within = [k_in] if step is None else [k_in, step]
     sch.reorder(b, m_out, k_out, *within, m_in, v, lane, i)
+    if found.bf16:
+        bf16.import_functions(sch, b)
     if worth_parallel(plan, target):
         sch.parallel(b)
     if int4:
@@ -259,7 +266,7 @@ def worth_parallel(plan: Plan, target: Target) -> bool:
     row = compute_row(plan.workload, target)
     assert row is not None
     macs = plan.count * plan.inputs * plan.channels
-    weight_bytes = plan.inputs * plan.channels * {"float32": 4.0, "int8": 1.0, "int4": 0.5}[plan.form.weight]
+    weight_bytes = plan.inputs * plan.channels * SCHEMES[plan.workload.scheme].weight_bits / 8
     far = target.l3_bytes_per_s or target.memory_bytes_per_s
     seconds = max(macs / (row.macs_per_cycle * target.clock_hz), weight_bytes / far)
     return plan.workload.parallel > 1 and plan.blocks > 1 and seconds > PARALLEL_LEAST_S

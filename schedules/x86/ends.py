@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
+from hwq.schedules.x86 import bf16
 from hwq.schedules.x86.geometry import Form, Geometry
 from hwq.schedules.x86.views import with_shapes
 from hwq.workload import Workload
@@ -24,11 +25,11 @@ def padded_rows(shape: Geometry, found: Form, x: Any, tail: ep.Epilogue, out_h: 
     As high as ``out_h`` rows of output read; what lies beyond the input holds the fill too.
     """
     first, last = shape.pad_left * shape.in_c, (shape.pad_left + shape.in_w) * shape.in_c
-    fill = tirx.const(0.0, "float32") if tail.numbers is None else tail.numbers.zp_x.astype(found.act)
+    fill = tirx.const(0, found.act) if tail.numbers is None else tail.numbers.zp_x.astype(found.act)
 
     def copy(n: Any, h: Any, j: Any) -> Any:
         inside = tirx.all(h >= shape.pad_top, h < shape.pad_top + shape.in_h, j >= first, j < last)
-        return tirx.if_then_else(inside, x[n, h - shape.pad_top, j - first].astype(found.act), fill)
+        return tirx.if_then_else(inside, bf16.as_multiplied(x[n, h - shape.pad_top, j - first], found), fill)
 
     return te.compute((shape.batch, shape.rows(out_h), row), copy, name="rows")
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hwq.scheme import SCHEMES
 from hwq.target import Compute, Target
 from hwq.workload import Workload
 
 # Instruction of a compute row -> activations added up at a time, the type they are widened to, lanes at most, mnemonic.
 _FORMS: dict[str, tuple[int, str | None, int, str | None]] = {
     "avx512.vpdpbusd": (4, None, 16, "vpdpbusd"),
+    "avx512.vdpbf16ps": (2, "uint16", 16, "vdpbf16ps"),
     "avx2.vpmaddwd": (2, "int16", 8, "vpmaddwd"),
     "generic.mul": (1, "int16", 16, None),
     "avx512.fma": (1, None, 16, "vfmadd"),
     "avx2.fma": (1, None, 8, "vfmadd"),
     "generic.fma": (1, None, 16, None),
 }
-WEIGHT_TYPES = {"f32": "float32", "w8a8": "int8", "w4a8": "int4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +139,10 @@ def _row_of_pixels(pixels: int, in_c: int, out_c: int) -> Geometry:
 class Form:
     """How products are formed: ``r`` neighbouring activations of type ``act`` times weights into ``acc`` sums.
 
-    stored: the activations' type in memory; act: their type in the sum (int16 where they are widened first). weight:
-    "int8", "int4" or "float32". vectors: the lanes a vector of sums may have, widest first. registers: how many vector
-    registers there are. instruction: of the target's compute row. mnemonic: what the assembly must hold.
+    stored: the activations' type in memory; act: their type in the sum (int16 where they are widened first, uint16
+    where they are rounded to bfloat16). weight: "int8", "int4", "float32" or "uint16", the bits of a bfloat16. vectors:
+    the lanes a vector of sums may have, widest first. registers: how many vector registers there are. instruction: of
+    the target's compute row. mnemonic: what the assembly must hold.
     """
 
     instruction: str
@@ -157,13 +159,24 @@ class Form:
     @property
     def item_bytes(self) -> int:
         """Bytes of one element of the input as it is multiplied."""
-        return {"float32": 4, "int16": 2}.get(self.act, 1)
+        return {"float32": 4, "int16": 2, "uint16": 2}.get(self.act, 1)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether what is multiplied is bfloat16, held as its bits."""
+        return self.weight == "uint16"
+
+    @property
+    def weight_item_bytes(self) -> int:
+        """Bytes of one weight as it is multiplied, int4 unpacked."""
+        return {"float32": 4, "uint16": 2}.get(self.weight, 1)
 
 
 def compute_row(workload: Workload, target: Target) -> Compute | None:
     """The target's way to compute an anchor workload on vectors: the first on an instruction that has a form here."""
-    act, weight = "float32" if workload.scheme == "f32" else "int8", WEIGHT_TYPES[workload.scheme]
-    rows = (row for row in target.compute if row.lists(workload.op) and (row.weight, row.act) == (weight, act))
+    scheme = SCHEMES[workload.scheme]
+    types = (scheme.weight_type, scheme.act_type)
+    rows = (row for row in target.compute if row.lists(workload.op) and (row.weight, row.act) == types)
     return next((row for row in rows if row.instruction in _FORMS), None)
 
 
@@ -173,8 +186,8 @@ def form(workload: Workload, target: Target) -> Form | None:
     if row is None:
         return None
     r, widened, most_lanes, mnemonic = _FORMS[row.instruction]
-    weight = WEIGHT_TYPES[workload.scheme]
-    stored = "float32" if weight == "float32" else target.activation_storage
+    scheme = SCHEMES[workload.scheme]
+    stored = target.activation_storage if scheme.domain == "int8" else "float32"
     if row.instruction == "avx512.vpdpbusd" and stored != "uint8":
         return None
     return Form(
@@ -182,8 +195,8 @@ def form(workload: Workload, target: Target) -> Form | None:
         mnemonic=mnemonic,
         stored=stored,
         act=widened or stored,
-        weight=weight,
-        acc="float32" if weight == "float32" else "int32",
+        weight="uint16" if scheme.weight_type == "bfloat16" else scheme.weight_type,
+        acc=scheme.accum,
         r=r,
         vectors=tuple(lanes for lanes in (16, 8, 4) if lanes <= min(most_lanes, target.lanes("int32"))),
         registers=32 if target.vector_bits == 512 else 16,

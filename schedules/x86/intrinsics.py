@@ -1,10 +1,11 @@
-"""Tensor intrinsics of the x86 integer kernels: one vector of output channels, one broadcast group of activations.
+"""Tensor intrinsics of the x86 kernels: one vector of output channels, one broadcast group of activations.
 
-Each adds to ``lanes`` int32 sums, held in registers (scope "local"), the products of ``r`` neighbouring activations,
+Each adds to ``lanes`` sums, held in registers (scope "local"), the products of ``r`` neighbouring activations,
 the same for all lanes, with weights (lanes, r). The description beside each implementation is its meaning.
 
 * ``vpdpbusd`` (AVX512-VNNI): uint8 x int8, r = 4, in 512, 256 and 128 bits. The operands are byte vectors: since LLVM
   22 that is the intrinsic's type, and TVM's own registration still passes int32 vectors.
+* ``vdpbf16ps`` (AVX512-BF16): bfloat16 x bfloat16, r = 2, float32 sums; in ``hwq.schedules.x86.bf16``.
 * ``vpmaddwd`` (AVX2): int16 x int8 sign-extended, r = 2, exact: no sum of two products leaves int32.
 """
 
@@ -15,6 +16,8 @@ from typing import Any
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
+
+from hwq.schedules.x86 import bf16
 
 
 def _description(lanes: int, r: int, act: str, scope: str) -> Any:
@@ -94,6 +97,8 @@ def dot(instruction: str, lanes: int, *, in_registers: bool = False) -> str:
     name = f"hwq.{instruction}.{lanes}" + (".local" if in_registers else "")
     if instruction == "avx512.vpdpbusd":
         description, implementation = _description(lanes, 4, "uint8", scope), _vpdpbusd(lanes, scope)
+    elif instruction == "avx512.vdpbf16ps":
+        description, implementation = bf16.dot_description(lanes), bf16.dot_implementation(lanes)
     else:
         assert instruction == "avx2.vpmaddwd", instruction
         description, implementation = _description(lanes, 2, "int16", scope), _vpmaddwd(lanes, scope)

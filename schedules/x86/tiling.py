@@ -77,7 +77,7 @@ def cycles(geometry: Geometry, form: Form, core: Core, tile: Tile) -> float:
     steps = geometry.kernel_h * geometry.columns * math.ceil(geometry.run / form.r)
     multiplies = spots * tile.vectors * share / core.multiplies
     loads = (spots * crowding(geometry, form, tile.pixels) + tile.vectors) * max(share, 0.5) / LOADS_PER_CYCLE
-    step_bytes = tile.vectors * tile.lanes * form.r * (4 if form.acc == "float32" else 1)
+    step_bytes = tile.vectors * tile.lanes * form.r * form.weight_item_bytes
     arrival = step_bytes / _bytes_per_cycle(core, step_bytes * steps)
     step = max(multiplies, loads, CHAIN_CYCLES, arrival) + SHADOW * loads + STEP_CYCLES
     if spots * tile.vectors + tile.vectors + 1 > form.registers:

@@ -97,7 +97,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None, always
 
     seed: sample the decisions, instead of taking the defaults. always: even where it is expected to be slower.
     """
-    if workload.op != "conv2d" or workload.scheme == "f32":
+    if workload.op != "conv2d" or not common.is_integer(workload):
         return common.decline(workload, "not an integer conv2d")
     found = form(workload, target)
     if found is None or found.instruction not in INSTRUCTIONS:

@@ -33,6 +33,7 @@ IN_CPUINFO = {
     "x87": "fxsr",
     "evex512": "avx512f",
     "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
     "amx-tile": "amx_tile",
     "amx-int8": "amx_int8",
 }
@@ -121,6 +122,7 @@ def _assembly(found: Target, lanes: int | None) -> str:
         ("x86-generic", "xmm", "ymm"),
         ("x86-avx2", "ymm", "zmm"),
         ("x86-avx512-vnni", "zmm", None),
+        ("x86-avx512-bf16", "zmm", None),
         ("x86-amx", "zmm", None),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from anchor_runs import (
+    BF16_TIER,
     RELU,
     RELU6,
     SCHEMES,
@@ -82,6 +83,12 @@ def make(scheme: str, case: str) -> Workload:
 @pytest.mark.parametrize("name", TIERS)
 def test_equals_the_reference(name: str, scheme: str, case: str, rng: np.random.Generator) -> None:
     check_anchor(apply, make(scheme, case), tier(name), rng)
+
+
+@pytest.mark.parametrize("case", [*CASES, *DENSE])
+def test_bf16_is_as_near_as_any_order_of_sums(case: str, rng: np.random.Generator) -> None:
+    kernel = check_anchor(apply, make("bf16", case), tier(BF16_TIER), rng)
+    assert kernel.instruction == "vdpbf16ps"
 
 
 @pytest.mark.parametrize("case", ["3x3", "3 ragged groups", "tall input, few pixels", "many"])
@@ -181,6 +188,7 @@ def test_threads_are_left_alone_where_they_do_not_pay() -> None:
         ("x86-avx512-vnni", "w8a8", "vpdpbusd", "%zmm"),
         ("x86-avx512-vnni", "w4a8", "vpdpbusd", "%zmm"),
         ("x86-avx512-vnni", "f32", "vfmadd", "%zmm"),
+        ("x86-avx512-bf16", "bf16", "vdpbf16ps", "%zmm"),
         ("x86-avx2", "w8a8", "vpmaddwd", "%ymm"),
         ("x86-avx2", "w4a8", "vpmaddwd", "%ymm"),
         ("x86-avx2", "f32", "vfmadd", "%ymm"),
@@ -205,13 +213,15 @@ def test_sums_stay_in_registers(name: str, scheme: str, mnemonic: str, register:
 
 
 def test_weights_are_packed_without_waste() -> None:
-    """int4 weights take half a byte each where channels fill the vectors, int8 one."""
-    for scheme, expected in (("w8a8", 64 * 9 * 64), ("w4a8", 64 * 9 * 64 // 2)):
+    """int4 weights take half a byte each where channels fill the vectors, int8 one, bfloat16 two."""
+    count = 64 * 9 * 64
+    for scheme, expected in (("w8a8", count), ("w4a8", count // 2), ("bf16", 2 * count), ("f32", 4 * count)):
         workload = anchor("conv2d", scheme, (1, 14, 14, 64), 64, **SQUARE)
-        kernel = apply(workload, Target.load("x86-avx512-vnni"))
+        kernel = apply(workload, Target.load(BF16_TIER))
         assert kernel is not None
         assert kernel.pack is not None
-        assert kernel.pack(np.zeros(weight_shape(workload), np.int8)).nbytes == expected
+        dtype = np.int8 if scheme in ("w8a8", "w4a8") else np.float32
+        assert kernel.pack(np.zeros(weight_shape(workload), dtype)).nbytes == expected
 
 
 def test_declines_what_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
@@ -220,4 +230,5 @@ def test_declines_what_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
     assert apply(anchor("depthwise_conv2d", "w8a8", (1, 8, 8, 16), 16, **SQUARE), vnni) is None
     assert apply(anchor("dense", "w8a8", (1, 16), 16), Target.load("cuda-t4")) is None
     assert apply(anchor("dense", "w8a8", (1, 16), 16), replace(vnni, activation_storage="int8")) is None
-    assert caplog.text.count("declined") == 3
+    assert apply(anchor("dense", "bf16", (1, 16), 16), vnni) is None
+    assert caplog.text.count("declined") == 4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tvm
 from anchor_runs import (
+    BF16_TIER,
     RELU,
     RELU6,
     SCHEMES,
@@ -61,6 +62,12 @@ def make(scheme: str, case: str, **more: Any) -> Workload:
 @pytest.mark.parametrize("name", TIERS)
 def test_equals_the_reference(name: str, scheme: str, case: str, rng: np.random.Generator) -> None:
     check_anchor(apply, make(scheme, case), tier(name), rng)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bf16_is_as_near_as_any_order_of_sums(case: str, rng: np.random.Generator) -> None:
+    kernel = check_anchor(apply, make("bf16", case), tier(BF16_TIER), rng)
+    assert kernel.instruction == "vdpbf16ps"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
