@@ -206,11 +206,7 @@ def row_of(job: Job, seconds: float, kernels: KernelSet, limits: Limits, target:
 def instruction_of(op: str, scheme: str, target: Target) -> str:
     """The instruction that ``target`` says ``op`` is computed by, without its family."""
     spec = SCHEMES[scheme]
-    integer = spec.domain == "int8"
-    weight = (
-        f"int{spec.weight.qtype.bits}" if spec.weight is not None else "bfloat16" if scheme == "bf16" else "float32"
-    )
-    row = target.instruction(op, weight, "int8" if integer else weight)
+    row = target.instruction(op, spec.weight_type, "int8" if spec.domain == "int8" else spec.weight_type)
     return "" if row is None else row.instruction.rpartition(".")[2]
 
 

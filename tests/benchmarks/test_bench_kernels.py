@@ -32,6 +32,7 @@ from hwq.cost import op_macs
 from hwq.errors import HwqError
 from hwq.execute import bind, run, to_device
 from hwq.reference import evaluate
+from hwq.scheme import SCHEMES
 from hwq.target import Target
 
 LIMITS = Limits(
@@ -91,7 +92,7 @@ def test_a_program_is_the_layer_it_says(op: str) -> None:
         _, step = program_of(case, scheme, target, 1)
         assert step.workload is not None
         assert (step.workload.scheme, step.workload.op, step.workload.output_shape) == (scheme, op, case.output)
-        assert step.workload.out_dtype == ("float32" if scheme == "f32" else "int8")
+        assert step.workload.out_dtype == ("int8" if SCHEMES[scheme].domain == "int8" else "float32")
 
 
 def test_convolutions_have_the_products_of_their_shape() -> None:
@@ -124,6 +125,7 @@ def test_bytes_are_held_by_the_nearest_level() -> None:
 def test_instructions_come_from_the_target() -> None:
     assert instruction_of("conv2d", "w8a8", VNNI) == "vpdpbusd"
     assert instruction_of("conv2d", "w4a8", Target.load("x86-avx2")) == "vpmaddwd"
+    assert instruction_of("conv2d", "bf16", Target.load("x86-avx512-bf16")) == "vdpbf16ps"
     assert instruction_of("add", "f32", VNNI) == "fma"
     assert instruction_of("add", "w8a8", VNNI) == "vector"
 
