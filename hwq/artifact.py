@@ -1,7 +1,8 @@
 """The artifact: one file that holds the compiled library, the plan it follows and the report of what it measured.
 
-The file is a zip of ``manifest.json`` and ``library.so``; checksums in both zip and manifest let a truncated or altered
-file be refused. The CPU is checked before the library is loaded: an instruction it lacks would end the process.
+The file is a zip of ``manifest.json``, ``library.so`` and ``constants.bin``; checksums in both zip and manifest let a
+truncated or altered file be refused. The CPU is checked before the library is loaded: an instruction it lacks would end
+the process.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import tvm
-from tvm import relax
 
 from hwq.errors import HwqError
 from hwq.files import write_atomic
 from hwq.graph import Shape
+from hwq.library import MARK, Library
 from hwq.plan import Plan
 from hwq.samples import as_batch, in_batches, made_up, split
 from hwq.target import Target
@@ -34,8 +36,7 @@ from hwq.threads import use_threads
 
 FORMAT = 2
 _RESOLUTION_S = 1e-9  # the least a kernel is said to take
-_IDLE = "vm.builtin.alloc_tensor"
-_MANIFEST, _LIBRARY = "manifest.json", "library.so"
+_MANIFEST, _LIBRARY, _CONSTANTS = "manifest.json", "library.so", "constants.bin"
 
 Array = npt.NDArray[Any]
 
@@ -53,9 +54,9 @@ class Benchmark:
 class Artifact:
     """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
 
-    prepared: weights as their kernels read them, where the library holds them in a smaller form.
     calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
-    Calls from several Python threads take turns, by ``lock``: TVM's machine keeps one stack.
+    module: the loaded library. memory: its constants, expanded weights and workspace, as its functions take them. Calls
+    from several Python threads take turns, by ``lock``: there is one workspace.
     """
 
     plan: Plan
@@ -65,9 +66,9 @@ class Artifact:
     inputs: Mapping[str, tuple[Shape, str]]
     outputs: Mapping[str, tuple[Shape, str]]
     calls: tuple[tuple[str, str], ...]
-    library: bytes
-    machine: relax.VirtualMachine
-    prepared: tuple[Any, ...] = ()
+    library: Library
+    module: Any
+    memory: tuple[Any, Any, Any]
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
@@ -80,9 +81,9 @@ class Artifact:
 
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
         with self.lock:
-            use_threads(self.threads)
-            result = self.machine["main"](*(tvm.runtime.tensor(part[name]) for name in self.inputs), *self.prepared)
-            return tuple(value.numpy() for value in ([result] if len(self.outputs) == 1 else result))
+            args = self._arguments(part)
+            _succeed(self.module["main"](*args))
+            return tuple(value.numpy() for value in args[-len(self.outputs) :])
 
     def benchmark(self, *values: Any, runs: int = 50, warm_up: int = 10) -> Benchmark:
         """Time calls on one network-sized batch of ``values``, its arrays on the device already. Unit: seconds."""
@@ -93,8 +94,8 @@ class Artifact:
         """The seconds of each of ``runs`` calls, in order. Raises HwqError "runs-invalid" for less than one."""
         if runs < 1:
             raise HwqError("runs-invalid", f"runs is {runs!r}; accepted: a whole number of at least 1")
-        args = self._device_args(*values)
-        main = self.machine["main"]
+        args = self._example(*values)
+        main = self.module["main"]
         found = []
         with self.lock:
             for turn in range(warm_up + runs):
@@ -104,47 +105,34 @@ class Artifact:
                     found.append(time.perf_counter() - start)
         return found
 
-    def _device_args(self, *values: Any) -> list[Any]:
+    def _arguments(self, part: Mapping[str, Array]) -> list[Any]:
+        """The arguments of "main", the outputs last; the threads are set for it."""
         use_threads(self.threads)
+        inputs = [tvm.runtime.tensor(part[name]) for name in self.inputs]
+        return [*inputs, *self.memory, *(tvm.runtime.empty(*spec) for spec in self.outputs.values())]
+
+    def _example(self, *values: Any) -> list[Any]:
         batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
         part, _ = next(split(batch, self.inputs))
-        return [*(tvm.runtime.tensor(part[name]) for name in self.inputs), *self.prepared]
+        return self._arguments(part)
 
     def layer_times(self, *values: Any, runs: int = 20) -> dict[str, float]:
         """Median seconds of each layer, and of each conversion ("tensor:quantize", ...), inside runs of the library.
 
-        The clock's own cost, read off the VM's calls that do next to nothing, is taken off.
+        The clock is read between kernels; what that costs is read off two readings with nothing between, and taken off.
         """
-        args = self._device_args(*values)
-        main = self.machine["main"]
-        symbols = {symbol for symbol, _ in self.calls}
-        kernels: list[float] = []
-        idle: list[float] = []
-
-        def instrument(_: Any, name: str, before: bool, *__: Any) -> int:
-            if name in symbols:
-                kernels.append(time.perf_counter())
-            elif name == _IDLE:
-                idle.append(time.perf_counter())
-            return 0
-
-        samples: list[list[float]] = []
+        args = self._example(*values)
+        marks = tvm.runtime.empty((MARK * (len(self.calls) + 2),), "int64")
+        timed = self.module["timed"]
+        samples = []
         with self.lock:
-            main(*args)
-            self.machine.set_instrument(instrument)
-            try:
-                for _ in range(runs):
-                    kernels.clear()
-                    main(*args)
-                    samples.append(_spans(kernels))
-            finally:
-                self.machine.module["set_instrument"](None)
-        clock_s = min(_spans(idle), default=0.0)
-        columns = zip(*samples, strict=True)
-        return {
-            step: max(statistics.median(column) - clock_s, _RESOLUTION_S)
-            for (_, step), column in zip(self.calls, columns, strict=True)
-        }
+            for _ in range(runs + 1):
+                _succeed(timed(*args, marks))
+                seconds, nanoseconds = marks.numpy().reshape(-1, MARK).T
+                samples.append(np.diff(seconds - seconds[0]) + np.diff(nanoseconds) * 1e-9)
+        columns = np.array(samples[1:])
+        usual = np.median(columns, axis=0) - columns[:, -1].min()
+        return {step: max(float(value), _RESOLUTION_S) for (_, step), value in zip(self.calls, usual, strict=False)}
 
     def made_up_inputs(self) -> dict[str, Array]:
         """One network-sized batch of ordinary values, for timing."""
@@ -158,7 +146,9 @@ class Artifact:
         """The file's content: the same artifact gives the same bytes."""
         manifest = {
             "format": FORMAT,
-            "library_sha256": hashlib.sha256(self.library).hexdigest(),
+            "sha256": {_LIBRARY: _digest(self.library.code), _CONSTANTS: _digest(self.library.constants)},
+            "expanded_bytes": self.library.expanded_bytes,
+            "workspace_bytes": self.library.workspace_bytes,
             "plan": self.plan.to_dict(),
             "report": self.report,
             "target": self.target.to_dict(),
@@ -169,7 +159,12 @@ class Artifact:
         }
         blob = io.BytesIO()
         with zipfile.ZipFile(blob, "w", zipfile.ZIP_STORED) as pack:
-            for name, content in ((_MANIFEST, json.dumps(manifest, indent=1).encode()), (_LIBRARY, self.library)):
+            parts = {
+                _MANIFEST: json.dumps(manifest, indent=1).encode(),
+                _LIBRARY: self.library.code,
+                _CONSTANTS: self.library.constants,
+            }
+            for name, content in parts.items():
                 pack.writestr(zipfile.ZipInfo(name), content)
         return blob.getvalue()
 
@@ -184,8 +179,14 @@ class Artifact:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             message = f"threads is {threads!r}; accepted: a whole number of at least 1, or None for the artifact's own"
             raise HwqError("threads-invalid", message)
-        manifest, library = _read(path)
+        manifest, code, constants = _read(path)
         try:
+            library = Library(
+                code=code,
+                constants=constants,
+                expanded_bytes=int(manifest["expanded_bytes"]),
+                workspace_bytes=int(manifest["workspace_bytes"]),
+            )
             target = Target.from_dict(manifest["target"])
             fields = {
                 "plan": Plan.from_dict(manifest["plan"]),
@@ -209,8 +210,8 @@ def _broken(path: str | os.PathLike[str], reason: str) -> HwqError:
     return HwqError("artifact-broken", message)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
-    """(manifest, library) of an artifact's file, of this format and with the right checksum."""
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes, bytes]:
+    """(manifest, library, constants) of an artifact's file, of this format and with the right checksums."""
     try:
         blob = Path(path).read_bytes()
     except OSError as error:
@@ -219,28 +220,35 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
         raise HwqError("artifact-missing", message) from error
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as pack:
-            manifest, library = json.loads(pack.read(_MANIFEST)), pack.read(_LIBRARY)
+            manifest, parts = json.loads(pack.read(_MANIFEST)), [pack.read(name) for name in (_LIBRARY, _CONSTANTS)]
     except Exception as error:  # zipfile raises many kinds for damaged files
         raise _broken(path, f"it is truncated or of another kind ({len(blob)} bytes)") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise _broken(path, f"it has format {found!r}, and this hwq reads format {FORMAT}")
-    if hashlib.sha256(library).hexdigest() != manifest.get("library_sha256"):
-        raise _broken(path, "its library was altered")
-    return manifest, library
+    sums = manifest.get("sha256")
+    for name, content in zip((_LIBRARY, _CONSTANTS), parts, strict=True):
+        if not isinstance(sums, dict) or sums.get(name) != _digest(content):
+            raise _broken(path, f"its {name} was altered")
+    return manifest, parts[0], parts[1]
 
 
-def _spans(marks: list[float]) -> list[float]:
-    """Seconds between each mark of even index and the one after it."""
-    return [after - before for before, after in zip(marks[::2], marks[1::2], strict=True)]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _succeed(code: Any) -> None:
+    """Raises RuntimeError if a function of a library says that a kernel of it failed."""
+    if code is not None:
+        raise RuntimeError(f"a kernel of the library failed (code {code})")
 
 
 def _specs(raw: Mapping[str, Any]) -> dict[str, tuple[Shape, str]]:
     return {name: (tuple(shape), dtype) for name, (shape, dtype) in raw.items()}
 
 
-def open_library(library: bytes, *, target: Target, **fields: Any) -> Artifact:
-    """Load a library's bytes into this process; HwqError "cpu-lacks" where this CPU cannot run it."""
+def open_library(library: Library, *, target: Target, **fields: Any) -> Artifact:
+    """Load a library into this process; HwqError "cpu-lacks" where this CPU cannot run it."""
     missing = target.missing_flags()
     if missing:
         raise HwqError(
@@ -251,13 +259,20 @@ def open_library(library: bytes, *, target: Target, **fields: Any) -> Artifact:
     try:
         with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
             path = Path(folder) / _LIBRARY
-            path.write_bytes(library)
+            path.write_bytes(library.code)
             module = tvm.runtime.load_module(str(path))
     except OSError as error:
         if error.errno is None:  # the dynamic linker's
             raise
         message = f"cannot unpack the library: {error.strerror}; accepted: TMPDIR set to a folder with space"
         raise HwqError("save-failed", message) from error
-    machine = relax.VirtualMachine(module, tvm.cpu())
-    prepared = tuple(machine["prepare"]())
-    return Artifact(library=library, target=target, machine=machine, prepared=prepared, **fields)
+    return Artifact(library=library, target=target, module=module, memory=load_memory(library, module), **fields)
+
+
+def load_memory(library: Library, module: Any) -> tuple[Any, Any, Any]:
+    """A loaded library's constants, weights expanded from them, and an empty workspace."""
+    constants = tvm.runtime.tensor(np.frombuffer(library.constants or bytes(1), np.uint8))
+    sizes = (library.expanded_bytes, library.workspace_bytes)
+    expanded, workspace = (tvm.runtime.empty((max(size, 1),), "uint8") for size in sizes)
+    _succeed(module["prepare"](constants, expanded))
+    return constants, expanded, workspace

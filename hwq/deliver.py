@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact, open_library
@@ -86,9 +83,10 @@ def describe(study: Study, artifact: Artifact, accuracy: Accuracy | None, evalua
         "weight_bytes": sum(sizes.values()),
         "conversions": len(conversions),
         "conversions_s": sum(times[name] for name in conversions),
-        "expanded_bytes": sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in artifact.prepared),
-        "library_bytes": len(artifact.library),
-        "code_bytes": len(artifact.library) - sum(sizes.values()),
+        "expanded_bytes": artifact.library.expanded_bytes,
+        "workspace_bytes": artifact.library.workspace_bytes,
+        "library_bytes": len(artifact.library.code) + len(artifact.library.constants),
+        "code_bytes": len(artifact.library.code),
         "drop": None if accuracy is None else accuracy.drop,
     }
     if accuracy is not None and evaluation is not None:

@@ -93,8 +93,9 @@ def unsupported() -> onnx.ModelProto:
 def foreign(path: Path, output: Path) -> None:
     """The artifact as a machine with an instruction set of the future would have made it."""
     with zipfile.ZipFile(path) as pack:
-        manifest, library = json.loads(pack.read("manifest.json")), pack.read("library.so")
+        parts = {name: pack.read(name) for name in pack.namelist()}
+    manifest = json.loads(parts["manifest.json"])
     manifest["target"]["cpu_flags"] += ["amx_future"]
     with zipfile.ZipFile(output, "w") as pack:
-        pack.writestr("manifest.json", json.dumps(manifest))
-        pack.writestr("library.so", library)
+        for name, content in (parts | {"manifest.json": json.dumps(manifest).encode()}).items():
+            pack.writestr(name, content)

@@ -36,11 +36,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repack(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The artifact at ``path`` with its manifest changed, checksums of the zip right again."""
     with zipfile.ZipFile(path) as pack:
-        manifest, library = json.loads(pack.read("manifest.json")), pack.read("library.so")
+        parts = {name: pack.read(name) for name in pack.namelist()}
+    manifest = json.loads(parts["manifest.json"])
     change(manifest)
     with zipfile.ZipFile(target, "w") as pack:
-        pack.writestr("manifest.json", json.dumps(manifest))
-        pack.writestr("library.so", library)
+        for name, content in (parts | {"manifest.json": json.dumps(manifest).encode()}).items():
+            pack.writestr(name, content)
     return target
 
 
@@ -198,8 +199,10 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (put("format", 99), "it has format 99, and this hwq reads format 2"),
         (drop("format"), "it has format None"),
-        (put("library_sha256", "0" * 64), "its library was altered"),
-        (drop("library_sha256"), "its library was altered"),
+        (lambda manifest: manifest["sha256"].update({"library.so": "0" * 64}), "its library.so was altered"),
+        (lambda manifest: manifest["sha256"].pop("constants.bin"), "its constants.bin was altered"),
+        (drop("sha256"), "its library.so was altered"),
+        (drop("workspace_bytes"), "its manifest is incomplete"),
         *((drop(key), "its manifest is incomplete") for key in ("plan", "report", "target", "threads", "inputs")),
         (drop("calls"), "its manifest is incomplete"),
         (put("plan", {}), "its manifest is incomplete"),
@@ -219,7 +222,7 @@ def test_a_wrong_manifest_is_refused(
 
 
 def test_a_library_that_does_not_load_is_refused(saved: Path, tmp_path: Path) -> None:
-    wrong = replace(demo_artifact(), library=b"\x7fELF" + bytes(1000))
+    wrong = replace(demo_artifact(), library=replace(demo_artifact().library, code=b"\x7fELF" + bytes(1000)))
     wrong.save(tmp_path / "wrong.hwq")
     with pytest.raises(HwqError, match="its library does not load") as caught:
         Artifact.load(tmp_path / "wrong.hwq")

@@ -45,7 +45,11 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     ),
     ("kernels", None, ("schedules", "schedule", "compile_kernel", "compile_worker", "lower", "execute", "probe")),
     ("stages", None, ("calibrate", "sensitivity", "measure", "verify", "evaluate")),
-    ("assembly", None, ("pipeline", "model", "work", "plan", "study", "choose", "library", "artifact", "deliver")),
+    (
+        "assembly",
+        None,
+        ("pipeline", "model", "work", "plan", "study", "choose", "memory_plan", "library", "artifact", "deliver"),
+    ),
     ("whole", None, ("compiler", "demo", "report")),
     ("face", None, ("__init__",)),
     ("shell", None, ("shell", "cli")),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,16 @@ import pytest
 import reference as floats
 import tiny
 import tvm
-from tvm import relax, te
+from tvm import te
 
+from hwq.artifact import load_memory
 from hwq.cache import default_cache_dir
 from hwq.compile_kernel import compile_object, load_kernels
 from hwq.execute import KernelSet, bind, compile_kernels, packed_constants, resident_bytes, run, to_device
 from hwq.graph import Shape
-from hwq.library import build_library, to_relax
+from hwq.library import MARK, Library, build_library, kernel_steps
 from hwq.lower import Program, lower
+from hwq.memory_plan import aligned
 from hwq.quantize import quantize_weights
 from hwq.schedules.generic import common
 from hwq.schedules.x86.views import with_shapes
@@ -35,7 +39,7 @@ X = np.random.default_rng(3).standard_normal((1, 6, 5, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[Program, KernelSet, bytes]:
+def made() -> tuple[Program, KernelSet, Library]:
     params = tiny.ranges(floats.run_graph(GRAPH, {"x": X}))
     params["left:pre"] = params["left"]
     candidates = {layer.name: (SCHEMES.get(layer.name, "f32"),) for layer in GRAPH.layers}
@@ -44,60 +48,88 @@ def made() -> tuple[Program, KernelSet, bytes]:
     return program, kernels, build_library(program, kernels, HOST)
 
 
-def load(library: bytes, folder: Path) -> Any:
-    path = folder / "network.so"
-    path.write_bytes(library)
-    return relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+def load(library: Library, folder: Path) -> Any:
+    path = Path(tempfile.mkdtemp(dir=folder)) / "network.so"  # writing over a loaded library would end the process
+    path.write_bytes(library.code)
+    return tvm.runtime.load_module(str(path))
 
 
-def test_library_gives_the_bits_of_the_kernels(made: tuple[Program, KernelSet, bytes], tmp_path: Path) -> None:
+def results(program: Program) -> list[Any]:
+    """Arrays for the outputs of ``program``, of values that it has to overwrite."""
+    made = [np.full(shape, 99, dtype) for shape, dtype in (program.values[name] for name in program.outputs)]
+    return [tvm.runtime.tensor(value) for value in made]
+
+
+def call(library: Library, program: Program, folder: Path, x: Any = X) -> list[Any]:
+    """The library's outputs for ``x``."""
+    module, out = load(library, folder), results(program)
+    assert module["main"](tvm.runtime.tensor(x), *load_memory(library, module), *out) is None
+    return [value.numpy() for value in out]
+
+
+def test_library_gives_the_bits_of_the_kernels(made: tuple[Program, KernelSet, Library], tmp_path: Path) -> None:
     program, kernels, library = made
-    found = load(library, tmp_path)["main"](tvm.runtime.tensor(X))
     env = run(bind(program, kernels), to_device({"x": X}))
-    assert len(found) == 2
-    for value, name in zip(found, GRAPH.outputs, strict=True):
-        np.testing.assert_array_equal(value.numpy(), env[name].numpy())
+    assert len(program.outputs) == 2
+    for value, name in zip(call(library, program, tmp_path), GRAPH.outputs, strict=True):
+        np.testing.assert_array_equal(value, env[name].numpy())
 
 
-def test_library_gives_the_same_bits_in_another_process(made: tuple[Program, KernelSet, bytes], tmp_path: Path) -> None:
+def test_library_gives_the_same_bits_in_another_process(
+    made: tuple[Program, KernelSet, Library], tmp_path: Path
+) -> None:
     """Which knows TVM's run time and NumPy, and nothing of hwq."""
+    program, _, library = made
     script = """
 import sys, numpy, tvm
-from tvm import relax
-machine = relax.VirtualMachine(tvm.runtime.load_module("network.so"), tvm.cpu())
-found = machine["main"](tvm.runtime.tensor(numpy.load("x.npy")))
-numpy.savez("y.npz", *[value.numpy() for value in found])
+library = tvm.runtime.load_module("network.so")
+x, constants = (tvm.runtime.tensor(numpy.load(name)) for name in ("x.npy", "constants.npy"))
+with numpy.load("y.npz") as empty:
+    out = [tvm.runtime.tensor(empty[name]) for name in empty.files]
+expanded, workspace = (tvm.runtime.empty((max(int(size), 1),), "uint8") for size in sys.argv[1:])
+library["prepare"](constants, expanded)
+library["main"](x, constants, expanded, workspace, *out)
+numpy.savez("y.npz", *[value.numpy() for value in out])
 assert "hwq" not in sys.modules
 """
-    (tmp_path / "network.so").write_bytes(made[2])
+    here = call(library, program, tmp_path)
+    (tmp_path / "network.so").write_bytes(library.code)
     np.save(tmp_path / "x.npy", X)
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-    here = load(made[2], tmp_path)["main"](tvm.runtime.tensor(X))
+    np.save(tmp_path / "constants.npy", np.frombuffer(library.constants, np.uint8))
+    np.savez(tmp_path / "y.npz", *[value.numpy() for value in results(program)])
+    sizes = [str(size) for size in (library.expanded_bytes, library.workspace_bytes)]
+    subprocess.run([sys.executable, "-c", script, *sizes], cwd=tmp_path, check=True)
     with np.load(tmp_path / "y.npz") as there:
         for mine, key in zip(here, there.files, strict=True):
-            np.testing.assert_array_equal(mine.numpy(), there[key])
+            np.testing.assert_array_equal(mine, there[key])
 
 
-def test_same_program_same_library(made: tuple[Program, KernelSet, bytes]) -> None:
+def test_same_program_same_library(made: tuple[Program, KernelSet, Library]) -> None:
     program, kernels, library = made
     assert build_library(program, kernels, HOST) == library
 
 
-def test_library_holds_each_constant_once(made: tuple[Program, KernelSet, bytes]) -> None:
+def test_library_holds_each_constant_once(made: tuple[Program, KernelSet, Library]) -> None:
     program, kernels, library = made
-    for step in program.steps:
-        for array in packed_constants(step, kernels) if step.workload is not None else ():
+    for step in kernel_steps(program):
+        for array in packed_constants(step, kernels):
+            assert array.tobytes() in library.constants
             if array.nbytes >= 64:
-                assert library.count(array.tobytes()) == 1, step.name
+                assert library.constants.count(array.tobytes()) == 1, step.name
 
 
-def test_relax_function_calls_the_kernels_in_order(made: tuple[Program, KernelSet, bytes]) -> None:
-    program, kernels, _ = made
-    text = to_relax(program, kernels).script()
-    places = [text.find(kernels.of(step).symbol) for step in program.steps if step.workload is not None]
-    assert -1 not in places
-    relax.analysis.well_formed(to_relax(program, kernels))
-    assert text.count("R.call_dps_packed") == sum(step.workload is not None for step in program.steps)
+def test_the_clock_is_read_between_kernels_in_order(made: tuple[Program, KernelSet, Library], tmp_path: Path) -> None:
+    program, _, library = made
+    module, out = load(library, tmp_path), results(program)
+    count = len(list(kernel_steps(program))) + 2
+    marks = tvm.runtime.tensor(np.zeros(MARK * count, np.int64))
+    before = time.monotonic_ns()
+    assert module["timed"](tvm.runtime.tensor(X), *load_memory(library, module), *out, marks) is None
+    after = time.monotonic_ns()
+    read = marks.numpy().reshape(count, MARK) @ np.array([10**9, 1])
+    assert (np.diff([before, *read, after]) >= 0).all()
+    for value, expected in zip(out, call(library, program, tmp_path), strict=True):
+        np.testing.assert_array_equal(value.numpy(), expected)
 
 
 def reversed_weights(kernel: Kernel, shape: Shape) -> Kernel:
@@ -118,7 +150,7 @@ def reversed_weights(kernel: Kernel, shape: Shape) -> Kernel:
 
 
 def test_weights_are_expanded_once_when_a_library_is_loaded(
-    made: tuple[Program, KernelSet, bytes], tmp_path: Path
+    made: tuple[Program, KernelSet, Library], tmp_path: Path
 ) -> None:
     program, kernels, _ = made
     stem = next(step for step in program.steps if step.name == "stem")
@@ -135,17 +167,17 @@ def test_weights_are_expanded_once_when_a_library_is_loaded(
     stored = packed_constants(stem, changed)
     assert stored[0].ndim == 1
     assert resident_bytes(stem, changed, stored) == sum(array.nbytes for array in packed)
-    machine = load(build_library(program, changed, HOST), tmp_path)
-    (weight,) = machine["prepare"]()
-    np.testing.assert_array_equal(weight.numpy(), packed[0])
-    found = machine["main"](tvm.runtime.tensor(X), weight)
-    for value, name in zip(found, GRAPH.outputs, strict=True):
+    library = build_library(program, changed, HOST)
+    assert library.expanded_bytes == aligned(packed[0].nbytes)
+    assert stored[0].tobytes() in library.constants
+    for value, name in zip(call(library, program, tmp_path), GRAPH.outputs, strict=True):
         np.testing.assert_array_equal(env[name].numpy(), expected[name].numpy())
-        np.testing.assert_array_equal(value.numpy(), expected[name].numpy())
+        np.testing.assert_array_equal(value, expected[name].numpy())
 
 
 def test_a_network_without_kernels(tmp_path: Path) -> None:
     program = lower(tiny.alone(tiny.flat("x", "y", 3)), {}, {}, {}, HOST, 1)
     library = build_library(program, compile_kernels([program], HOST, default_cache_dir()), HOST)
     x = np.arange(3, dtype=np.float32).reshape(1, 1, 1, 3)
-    np.testing.assert_array_equal(load(library, tmp_path)["main"](tvm.runtime.tensor(x)).numpy(), x.reshape(1, 3))
+    (found,) = call(library, program, tmp_path, x)
+    np.testing.assert_array_equal(found, x.reshape(1, 3))
