@@ -6,7 +6,8 @@
 First the machine's limits are measured (``limits``). A call of a kernel takes at least the time of its products at its
 instruction's limit, and at least that of its bytes, each touched once, at the limit of the level that holds them
 all (weights "in memory" at the memory's): the longer one binds, and its share of the measured time is printed.
-What is read and written at once, or comes from a nearer level than assumed, can pass 100%. N threads have N times one
+What is read and written at once, or comes from a nearer level than assumed, can pass 100%, and so can Winograd
+convolutions: products are counted as a direct convolution has them. N threads have N times one
 core's limits, but for the memory's. A depthwise kernel's limit is that of its instruction with every product in use,
 which no schedule of nine taps reaches.
 
@@ -206,7 +207,7 @@ def row_of(job: Job, seconds: float, kernels: KernelSet, limits: Limits, target:
 def instruction_of(op: str, scheme: str, target: Target) -> str:
     """The instruction that ``target`` says ``op`` is computed by, without its family."""
     spec = SCHEMES[scheme]
-    row = target.instruction(op, spec.weight_type, "int8" if spec.domain == "int8" else spec.weight_type)
+    row = target.instruction(op, spec.weight_type, spec.act_type)
     return "" if row is None else row.instruction.rpartition(".")[2]
 
 
