@@ -104,6 +104,6 @@ def _schedule_box(sch: Schedule, name: str, box: Box, workload: Workload, target
     loops = sch.get_loops(sch.get_sblock(name))
     if len(loops) - whole > 1:
         sch.fuse(*loops[whole:])
-    work = 2 * math.prod(box.extent) * item_bytes
+    work = math.prod(box.extent) * item_bytes  # read and written at 100 GB/s, see ``common.CORE_BYTES_PER_S``
     if whole > 0 and common.worth_parallel(workload.parallel, work, target):
         common.split_outer(sch, loops[:whole], box.extent[:whole], workload.parallel)
