@@ -25,6 +25,8 @@ Tensor = Any
 # Positions in the run-time numbers `ints` and `floats` of an integer anchor.
 ZP_X, ZP_R, ZP_Y, LO, HI = range(5)
 M_R, LO_F, HI_F = range(3)
+# The bits of 2^30 as a float32.
+FAR_BITS = 0x4E800000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,22 +121,39 @@ def close(func: Any, tail: Epilogue) -> Any:
     return tirx.PrimFunc(params, tirx.SeqStmt([*head, func.body]), func.ret_type, func.attrs)
 
 
-def finish(tail: Epilogue, acc: Expr, at: Sequence[Expr]) -> Expr:
-    """The value that follows ``acc`` at the output's element ``at``, in its dtype; before the table, if any."""
-    channel = at[-1]
-    total = acc if tail.bias is None else acc + tail.bias[channel]
-    residual = None if tail.residual is None else tail.residual(*at)
+def finish(tail: Epilogue, acc: Expr, at: Sequence[Expr], *, biased: bool = False) -> Expr:
+    """The value that follows ``acc`` at the output's element ``at``, in its dtype; before the table, if any.
+
+    biased: the sum started at the bias, so that it is in ``acc`` already.
+    """
+    total = acc if tail.bias is None or biased else acc + tail.bias[at[-1]]
     numbers = tail.numbers
-    if numbers is None or tail.multiplier is None:
-        total = total if residual is None else total + residual
+    if numbers is None:
+        total = total if tail.residual is None else total + tail.residual(*at)
         return activate(tail.workload.activation, total)
-    value = total.astype("float32") * tail.multiplier[channel]
-    if residual is not None:
-        value = common.fma(common.centred(residual, numbers.zp_r), numbers.m_r, value)
-    clamped = tirx.min(tirx.max(value, numbers.least), numbers.most)
+    clamped = tirx.min(tirx.max(_scaled(tail, total, at), numbers.least), numbers.most)
     if tail.dtype == "float32":
         return clamped
     return common.rounded(clamped, numbers.origin, tail.dtype)
+
+
+def scaled(tail: Epilogue, acc: Expr, at: Sequence[Expr], *, biased: bool) -> Expr:
+    """The first part of an integer epilogue that ends in ``narrow``: what follows ``acc``, in float32, at most 2^30.
+
+    Compared as integers, floats below 0 are all smaller than those above, and keep their order there.
+    """
+    total = acc if tail.bias is None or biased else acc + tail.bias[at[-1]]
+    bits = tirx.min(tirx.reinterpret("int32", _scaled(tail, total, at)), tirx.const(FAR_BITS, "int32"))
+    return tirx.reinterpret("float32", bits)
+
+
+def _scaled(tail: Epilogue, total: Expr, at: Sequence[Expr]) -> Expr:
+    assert tail.numbers is not None
+    assert tail.multiplier is not None
+    value = total.astype("float32") * tail.multiplier[at[-1]]
+    if tail.residual is None:
+        return value
+    return common.fma(common.centred(tail.residual(*at), tail.numbers.zp_r), tail.numbers.m_r, value)
 
 
 def lookup(table: Tensor, q: Expr, dtype: str) -> Expr:

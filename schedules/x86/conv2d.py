@@ -23,7 +23,7 @@ from hwq import numerics
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import bf16
-from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.x86.ends import finished, from_bias, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
 from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
@@ -32,7 +32,7 @@ from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/conv2d:2"
+NAME = "x86/conv2d:3"
 # Work below this is not split over threads: starting them would cost a tenth of it.
 PARALLEL_LEAST_S = 30e-6
 # Pixels behind whose products the unpacking of a vector of weights does not show.
@@ -55,6 +55,16 @@ class Plan:
     def staged(self) -> bool:
         """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
         return not (self.ragged or self.form.acc == "float32" or self.workload.activation.clamps)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the epilogue ends in ``narrow``: tiles hold only channels of the output, and bytes are written."""
+        return not self.ragged and self.form.stored == "uint8" and self.workload.out_dtype == "int8"
+
+    @property
+    def biased(self) -> bool:
+        """Whether the sums start at the bias; where they are ``scaled`` they could not hold it."""
+        return not (self.ragged or self.form.acc == "float32" or self.scaled)
 
     @property
     def out_h(self) -> int:
@@ -138,8 +148,8 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     if found is None:
         return common.decline(workload, f"no x86 form for it on {target.name}")
     plan = make_plan(workload, found, core_of(workload, found, target))
-    arguments, tail = computation(plan)
-    sch = common.schedule_of(arguments, seed)
+    func, tail = computation(plan)
+    sch = Schedule(func, seed=seed, debug_mask="none")
     schedule(sch, plan, target, sample=seed is not None)
     func = kernel_function(sch.mod["main"], workload, tail)
     # A sum of one product needs no addition, and so no fused multiply-add.
@@ -163,8 +173,8 @@ def pack(plan: Plan, weight: Any) -> Any:
     return pack_nibbles(packed) if plan.form.weight == "int4" else packed
 
 
-def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
-    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "acc", ["staged"] and "out"."""
+def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
+    """The unscheduled function and its epilogue; blocks "rows", "weights", "acc", and those of ``ends.finished``."""
     shape, found, tile = plan.geometry, plan.form, plan.tile
     lanes, r = tile.lanes, found.r
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
@@ -210,7 +220,9 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
             total = acc[n, h, w, c // lanes, c % lanes]
         return total >> SCALE_BITS if plan.scaled else total
 
-    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
+    out = finished(tail, sums, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.biased)
+    arguments = tail.arguments(x, weight, out)
+    return from_bias(arguments) if plan.biased else te.create_prim_func(arguments), tail
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
@@ -248,7 +260,8 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         _schedule_unpack(sch, k if plan.unpacked_in_registers else outer, plan.unpacked_in_registers)
     sch.set_scope(acc, 0, "local")
     tail_at = inner[-1] if inner else spot
-    schedule_tail(sch, tail_at, shape, lanes=tile.lanes, whole=not plan.ragged, staged=plan.staged)
+    whole = not plan.ragged
+    schedule_tail(sch, tail_at, shape, lanes=tile.lanes, whole=whole, staged=plan.staged, packed=plan.packed)
     for loop in (h_in, w_in, b_in):
         sch.unroll(loop)
     if not found.intrinsic:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
-from tvm.s_tir import Schedule
+from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
 from hwq.schedules.x86 import bf16
 from hwq.schedules.x86.geometry import Form, Geometry
+from hwq.schedules.x86.narrow import narrow, narrowed
 from hwq.schedules.x86.views import with_shapes
 from hwq.workload import Workload
 
@@ -42,23 +43,73 @@ def schedule_rows(sch: Schedule, parallel: bool = False) -> None:
         sch.parallel(sch.fuse(n, h))
 
 
-def finished(tail: ep.Epilogue, sums: Callable[..., Any], out_shape: Shape, *, staged: bool) -> Any:
+def finished(
+    tail: ep.Epilogue,
+    sums: Callable[..., Any],
+    out_shape: Shape,
+    *,
+    staged: bool,
+    packed: bool = False,
+    biased: bool = False,
+) -> Any:
     """Block "out" (batch, out_h, out_w, out_c): the epilogue of sums(n, h, w, c).
 
-    staged: in two passes over a tile, block "staged" with the requantized values by vectors, then the table, which has
-    no vector form, one by one.
+    staged: in two passes over a tile, block "staged" with the requantized bytes by vectors, then the table, which has
+    no vector form, one by one. packed: the bytes are made by ``narrow``, of a block "scaled" before. biased: the sums
+    started at the bias (see ``from_bias``).
     """
 
     def value(*at: Any) -> Any:
-        return ep.finish(tail, sums(*at), at)
+        return ep.finish(tail, sums(*at), at, biased=biased)
 
+    last = "staged" if staged else "out"
+    before = value
+    if packed:
+        assert tail.ints is not None
+        scaled = te.compute(out_shape, lambda *at: ep.scaled(tail, sums(*at), at, biased=biased), name="scaled")
+        ends = [tail.ints[at] for at in (ep.ZP_Y, ep.LO, ep.HI)]
+        before = te.compute(out_shape, lambda *at: narrowed(scaled(*at), *ends), name=last)
+    elif staged or tail.table is None:
+        before = te.compute(out_shape, value, name=last)
     if tail.table is None:
-        return te.compute(out_shape, value, name="out")
-    before = te.compute(out_shape, value, name="staged") if staged else value
+        return before
     return te.compute(out_shape, lambda *at: ep.lookup(tail.table, before(*at), tail.dtype), name="out")
 
 
-def schedule_tail(sch: Schedule, at: Any, shape: Geometry, *, lanes: int, whole: bool, staged: bool) -> None:
+def from_bias(arguments: list[Any]) -> Any:
+    """The unscheduled function of ``arguments``, whose block "acc" [..., block, lane] sums from the bias of its channel
+    instead of 0: int32 wraps, so it does not matter when the bias is added.
+    """
+    func = te.create_prim_func(arguments)
+    bias = next(param for param in func.params if param.name == "bias")
+
+    def biased(stmt: Any) -> Any:
+        """``stmt`` with the bias as the initial value in the block "acc"."""
+        if isinstance(stmt, tirx.SeqStmt):
+            return tirx.SeqStmt([biased(each) for each in stmt])
+        if isinstance(stmt, tirx.For):
+            return tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, biased(stmt.body))
+        if isinstance(stmt, SBlockRealize):
+            return SBlockRealize(stmt.iter_values, stmt.predicate, biased(stmt.block))
+        if not isinstance(stmt, SBlock) or stmt.name_hint not in ("root", "acc"):
+            return stmt
+        body, init = stmt.body, stmt.init
+        if stmt.name_hint == "root":
+            body = biased(body)
+        else:
+            *_, lanes = init.buffer.shape
+            *_, block, lane = init.indices
+            init = tirx.BufferStore(init.buffer, bias[block * lanes + lane], init.indices)
+        return SBlock(
+            stmt.iter_vars, stmt.reads, stmt.writes, stmt.name_hint, body, init, stmt.alloc_buffers, stmt.match_buffers
+        )
+
+    return tirx.PrimFunc(func.params, biased(func.body), func.ret_type, func.attrs)
+
+
+def schedule_tail(
+    sch: Schedule, at: Any, shape: Geometry, *, lanes: int, whole: bool, staged: bool, packed: bool = False
+) -> None:
     """The epilogue of a tile, after its sums, by vectors of channels. whole: tiles hold only channels of the output.
 
     Where they do not, by the widest vectors that the channels of a group divide into, else in a loop left to LLVM.
@@ -67,7 +118,10 @@ def schedule_tail(sch: Schedule, at: Any, shape: Geometry, *, lanes: int, whole:
     channels = shape.out_c if shape.group_out == 1 else shape.group_out
     width = lanes if whole else next((n for n in (16, 8, 4) if n <= lanes and channels % n == 0), 1)
     first = sch.get_sblock("staged") if staged else out
-    if whole or shape.groups == 1 or shape.group_out == 1:
+    if packed:
+        _schedule_packed(sch, at, first, lanes)
+        first = sch.get_sblock("scaled")
+    elif whole or shape.groups == 1 or shape.group_out == 1:
         sch.reverse_compute_at(first, at, preserve_unit_loops=True)
     if width > 1:
         vectors, lane = sch.split(sch.get_loops(first)[-1], [None, width])
@@ -76,6 +130,27 @@ def schedule_tail(sch: Schedule, at: Any, shape: Geometry, *, lanes: int, whole:
         sch.vectorize(lane)
     if staged:
         sch.reverse_compute_at(out, at, preserve_unit_loops=True)
+
+
+def _schedule_packed(sch: Schedule, at: Any, narrowing: Any, lanes: int) -> None:
+    """A tile's pixels one by one, written out so that all sums are in registers: "scaled", then the block ``narrowing``
+    by the intrinsic.
+    """
+    scaled = sch.get_sblock("scaled")
+    sch.reverse_compute_at(scaled, at, preserve_unit_loops=True)
+    sch.reverse_compute_at(narrowing, at, preserve_unit_loops=True)
+    *_, row, pixel, channel = sch.get_loops(narrowing)
+    extent = int(sch.get(channel).extent)
+    vectors = next(n for n in (8, 6, 4, 3, 2, 1) if extent % (n * lanes) == 0)
+    group, _ = sch.split(channel, [None, vectors * lanes])
+    sch.compute_at(scaled, pixel, preserve_unit_loops=True)
+    sch.set_scope(scaled, 0, "local")
+    for loop in (row, pixel, group):
+        sch.unroll(loop)
+    # A pixel beyond the edge is skipped by a block of its own around the intrinsic, which takes no condition.
+    sch.blockize(group)
+    *_, inner = sch.get_loops(narrowing)
+    sch.tensorize(inner, narrow(lanes, vectors))
 
 
 def kernel_function(func: Any, workload: Workload, tail: ep.Epilogue) -> Any:

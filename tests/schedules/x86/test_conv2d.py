@@ -25,7 +25,6 @@ from anchor_runs import (
     weight_shape,
 )
 from kernel_runs import assembly
-from tvm import te
 from tvm.s_tir import Schedule
 
 from hwq.graph import Activation
@@ -105,7 +104,7 @@ def test_decisions_can_be_replayed_and_changed() -> None:
     found = form(workload, target)
     assert found is not None
     plan = make_plan(workload, found, core_of(workload, found, target))
-    function = te.create_prim_func(computation(plan)[0])
+    function = computation(plan)[0]
     scheduled = Schedule(function)
     schedule(scheduled, plan, target)
     decisions = [[int(value) for value in decision] for decision in scheduled.trace.decisions.values()]
@@ -139,6 +138,22 @@ def test_extreme_values_do_not_saturate(name: str, scheme: str, weight: str, rng
     kernel = apply(workload, target)
     assert kernel is not None
     np.testing.assert_array_equal(result_of(workload, target, kernel, arguments), evaluate(workload, arguments))
+
+
+@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize("out_c", [16, 64, 33])
+def test_values_beyond_int32_are_clamped(name: str, out_c: int, rng: np.random.Generator) -> None:
+    """Multipliers of every size there is, so that values overflow int32, and float32 too, on both sides."""
+    workload, target = anchor("dense", "w8a8", (5, 33), out_c, residual=True), tier(name)
+    arguments = make_arguments(workload, target, rng)
+    arguments[4][:] = 10.0 ** rng.uniform(-40, 38, out_c)
+    for clamp in ((0, 128, 0, 255), (255, 0, 3, 250), (7, 255, 255, 255), (7, 100, 20, 90)):
+        arguments[5][1:] = clamp
+        kernel = apply(workload, target)
+        assert kernel is not None
+        result = result_of(workload, target, kernel, arguments)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(result, evaluate(workload, arguments))
 
 
 @pytest.mark.parametrize("name", TIERS)
