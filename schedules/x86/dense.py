@@ -1,13 +1,15 @@
-"""Dense kernels for few rows on x86: the weights pass once, as one stream, and each is multiplied with every row.
+"""Dense kernels for x86: the weights pass once, as one stream of blocks, and each is multiplied with every row.
 
-    rows     x, widened, rounded or filled up to whole steps; absent if it can be read in place
+    rows     x, widened, rounded or filled up to whole steps and tiles; absent if it can be read in place
     weights  int4 only: a step's vectors unpacked in registers, see ``int4``
     acc      sums of a tile of rows x vectors of channels, in registers
     out      bias, requantize, residual, activation; ragged edges are cut here
 
-Takes dense, and conv2d that is one, of at most MOST_ROWS rows, in every scheme, on the forms of ``geometry``.
+Takes dense of any number of rows, and conv2d that is one of at most MOST_PIXELS, in every scheme, on the forms of
+``geometry``; not so many products that int4's sums leave int32, nor many rows of int4 without a dot product of bytes.
 The limit is bytes: at one row a core needs all that memory gives, and int4 gains what it saves. Measured on Zen 4, one
-core, 4096 x 4096 from memory: see ``benchmarks/RESULTS.md``. From about eight rows on the limit is the multiplier.
+core, 4096 x 4096 from memory, one row: int8 and float at 33 to 34 GB/s where a plain read has 31, int4 at 32, 1.9
+times as fast as int8. From about eight rows on the limit is the multiplier: int8 reaches 91% of it, int4 86%.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq import numerics
+from hwq.cost import weight_bytes
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import bf16
 from hwq.schedules.x86.ends import finished, kernel_function
-from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
+from hwq.schedules.x86.geometry import Form, compute_row, form, geometry
 from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.packing import pack_nibbles, pack_stream
 from hwq.schedules.x86.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
-from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/dense:1"
-# With more rows a weight is used so often that ``conv2d``, which walks tiles of pixels, does as well.
-MOST_ROWS = 16
+NAME = "x86/dense:2"
+# Convolutions of more rows are left to ``conv2d``, whose tiles are wider where rows are not crowded.
+MOST_PIXELS = 16
+# Rows of a tile at most; and of int4 where products are added up by an instruction of their own: LLVM then sums them in
+# another order than written, for want of registers, and a block that is unpacked once (``conv2d``) serves more of them.
+MOST_ROWS, MOST_UNFUSED_ROWS = 16, 4
 # Vectors of channels in a tile at most: with eight a core asks memory for less at a time than with four.
 MOST_VECTORS = 4
 # A load or broadcast beside a cycle's multiply; unpacking a vector of int4: three instructions for two, two a cycle.
@@ -68,6 +73,11 @@ class Plan:
         return math.ceil(self.channels / (self.vectors * self.lanes))
 
     @property
+    def tiles(self) -> int:
+        """Tiles below each other, the last perhaps beyond the real rows."""
+        return math.ceil(self.count / self.rows)
+
+    @property
     def steps(self) -> int:
         """Vectors of weights that a vector of sums takes; even in int4, which has two to a byte."""
         steps = math.ceil(self.inputs / self.form.r)
@@ -75,13 +85,12 @@ class Plan:
 
     @property
     def crowded(self) -> bool:
-        """Whether the rows of x lie so that they would drive each other, and the weights, out of few sets of the L1."""
-        apart = self.inputs * self.form.item_bytes
-        return math.ceil(self.rows / (SET_BYTES // math.gcd(apart, SET_BYTES))) > WAYS // 2
+        return crowd(self.rows, self.inputs * self.form.item_bytes)
 
     @property
     def copied(self) -> bool:
-        return self.form.act != self.form.stored or self.steps * self.form.r != self.inputs or self.crowded
+        whole = self.steps * self.form.r == self.inputs and self.tiles * self.rows == self.count
+        return self.form.act != self.form.stored or not whole or self.crowded
 
     @property
     def staged(self) -> bool:
@@ -94,7 +103,8 @@ def make_plan(workload: Workload, found: Form) -> Plan:
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
     vectors = math.ceil(shape.out_c / lanes)
-    tiles = [(rows, n) for rows in divisors(shape.in_w, shape.in_w) for n in range(1, min(MOST_VECTORS, vectors) + 1)]
+    rows_most, wide_most = min(MOST_ROWS, shape.in_w), min(MOST_VECTORS, vectors)
+    tiles = [(rows, wide) for rows in range(1, rows_most + 1) for wide in range(1, wide_most + 1)]
     rows, wide = min(
         (tile for tile in tiles if fits(found, *tile)), key=lambda tile: cycles(found, shape.in_w, vectors, *tile)
     )
@@ -113,7 +123,7 @@ def make_plan(workload: Workload, found: Form) -> Plan:
 def fits(found: Form, rows: int, vectors: int) -> bool:
     """Whether the sums have registers, beside a step's weights, what unpacks them, and a broadcast."""
     if found.weight == "int4":
-        others = unpacking_registers(found, vectors)
+        others = unpacking_registers(found, vectors) + (0 if found.r == 4 else rows * vectors)
     else:
         others = vectors + (2 if found.act == "int16" else 1)
     return rows * vectors + others <= found.registers
@@ -125,28 +135,33 @@ def cycles(found: Form, count: int, vectors: int, rows: int, wide: int) -> float
     tiles hold beyond the channels is computed in vain.
     """
     unpack = UNPACK_CYCLES * wide if found.weight == "int4" else 0.0
-    tile = max(rows * wide, CHAIN_CYCLES) + LOAD_CYCLES * (rows + wide) + unpack
-    return count // rows * math.ceil(vectors / wide) * tile
+    return math.ceil(count / rows) * math.ceil(vectors / wide) * (tile_cycles(rows, wide) + unpack)
 
 
-def is_few_rows(shape: Geometry) -> bool:
-    """Whether the layer is a product of at most MOST_ROWS rows with a matrix."""
-    pointwise = shape.in_h == shape.kernel_h == shape.kernel_w == shape.batch == 1 and shape.in_w == shape.out_w
-    return pointwise and shape.groups == 1 and not shape.padded and shape.in_w <= MOST_ROWS
+def tile_cycles(rows: int, wide: int) -> float:
+    """Cycles of one step of a tile, with its loads."""
+    return max(rows * wide, CHAIN_CYCLES) + LOAD_CYCLES * (rows + wide)
+
+
+def crowd(rows: int, row_bytes: int) -> bool:
+    """Whether so many rows lie so that they would drive each other, and the weights, out of few sets of the L1."""
+    return math.ceil(rows / (SET_BYTES // math.gcd(row_bytes, SET_BYTES))) > WAYS // 2
 
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
-    """The kernel of a dense workload of few rows, or None. seed: sample the decisions, not the default ones."""
+    """The kernel of a dense workload, or None. seed: sample the decisions, not the default ones."""
     if workload.op not in ("conv2d", "dense"):
         return None
     shape = geometry(workload)
-    if not is_few_rows(shape):
-        return common.decline(workload, f"not a product of at most {MOST_ROWS} rows")
+    if not shape.is_product or (workload.op == "conv2d" and shape.in_w > MOST_PIXELS):
+        return common.decline(workload, f"neither dense nor a convolution that is a product of {MOST_PIXELS} rows")
     found = form(workload, target)
     if found is None:
         return common.decline(workload, f"no x86 form for it on {target.name}")
     if found.weight == "int4" and not within_range(shape.in_c):
         return common.decline(workload, f"{shape.in_c} inputs are too many for scaled int4 sums")
+    if found.weight == "int4" and found.r < 4 and shape.in_w > MOST_UNFUSED_ROWS:
+        return common.decline(workload, f"more than {MOST_UNFUSED_ROWS} rows to unpack int4 for, one by one")
     plan = make_plan(workload, found)
     arguments, tail = computation(plan)
     sch = common.schedule_of(arguments, seed)
@@ -174,11 +189,12 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     rows = x
     if plan.copied:
         zero = tirx.const(0, found.act)
-        rows = te.compute(
-            (plan.count, steps * r),
-            lambda m, j: tirx.if_then_else(j < plan.inputs, bf16.as_multiplied(x[m, j], found), zero),
-            name="rows",
-        )
+
+        def copy(m: Any, j: Any) -> Any:
+            there = tirx.all(m < plan.count, j < plan.inputs)
+            return tirx.if_then_else(there, bf16.as_multiplied(x[m, j], found), zero)
+
+        rows = te.compute((plan.tiles * plan.rows, steps * r), copy, name="rows")
     int4 = found.weight == "int4"
     if int4:
         weight = te.placeholder((plan.blocks, steps // 2, vectors, lanes, r), "uint8", "weight")
@@ -199,7 +215,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
         value, factor = (bf16.as_summed(one, found) for one in (rows[m, k * r + i], weight_at(b, k, v, lane, i)))
         return te.sum(value * factor, axis=[k, i])
 
-    acc = te.compute((plan.count, plan.blocks, vectors, lanes), product, name="acc")
+    acc = te.compute((plan.tiles * plan.rows, plan.blocks, vectors, lanes), product, name="acc")
 
     def sums(m: Any, c: Any) -> Any:
         total = acc[m, c // (vectors * lanes), c // lanes % vectors, c % lanes]
@@ -220,7 +236,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
 
     acc = sch.get_sblock("acc")
     m, b, v, lane, k, i = sch.get_loops(acc)
-    m_out, m_in = split(m, plan.rows, plan.count, plan.rows)
+    m_out, m_in = split(m, plan.rows, plan.tiles * plan.rows, plan.rows)
     pairs, step = sch.split(k, [None, 2]) if int4 else (k, None)
     extent = plan.steps // 2 if int4 else plan.steps
     # Written out, sums of separate products are added up in another order by LLVM, which then lacks registers.
@@ -230,7 +246,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     sch.reorder(b, m_out, k_out, *within, m_in, v, lane, i)
     if found.bf16:
         bf16.import_functions(sch, b)
-    if worth_parallel(plan, target):
+    if plan.blocks > 1 and worth_parallel(plan.workload, target):
         sch.parallel(b)
     if int4:
         weights = sch.get_sblock("weights")
@@ -241,7 +257,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         sch.vectorize(sch.fuse(w_lane, w_i))
         sch.set_scope(weights, 0, "local")
     sch.set_scope(acc, 0, "local")
-    _schedule_tail(sch, plan, m_out)
+    schedule_tail(sch, m_out, plan.lanes, plan.channels, staged=plan.staged)
     for loop in (*within, m_in, v):
         sch.unroll(loop)
     if not found.intrinsic:
@@ -256,27 +272,30 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     if plan.copied:
         rows = sch.get_sblock("rows")
         sch.annotate(sch.get_loops(rows)[-1], "pragma_loop_partition_hint", 1)
-        if plan.crowded:  # one line more or less than an even number of them: neighbours use different sets
-            line = 64 // plan.form.item_bytes
-            sch.storage_align(rows, 0, 0, 2 * line, line)
+        if plan.crowded:
+            set_apart(sch, rows, found)
 
 
-def worth_parallel(plan: Plan, target: Target) -> bool:
+def set_apart(sch: Schedule, rows: Any, found: Form) -> None:
+    """Lays rows an odd number of lines apart: neighbours then use different sets."""
+    line = 64 // found.item_bytes
+    sch.storage_align(rows, 0, 0, 2 * line, line)
+
+
+def worth_parallel(workload: Workload, target: Target) -> bool:
     """Whether the work takes longer than PARALLEL_LEAST_S at the target's rates, and there are threads to share it."""
-    row = compute_row(plan.workload, target)
+    row = compute_row(workload, target)
     assert row is not None
-    macs = plan.count * plan.inputs * plan.channels
-    weight_bytes = plan.inputs * plan.channels * SCHEMES[plan.workload.scheme].weight_bits / 8
     far = target.l3_bytes_per_s or target.memory_bytes_per_s
-    seconds = max(macs / (row.macs_per_cycle * target.clock_hz), weight_bytes / far)
-    return plan.workload.parallel > 1 and plan.blocks > 1 and seconds > PARALLEL_LEAST_S
+    seconds = max(geometry(workload).macs / (row.macs_per_cycle * target.clock_hz), weight_bytes(workload) / far)
+    return workload.parallel > 1 and seconds > PARALLEL_LEAST_S
 
 
-def _schedule_tail(sch: Schedule, plan: Plan, at: Any) -> None:
+def schedule_tail(sch: Schedule, at: Any, lanes: int, channels: int, *, staged: bool) -> None:
     """The epilogue of a tile by vectors of channels: the widest that the output's channels divide into."""
     out = sch.get_sblock("out")
-    width = next((n for n in (16, 8, 4) if n <= plan.lanes and plan.channels % n == 0), 1)
-    first = sch.get_sblock("staged") if plan.staged else out
+    width = next((n for n in (16, 8, 4) if n <= lanes and channels % n == 0), 1)
+    first = sch.get_sblock("staged") if staged else out
     sch.reverse_compute_at(first, at, preserve_unit_loops=True)
     if width > 1:
         rows, channel = sch.get_loops(first)[-2:]
@@ -284,5 +303,5 @@ def _schedule_tail(sch: Schedule, plan: Plan, at: Any) -> None:
         sch.unroll(rows)
         sch.unroll(vectors)
         sch.vectorize(lane)
-    if plan.staged:
+    if staged:
         sch.reverse_compute_at(out, at, preserve_unit_loops=True)

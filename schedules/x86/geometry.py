@@ -68,6 +68,12 @@ class Geometry:
         return self.kernel_w * self.in_c if self.columns == 1 and self.groups == 1 else self.group_in
 
     @property
+    def is_product(self) -> bool:
+        """Whether it is a product of ``in_w`` rows with a matrix (``_row_of_pixels``)."""
+        flat = self.batch == self.in_h == self.kernel_h == self.kernel_w == self.groups == 1
+        return flat and self.in_w == self.out_w and not self.padded
+
+    @property
     def macs(self) -> int:
         return self.batch * self.out_h * self.out_w * self.out_c * self.kernel_h * self.kernel_w * self.group_in
 

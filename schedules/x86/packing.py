@@ -31,11 +31,14 @@ def pack_blocks(weight: Array, *, groups: int, columns: int, blocks: int, lanes:
     return np.ascontiguousarray(padded.reshape(groups * blocks, kernel_h * columns * steps, lanes, r))
 
 
-def pack_stream(weight: Array, *, vectors: int, lanes: int, r: int) -> Array:
-    """(O, I), or (O, 1, 1, I), as (blocks, ceil(I / r), vectors, lanes, r): what a block reads lies in one piece."""
+def pack_stream(weight: Array, *, vectors: int, lanes: int, r: int, inputs: int = 0) -> Array:
+    """(O, I), or (O, 1, 1, I), as (blocks, ceil(I / r), vectors, lanes, r): what a block reads lies in one piece.
+
+    inputs: as if I were at least so many.
+    """
     out_c = weight.shape[0]
     weight = weight.reshape(out_c, -1)
-    blocks, steps = math.ceil(out_c / (vectors * lanes)), math.ceil(weight.shape[1] / r)
+    blocks, steps = math.ceil(out_c / (vectors * lanes)), math.ceil(max(weight.shape[1], inputs) / r)
     padded = np.zeros((blocks * vectors * lanes, steps * r), weight.dtype)
     padded[:out_c, : weight.shape[1]] = weight
     return np.ascontiguousarray(padded.reshape(blocks, vectors, lanes, steps, r).transpose(0, 3, 1, 2, 4))

@@ -1,8 +1,9 @@
-"""Dense kernels of few rows equal the reference on every tier at any shape, and read their weights as one stream."""
+"""Dense kernels equal the reference on every tier at any shape, and read their weights as one stream."""
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ from tvm.s_tir import Schedule
 from hwq.graph import Activation
 from hwq.reference import evaluate
 from hwq.schedule import kernel_for
-from hwq.schedules.x86.dense import MOST_ROWS, apply, computation, make_plan, schedule
+from hwq.schedules.x86.dense import MOST_PIXELS, apply, computation, make_plan, schedule
 from hwq.schedules.x86.geometry import form
 from hwq.schedules.x86.int4 import scaled_nibble, within_range
 from hwq.target import Target
@@ -49,6 +50,8 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "prime rows": ((13, 16), 16, {"activation": Activation(kind="tanh"), "residual": True}),
     "crowded rows": ((8, 4096), 7, {"out": "float32", "residual": True}),
     "of rows of rows": ((2, 3, 40), 24, {}),
+    "ragged rows": ((37, 40), 40, {"residual": True}),
+    "many rows, odd": ((29, 33), 33, {"activation": TABLED}),
 }
 
 
@@ -61,7 +64,13 @@ def make(scheme: str, case: str, **more: Any) -> Workload:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", TIERS)
 def test_equals_the_reference(name: str, scheme: str, case: str, rng: np.random.Generator) -> None:
-    check_anchor(apply, make(scheme, case), tier(name), rng)
+    workload, target = make(scheme, case), tier(name)
+    found = form(workload, target)
+    assert found is not None
+    if scheme == "w4a8" and found.r < 4 and math.prod(workload.input_shapes[0][:-1]) > 4:
+        assert apply(workload, target) is None  # unpacked once for all rows: conv2d's
+    else:
+        check_anchor(apply, workload, target, rng)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,7 +118,7 @@ def test_nibbles_of_every_byte_are_sixteen_times_their_weight() -> None:
 
 
 @pytest.mark.parametrize("case", ["odd", "two passes"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["f32", "w8a8"])
 def test_sampled_decisions_are_right_too(scheme: str, case: str, rng: np.random.Generator) -> None:
     workload, target = make(scheme, case), tier("x86-avx2")
     texts = {str(check_anchor(apply, workload, target, rng, seed=seed).func) for seed in (1, 2, 3, 4)}
@@ -184,7 +193,7 @@ def test_declines_what_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
     vnni = Target.load("x86-avx512-vnni")
     assert apply(anchor("conv2d", "w8a8", (1, 8, 8, 16), 16), vnni) is None
     assert apply(anchor("conv2d", "w8a8", (1, 1, 4, 16), 16, kernel=(1, 3), padding=(0, 1, 0, 1)), vnni) is None
-    assert apply(anchor("dense", "w8a8", (MOST_ROWS + 1, 16), 16), vnni) is None
+    assert apply(anchor("conv2d", "w8a8", (1, 1, MOST_PIXELS + 1, 16), 16), vnni) is None
     assert apply(anchor("dense", "w4a8", (1, 65794), 16), vnni) is None
     assert apply(anchor("dense", "w8a8", (1, 16), 16), Target.load("cuda-t4")) is None
     assert caplog.text.count("declined") == 5
