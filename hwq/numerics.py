@@ -85,7 +85,7 @@ def centre(q: Array, zero_point: int) -> Ints:
 
 def to_bf16(x: Array) -> npt.NDArray[np.uint16]:
     """x, as float32, rounded to bfloat16, to nearest even: its 16 bits. NaN stays NaN; beyond the range lies inf."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = np.asarray(x, np.float32).view(np.uint32)
     nearest = (bits + (np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1)))) >> 16
     quiet_nan = bits >> 16 | np.uint32(0x40)
     return np.asarray(np.where(np.isnan(x), quiet_nan, nearest), np.uint16)
@@ -93,7 +93,7 @@ def to_bf16(x: Array) -> npt.NDArray[np.uint16]:
 
 def from_bf16(bits: npt.NDArray[np.uint16]) -> Floats:
     """The float32 values of bfloat16 bits, exact."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(bits.astype(np.uint32) << 16, np.uint32).view(np.float32)
 
 
 def round_bf16(x: Array) -> Floats:

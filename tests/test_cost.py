@@ -46,13 +46,13 @@ def conv(
         output_shape=(1, size, size, outputs),
         attrs=tuple(sorted(attrs.items())),
         has_bias=True,
-        out_dtype="float32" if scheme == "f32" else "int8",
+        out_dtype="float32" if scheme in ("f32", "bf16") else "int8",
         **more,
     )
 
 
 def dense(scheme: str, rows: int, inputs: int, outputs: int) -> Workload:
-    out = "float32" if scheme == "f32" else "int8"
+    out = "float32" if scheme in ("f32", "bf16") else "int8"
     shapes = {"input_shapes": ((rows, inputs),), "output_shape": (rows, outputs)}
     return Workload(op="dense", scheme=scheme, has_bias=True, out_dtype=out, **shapes)  # type: ignore[arg-type]
 
@@ -72,6 +72,7 @@ def test_weight_bytes_by_hand() -> None:
     assert cost.weight_bytes(conv("w4a8")) == weights // 2 + 8 * 32
     assert cost.weight_bytes(conv("f32")) == 4 * weights + 4 * 32
     assert cost.weight_bytes(replace(conv("f32"), has_bias=False)) == 4 * weights
+    assert cost.weight_bytes(conv("bf16")) == 2 * weights + 4 * 32
     assert cost.weight_bytes(conv("w8a8", groups=4)) == weights // 4 + 8 * 32
     assert cost.weight_bytes(conv("w8a8", op="depthwise_conv2d", outputs=64, groups=64)) == 64 * 9 + 8 * 64
     assert cost.weight_bytes(dense("w4a8", 1, 3, 1)) == 2 + 8, "half a byte counts as one"
@@ -81,7 +82,8 @@ def test_weight_bytes_by_hand() -> None:
 def test_moved_bytes_by_hand() -> None:
     pixels = 14 * 14
     assert cost.moved_bytes(conv("w8a8")) == pixels * 64 + cost.weight_bytes(conv("w8a8")) + pixels * 32
-    assert cost.moved_bytes(conv("f32")) == 4 * pixels * 64 + cost.weight_bytes(conv("f32")) + 4 * pixels * 32
+    for scheme in ("f32", "bf16"):
+        assert cost.moved_bytes(conv(scheme)) == 4 * pixels * 64 + cost.weight_bytes(conv(scheme)) + 4 * pixels * 32
     add = Workload(op="add", scheme="w8a8", input_shapes=((1, 8), (1, 8)), output_shape=(1, 8), out_dtype="int8")
     assert cost.moved_bytes(add) == 24
     quantize = Workload(op="quantize", scheme="w8a8", input_shapes=((1, 8),), output_shape=(1, 8), out_dtype="int8")

@@ -150,6 +150,40 @@ def test_a_transpose_in_front_of_int8_is_done_by_the_quantize(
 # Workloads and legality
 
 
+BF16 = Target.load("x86-avx512-bf16")
+
+
+@pytest.mark.parametrize(
+    ("op", "allowed", "expected"),
+    [
+        ("conv2d", None, ("f32", "bf16", "w8a8", "w4a8")),
+        ("conv2d", ["bf16"], ("bf16",)),
+        ("conv2d", ["bf16", "w8a8"], ("bf16", "w8a8")),
+        ("depthwise_conv2d", None, ("f32", "w8a8", "w4a8")),
+        ("depthwise_conv2d", ["bf16"], ("f32",)),
+        ("depthwise_conv2d", ["bf16", "w8a8"], ("w8a8",)),
+        ("add", ["bf16"], ("f32",)),
+        ("add", ["bf16", "w8a8"], ("f32", "w8a8")),
+    ],
+)
+def test_bf16_is_for_products_of_weights_that_the_target_can_form(
+    op: str, allowed: list[str] | None, expected: tuple[str, ...]
+) -> None:
+    weighted = {"conv2d": tiny.conv("x", "y", (3, 4)), "depthwise_conv2d": tiny.depthwise("x", "y", 3)}
+    plain = tiny.alone(weighted[op]) if op in weighted else op_graph(op)
+    assert legal_schemes(plain, plain.layers[0], BF16, parse_schemes(allowed)) == expected
+    without = tuple(name for name in expected if name != "bf16")
+    if without:
+        assert legal_schemes(plain, plain.layers[0], TARGET, parse_schemes(allowed)) == without
+
+
+def test_bf16_and_float_layers_meet_without_conversions(rng: np.random.Generator) -> None:
+    plain = tiny.graph([tiny.conv("x", "a", (3, 4)), tiny.conv("a", "b", (4, 4), seed=7)], ["x"], ["b"])
+    program = lower(plain, {plain.layers[0].name: "bf16"}, {}, {}, BF16, 1)
+    assert names(program) == [layer.name for layer in plain.layers]
+    assert program.values["a"][1] == "float32"
+
+
 def test_equal_layers_share_a_workload() -> None:
     one, other = tiny.conv("x", "a", (8, 8), seed=1), tiny.conv("y", "b", (8, 8), seed=2, bias=False)
     assert layer_workload(one, "w8a8", "int8", 1) == layer_workload(other, "w8a8", "int8", 1), "int8 always has a bias"

@@ -293,3 +293,42 @@ def test_sqnr_counts_decibels() -> None:
     assert numerics.sqnr_db(x, x * 0.9) == pytest.approx(20.0)
     assert numerics.sqnr_db(x, x) == math.inf
     assert numerics.sqnr_db(x * 0, x) == -math.inf
+
+
+# bfloat16
+
+
+@given(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False))
+def test_bf16_is_the_nearest_and_ties_go_to_even(value: float) -> None:
+    """Of the two bfloat16 numbers around a float32 (its upper half, and one more) the nearer; else the even one."""
+    x = np.float32(value)
+    below = int(np.array(x).view(np.uint32)) >> 16
+    around = np.array([below, below + 1], np.uint16)
+    ends = [Fraction(float(end)) for end in numerics.from_bf16(around)]
+    far = [abs(Fraction(float(x)) - end) for end in ends]
+    nearest = below % 2 if far[0] == far[1] else int(far[1] < far[0])
+    assert numerics.to_bf16(np.array(x)) == around[nearest]
+    assert abs(float(numerics.round_bf16(np.array(x))) - value) <= abs(value) * 2.0**-8
+
+
+@given(st.integers(0, 0xFFFF))
+def test_bf16_values_stay_as_they_are(bits: int) -> None:
+    value = numerics.from_bf16(np.array([bits], np.uint16))
+    if np.isnan(value[0]):
+        assert np.isnan(numerics.round_bf16(value)[0])
+    else:
+        assert numerics.to_bf16(value)[0] == bits
+
+
+def test_bf16_at_its_ends() -> None:
+    nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(numerics.round_bf16(nans)).all()
+    inf, most = np.float32(np.inf), np.finfo(np.float32).max
+    np.testing.assert_array_equal(numerics.round_bf16(np.array([inf, -inf, most, -most])), [inf, -inf, inf, -inf])
+    largest = np.float32(2.0**127 * (2 - 2.0**-7))  # what is less than half a step beyond it is still finite
+    half = np.float32(2.0**127 * 2.0**-8)
+    np.testing.assert_array_equal(numerics.round_bf16(np.array([largest, largest + half * np.float32(0.99)])), largest)
+    least = np.float32(2.0**-133)  # bfloat16's least number, a denormal: half of it ties to 0, more rounds up
+    tiny = np.array([least / 2, least * np.float32(0.51)])
+    np.testing.assert_array_equal(numerics.round_bf16(tiny), [0, least])
+    assert np.signbit(numerics.round_bf16(np.array([-0.0])))[0]
