@@ -1,4 +1,4 @@
-"""bf16 from the call to the saved artifact: nearer to float than int8, half of float's bytes, refused where it is not."""
+"""bf16 from call to saved artifact: nearer to float than int8, half of float's bytes, refused where it is not."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def test_bf16_alone_is_near_to_float_and_takes_half_its_bytes(bf16: hwq.Artifact
 
 
 def test_losses_are_measured_and_below_int8s() -> None:
-    """Each loss is the sum over a plan's layers; rounding to 8 bits of each number is rounding to 8 bits of the largest,
-    at worst."""
+    """Sums over a plan's layers: bf16 keeps 8 bits of each number, int8 8 bits of the largest."""
     loss = {scheme: compiled([scheme]).plan.loss for scheme in ("bf16", "w8a8")}
     assert 0 < loss["bf16"] < 0.1 * loss["w8a8"]
 
