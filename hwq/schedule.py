@@ -7,7 +7,8 @@ from typing import Any
 
 from hwq.errors import HwqError
 from hwq.schedules.generic import binary, boxes, float_func, gather, pool, quantize, softmax, transpose, unary
-from hwq.schedules.x86 import amx, conv2d, dense, depthwise, table, winograd
+from hwq.schedules.x86 import amx, conv2d, dense, depthwise, picture, table, winograd
+from hwq.schedules.x86 import binary as x86_binary
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -17,7 +18,9 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     winograd.apply,
     conv2d.apply,
     depthwise.apply,
+    picture.apply,
     quantize.apply,
+    x86_binary.apply,
     binary.apply,
     table.apply,
     unary.apply,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -101,12 +101,19 @@ def assembly(kernel: Kernel, target: Target) -> list[str]:
     return str(text[start : text.index(".Lfunc_end", start)]).splitlines()
 
 
-def assert_vectorized(workload: Workload, *mnemonics: str, width: int | None = None) -> None:
+def assert_vectorized(
+    workload: Workload,
+    *mnemonics: str,
+    width: int | None = None,
+    apply: Callable[[Workload, Target], Kernel | None] = kernel_for,
+) -> None:
     """Built for AVX2 and for AVX512, the kernel uses the instructions on whole registers (or on ``width`` bits), and
-    stores no single element."""
+    stores no single element. apply: the family, where it is not the first that takes the workload."""
     for name in ("x86-avx2", "x86-avx512-vnni"):
         target = Target.load(name)
-        lines = assembly(kernel_for(workload, target), target)
+        kernel = apply(workload, target)
+        assert kernel is not None
+        lines = assembly(kernel, target)
         register = {256: "%ymm", 512: "%zmm"}[width or target.vector_bits]
         for wanted in mnemonics:
             assert any(re.match(rf"\s*{wanted}\w*\s", line) and register in line for line in lines), (name, wanted)

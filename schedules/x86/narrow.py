@@ -22,6 +22,8 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from hwq.schedules.epilogue import FAR_BITS
+
 # Per bits of a register: rounding conversion, int32 to int16, int16 to uint8. The conversion of 512 bits has a mask.
 _ROUND = {128: "llvm.x86.sse2.cvtps2dq", 256: "llvm.x86.avx.cvt.ps2dq.256", 512: "llvm.x86.avx512.mask.cvtps2dq.512"}
 _WORDS = {128: "llvm.x86.sse2.packssdw.128", 256: "llvm.x86.avx2.packssdw", 512: "llvm.x86.avx512.packssdw.512"}
@@ -81,7 +83,7 @@ def _function(lanes: int, vectors: int, *, meaning: bool) -> Any:
                 for first, some in pieces(vectors):
                     at = first * lanes
                     floats = [scaled.vload([at + lanes * i], dtype=f"float32x{lanes}") for i in range(some)]
-                    T.buffer_store(out, _bytes(floats, lanes, ints), [tirx.Ramp(at, 1, some * lanes)])
+                    T.buffer_store(out, in_order(floats, lanes, ints), [tirx.Ramp(at, 1, some * lanes)])
     return builder.get()
 
 
@@ -95,19 +97,31 @@ def pieces(vectors: int) -> list[tuple[int, int]]:
     return found
 
 
-def _bytes(floats: Sequence[Any], lanes: int, ints: Any) -> Any:
-    """The bytes of one, two or four vectors of ``lanes``, in order."""
+def packed(floats: Sequence[Any], lanes: int, zero_point: Any) -> _Register:
+    """The bytes of one, two or four vectors of ``lanes`` in one register, its units as packing leaves them."""
     units = [tuple(range(at, at + lanes // UNIT)) for at in range(0, lanes // UNIT * len(floats), lanes // UNIT)]
     rounded = [
         _Register(value=_round(value, lanes), kind="int32", units=held)
         for value, held in zip(floats, units, strict=True)
     ]
-    words = [_plus(each, ints[0]) for each in _pack(rounded, _WORDS, "int16")]
-    (packed,) = _pack(words, _BYTES, "uint8")
-    least, most = (tirx.Broadcast(ints[at].astype("uint8"), packed.lanes) for at in (1, 2))
-    clamped = tirx.max(tirx.min(packed.value, most), least)
-    order = [packed.units.index(unit) for held in units for unit in held]
-    whole = tirx.reinterpret(f"int32x{len(packed.units)}", clamped)
+    words = [_plus(each, zero_point) for each in _pack(rounded, _WORDS, "int16")]
+    (found,) = _pack(words, _BYTES, "uint8")
+    return found
+
+
+def near(value: Any, lanes: int) -> Any:
+    """min(value, 2^30) of a vector, for ``packed``: by the bits, which order positive floats as integers."""
+    far = tirx.Broadcast(tirx.const(FAR_BITS, "int32"), lanes)
+    return tirx.reinterpret(f"float32x{lanes}", tirx.min(tirx.reinterpret(f"int32x{lanes}", value), far))
+
+
+def in_order(floats: Sequence[Any], lanes: int, ints: Any) -> Any:
+    """The bytes of one, two or four vectors of ``lanes``, in order, by ints = (zero point, least, most)."""
+    found = packed(floats, lanes, ints[0])
+    least, most = (tirx.Broadcast(ints[at].astype("uint8"), found.lanes) for at in (1, 2))
+    clamped = tirx.max(tirx.min(found.value, most), least)
+    order = [found.units.index(unit) for unit in range(lanes * len(floats) // UNIT)]
+    whole = tirx.reinterpret(f"int32x{len(found.units)}", clamped)
     return tirx.reinterpret(f"uint8x{UNIT * len(order)}", tirx.Shuffle([whole], order))
 
 

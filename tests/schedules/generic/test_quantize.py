@@ -8,6 +8,7 @@ from kernel_runs import CHANNELS, STORAGES, assert_vectorized, check, machine, m
 
 from hwq import numerics
 from hwq.schedule import kernel_for
+from hwq.schedules.generic import quantize
 
 SHAPES = [(3, 5, 3, channels) for channels in CHANNELS] + [(1, 1), (2, 33)]
 
@@ -18,8 +19,8 @@ def test_equals_the_reference(storage: str, rng: np.random.Generator) -> None:
     for shape in SHAPES:
         x = rng.uniform(-60, 60, shape).astype(np.float32)
         zero = np.array([3 + target.activation_offset], np.int32)
-        quantize = make("quantize", "w8a8", [shape], shape)
-        check(quantize, target, [x, zero, np.array([1 / 0.37], np.float32)])
+        forward = make("quantize", "w8a8", [shape], shape)
+        check(forward, target, [x, zero, np.array([1 / 0.37], np.float32)])
         dequantize = make("dequantize", "w8a8", [shape], shape, out_dtype="float32")
         check(dequantize, target, [numbers(rng, shape, storage), zero, np.array([0.37], np.float32)])
 
@@ -29,7 +30,8 @@ def test_a_picture_is_moved_on_the_way(rng: np.random.Generator) -> None:
     for shape, axes in (((2, channels, 5, 13), (0, 2, 3, 1)) for channels in (3, *CHANNELS)):
         moved = make("quantize", "w8a8", [shape], tuple(shape[axis] for axis in axes), axes=axes)
         arguments = [rng.uniform(-60, 60, shape).astype(np.float32), np.array([131], np.int32)]
-        check(moved, machine(), [*arguments, np.array([2.7], np.float32)])
+        kernel = quantize.apply(moved, machine())
+        check(moved, machine(), [*arguments, np.array([2.7], np.float32)], kernel=kernel)
     other = make("quantize", "w8a8", [(4, 8, 16)], (16, 4, 8), axes=(2, 0, 1))
     x = rng.uniform(-60, 60, (4, 8, 16)).astype(np.float32)
     check(other, machine("int8"), [x, np.array([3], np.int32), np.array([2.7], np.float32)])
@@ -76,5 +78,6 @@ def test_large_tensors_are_split_over_threads(rng: np.random.Generator) -> None:
 def test_is_vectorized() -> None:
     shape = (1, 14, 14, 64)
     assert_vectorized(make("quantize", "w8a8", [shape], shape), "vmulps", "vminps", "vmaxps")
-    assert_vectorized(make("quantize", "w8a8", [(1, 3, 64, 64)], (1, 64, 64, 3), axes=(0, 2, 3, 1)), "vmulps", "vmaxps")
+    moved = make("quantize", "w8a8", [(1, 3, 64, 64)], (1, 64, 64, 3), axes=(0, 2, 3, 1))
+    assert_vectorized(moved, "vmulps", "vmaxps", apply=quantize.apply)
     assert_vectorized(make("dequantize", "w8a8", [shape], shape, out_dtype="float32"), "vcvtdq2ps", "vmulps")
