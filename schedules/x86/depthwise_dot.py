@@ -3,7 +3,8 @@
     order    bias and multiplier in the order in which the unpacks leave channels
     weights  int4 only: unpacked to bytes, all of them at once (they are few)
     quads    input rows interleaved, padding included: for each channel and pixel the bytes of ``r`` rows side by side
-    out      for a few pixels of an output row all sums of a chunk of channels, requantized, activated, stored
+    words    for a few pixels of an output row the sums of two vectors of channels, requantized, as int16
+    out      the bytes of a pixel and a chunk of channels, in order
 
 A group of ``r`` rows serves as many output rows as lie in it: of a 3x3 kernel two share each group of four, their
 weights (k0, k1, k2, 0) and (0, k0, k1, k2). A row of a kernel beyond ``r`` taps takes more groups. The interleaved
@@ -52,7 +53,7 @@ def make(workload: Workload, found: Form, target: Target, *, seed: int | None = 
 
 
 def function(plan: Plan) -> tuple[Any, ep.Epilogue]:
-    """The unscheduled function and its epilogue; blocks "order*", "weights", and a "quads" and "out" for each chunk."""
+    """The unscheduled function and its epilogue; blocks "order*", "weights"; for each chunk "quads", "words", "out"."""
     shape = plan.geometry
     in_shape = (shape.batch, shape.in_h, shape.in_w * shape.in_c)
     tail = ep.make_epilogue(plan.workload, "uint8", (shape.batch, shape.out_h, shape.out_w, shape.out_c))
@@ -72,38 +73,26 @@ def function(plan: Plan) -> tuple[Any, ep.Epilogue]:
         T.arg("floats", T.buffer((3,), "float32"))
         out = T.arg("out", T.buffer((shape.batch, shape.out_h, shape.out_w * shape.out_c), "uint8"))
         ordered = [T.sblock_alloc_buffer((plan.slots,), kind) for kind in ("int32", "float32")]
-        quads = [
-            T.sblock_alloc_buffer(
-                (
-                    shape.batch,
-                    plan.blocks,
-                    chunk.count,
-                    plan.span(plan.tiles(chunk) * chunk.pixels),
-                    plan.column(chunk),
-                ),
-                "uint8",
-            )
-            for chunk in plan.chunks
-        ]
+        stages = [_buffers(plan, chunk) for chunk in plan.chunks]
         for chunk in plan.chunks:
             for source, copy in zip((bias, multiplier), ordered, strict=True):
                 _order(chunk, source, copy)
         if plan.weight == "int4":
             _unpack(plan, nibbles, weight)
         with T.serial(0, shape.batch) as n, T.serial(0, plan.blocks) as block:
-            for chunk, groups in zip(plan.chunks, quads, strict=True):
-                # The last axis, of one, spans the bytes of a column: compute_at looks for an axis in each dimension.
-                columns = groups.shape[3]
-                with T.grid(chunk.count, columns, 1) as (number, column, whole), T.sblock(f"quads{chunk.slot}"):
-                    extents = (shape.batch, plan.blocks, chunk.count, columns, 1)
-                    _quads(plan, chunk, x, groups, tail, _axes(extents, (n, block, number, column, whole)))
-                with (
-                    T.grid(chunk.count, plan.tiles(chunk), plan.rows) as (number, tile, row),
-                    T.sblock(f"out{chunk.slot}"),
-                ):
-                    extents = (shape.batch, plan.blocks, chunk.count, plan.tiles(chunk), plan.rows)
-                    at = _axes(extents, (n, block, number, tile, row))
-                    _tile(plan, chunk, (groups, weight, *ordered, ints), out, tail, at)
+            for chunk, (quads, words) in zip(plan.chunks, stages, strict=True):
+                # An axis of one spans what a block writes at once: compute_at looks for an axis in each dimension.
+                outer = (shape.batch, plan.blocks, chunk.count)
+                extents: tuple[Any, ...] = (chunk.count, quads.shape[3], 1)
+                with T.grid(*extents) as (number, *loops), T.sblock(f"quads{chunk.slot}"):
+                    _quads(plan, chunk, x, quads, tail, _axes((*outer, *extents[1:]), (n, block, number, *loops)))
+                extents = (chunk.count, plan.rows, plan.pairs(chunk), plan.tiles(chunk), 1)
+                with T.grid(*extents) as (number, *loops), T.sblock(f"words{chunk.slot}"):
+                    at = _axes((*outer, *extents[1:]), (n, block, number, *loops))
+                    _words(plan, chunk, (quads, weight, *ordered, ints), words, tail, at)
+                extents = (chunk.count, plan.rows, shape.out_w)
+                with T.grid(*extents) as (number, *loops), T.sblock(f"out{chunk.slot}"):
+                    _out(plan, chunk, words, ints, out, _axes((*outer, *extents[1:]), (n, block, number, *loops)))
     func = builder.get()
     assert tail.numbers is not None
     params = [*func.params, *tail.numbers.all()]
@@ -139,6 +128,14 @@ def _unpack(plan: Plan, nibbles: Any, weight: Any) -> None:
         T.buffer_store(weight, ep.nibble(nibbles[o, 0, i], k).astype(weight.dtype), [place])
 
 
+def _buffers(plan: Plan, chunk: Chunk) -> tuple[Any, Any]:
+    """The interleaved rows of a chunk and its requantized sums, at all columns and pixels."""
+    outer, pixels = (plan.geometry.batch, plan.blocks, chunk.count), plan.tiles(chunk) * chunk.pixels
+    quads = T.sblock_alloc_buffer((*outer, plan.span(pixels), plan.column(chunk)), "uint8")
+    pairs = plan.pairs(chunk)
+    return quads, T.sblock_alloc_buffer((*outer, plan.rows, pairs, pixels, chunk.channels // pairs), "int16")
+
+
 def _quads(plan: Plan, chunk: Chunk, x: Any, quads: Any, tail: ep.Epilogue, at: tuple[Any, ...]) -> None:
     """Block "quads": the groups of one chunk at one column."""
     shape, size = plan.geometry, chunk.channels
@@ -146,47 +143,55 @@ def _quads(plan: Plan, chunk: Chunk, x: Any, quads: Any, tail: ep.Epilogue, at: 
     assert tail.numbers is not None
     fill = tirx.Broadcast(tail.numbers.zp_x.astype("uint8"), size)
     column_in, top = column - shape.pad_left, block * (plan.rows * shape.stride_h) - shape.pad_top
-    used = (plan.rows - 1) * shape.stride_h + shape.kernel_h if shape.dilation_h == 1 else shape.kernel_h
     first = column_in * shape.in_c + chunk.first + number * size
+    bytes_, count = plan.column(chunk), plan.groups * plan.r
+    # Rows below the last that an output uses meet weights of 0: that last row serves.
+    high = [top + min(index, plan.used_rows - 1) * shape.dilation_h for index in range(count)]
 
-    def row(index: int) -> Any:
-        """The bytes of row ``index`` of the block's rows; those that no output uses may be anything."""
-        if index >= used:
-            return fill
-        high = top + index * shape.dilation_h
-        inside = tirx.all(high >= 0, high < shape.in_h)
-        value = x[n, high, tirx.Ramp(first, 1, size)]
-        return tirx.if_then_else(inside, value, fill)
+    def store(rows: list[Any]) -> None:
+        for group in range(plan.groups):
+            for part, value in enumerate(interleaved(rows[group * plan.r :][: plan.r], size)):
+                start = whole * bytes_ + (group * GROUP_BYTES + part) * size
+                T.buffer_store(quads, value, [n, block, number, column, tirx.Ramp(start, 1, size)])
+
+    def row(at_row: Any) -> Any:
+        return x[n, at_row, tirx.Ramp(first, 1, size)]
+
+    def row_or_fill(at_row: Any) -> Any:
+        """By masks, since LLVM makes long shuffles of a constant that is interleaved."""
+        inside = tirx.all(at_row >= 0, at_row < shape.in_h)
+        kept = tirx.Broadcast(tirx.Select(inside, tirx.const(255, "uint8"), tirx.const(0, "uint8")), size)
+        clamped = tirx.max(tirx.min(at_row, shape.in_h - 1), 0)
+        return (row(clamped) & kept) | (fill & ~kept)
 
     T.reads(x[n, 0 : shape.in_h, 0 : shape.in_w * shape.in_c])
-    bytes_ = plan.column(chunk)
     T.writes(quads[n, block, number, column, whole * bytes_ : whole * bytes_ + bytes_])
-
-    def store(group: int, rows: list[Any]) -> None:
-        for part, value in enumerate(interleaved(rows, size)):
-            start = whole * bytes_ + (group * GROUP_BYTES + part) * size
-            T.buffer_store(quads, value, [n, block, number, column, tirx.Ramp(start, 1, size)])
-
     with T.If(tirx.all(column_in >= 0, column_in < shape.in_w)):
         with T.Then():
-            for group in range(plan.groups):
-                store(group, [row(group * plan.r + i) for i in range(plan.r)])
+            with T.If(tirx.all(high[0] >= 0, high[-1] < shape.in_h)):
+                with T.Then():
+                    store([row(each) for each in high])
+                with T.Else():
+                    store([row_or_fill(each) for each in high])
         with T.Else():
-            for group in range(plan.groups):
-                store(group, [fill] * plan.r)
+            store([fill] * count)
 
 
-def _tile(plan: Plan, chunk: Chunk, sources: tuple[Any, ...], out: Any, tail: ep.Epilogue, at: tuple[Any, ...]) -> None:
-    """Block "out": a tile of one output row and one chunk, from its sums to its bytes."""
+def _words(
+    plan: Plan, chunk: Chunk, sources: tuple[Any, ...], words: Any, tail: ep.Epilogue, at: tuple[Any, ...]
+) -> None:
+    """Block "words": a tile's sums over a pair of vectors of channels, requantized, as int16."""
     quads, weight, bias, multiplier, ints = sources
-    shape, size, lanes, numbers = plan.geometry, chunk.channels, min(plan.lanes, chunk.channels), tail.numbers
+    shape, numbers = plan.geometry, tail.numbers
+    size, pair_size = chunk.channels, chunk.channels // plan.pairs(chunk)
+    lanes = min(plan.lanes, size)
     assert numbers is not None
-    n, block, number, tile, row = at
+    n, block, number, row, pair, tile, whole = at
     slot = chunk.slot + number * size
     wide = lanes * GROUP_BYTES
     first_column = tile * (chunk.pixels * shape.stride_w)
     first_weight = slot * (plan.rows * plan.dots * plan.r) + row * (plan.dots * size * plan.r)
-    high = block * plan.rows + row
+    first_pixel = tile * chunk.pixels
     T.reads(
         quads[n, block, number, first_column : first_column + plan.span(chunk.pixels), 0 : plan.column(chunk)],
         weight[0 : plan.weight_elements],
@@ -194,32 +199,19 @@ def _tile(plan: Plan, chunk: Chunk, sources: tuple[Any, ...], out: Any, tail: ep
         multiplier[slot : slot + size],
         ints[0:5],
     )
-    T.writes(out[n, high, 0 : shape.out_w * shape.out_c])
+    channels = slice(whole * pair_size, whole * pair_size + pair_size)
+    T.writes(words[n, block, number, row, pair, first_pixel : first_pixel + chunk.pixels, channels])
 
-    def quad(vector: int, group: int, column: int) -> Any:
-        start = group * size * GROUP_BYTES + vector * wide
-        return quads[n, block, number, first_column + column, tirx.Ramp(start, 1, wide)]
-
-    def weights(vector: int, group: int, column: int) -> Any:
-        step = first_weight + ((group * shape.kernel_w + column) * size + vector * lanes) * plan.r
-        return weight[tirx.Ramp(step, 1, lanes * plan.r)]
-
-    def compute() -> None:
-        words: list[list[Any]] = [[] for _ in range(chunk.pixels)]
-        for vector in range(0, size // lanes, 2):
-            pair = [scaled(each) for each in range(vector, min(vector + 2, size // lanes))]
-            for pixel, found in enumerate(words):
-                found.append(bind(to_words([floats[pixel] for floats in pair], lanes, ints[ep.ZP_Y])))
-        for pixel, found in enumerate(words):
-            at_pixel = tile * chunk.pixels + pixel
-            store(to_bytes(found, size, lanes, ints[ep.LO]), at_pixel)
-
-    def scaled(vector: int) -> list[Any]:
+    def scaled(vector: Any) -> list[Any]:
         """Of each pixel the sums of one vector of channels, as floats and clamped from above."""
         start = tirx.Ramp(slot + vector * lanes, 1, lanes)
-        sums = [bias[start]] * chunk.pixels
+        sums = [T.Bind(bias[start])] * chunk.pixels
         for group in range(plan.groups):
-            columns = [bind(weights(vector, group, column)) for column in range(shape.kernel_w)]
+            steps = [
+                first_weight + ((group * shape.kernel_w + kw) * size + vector * lanes) * plan.r
+                for kw in range(shape.kernel_w)
+            ]
+            taps = [T.Bind(weight[tirx.Ramp(step, 1, lanes * plan.r)]) for step in steps]
             for column in range(plan.span(chunk.pixels)):
                 uses = [
                     (pixel, kw)
@@ -228,44 +220,48 @@ def _tile(plan: Plan, chunk: Chunk, sources: tuple[Any, ...], out: Any, tail: ep
                     if pixel * shape.stride_w + kw * shape.dilation_w == column
                 ]
                 if uses:
-                    value = bind(quad(vector, group, column))
+                    place = tirx.Ramp(group * size * GROUP_BYTES + vector * wide, 1, wide)
+                    value = T.Bind(quads[n, block, number, first_column + column, place])
                     for pixel, kw in uses:
-                        sums[pixel] = bind(dot(sums[pixel], value, columns[kw], lanes, plan.r))
-        most = tirx.Broadcast(numbers.most, lanes)
-        return [bind(tirx.min(total.astype(f"float32x{lanes}") * multiplier[start], most)) for total in sums]
+                        sums[pixel] = T.Bind(dot(sums[pixel], value, taps[kw], lanes, plan.r))
+        factor, most = T.Bind(multiplier[start]), tirx.Broadcast(numbers.most, lanes)
+        return [T.Bind(tirx.min(total.astype(f"float32x{lanes}") * factor, most)) for total in sums]
 
-    def bind(value: Any) -> Any:
-        return T.Bind(value)
+    with T.If(block * plan.rows + row < shape.out_h), T.Then():
+        vectors = [scaled(pair * (pair_size // lanes) + vector) for vector in range(pair_size // lanes)]
+        for pixel in range(chunk.pixels):
+            value = to_words([floats[pixel] for floats in vectors], lanes, ints[ep.ZP_Y])
+            place = [n, block, number, row, pair, first_pixel + pixel]
+            T.buffer_store(words, value, [*place, tirx.Ramp(whole * pair_size, 1, pair_size)])
 
-    def store(value: Any, pixel: Any) -> None:
-        start = pixel * shape.out_c + chunk.first + number * size
-        place = [n, high, tirx.Ramp(start, 1, size)]
-        if shape.out_w % chunk.pixels == 0:
-            T.buffer_store(out, value, place)
-        else:
-            with T.If(pixel < shape.out_w), T.Then():
-                T.buffer_store(out, value, place)
 
-    if shape.out_h % plan.rows == 0:
-        compute()
-    else:
-        with T.If(high < shape.out_h), T.Then():
-            compute()
+def _out(plan: Plan, chunk: Chunk, words: Any, ints: Any, out: Any, at: tuple[Any, ...]) -> None:
+    """Block "out": the bytes of one pixel and chunk."""
+    shape, pairs = plan.geometry, plan.pairs(chunk)
+    n, block, number, row, pixel = at
+    size, high = chunk.channels // pairs, block * plan.rows + row
+    T.reads(words[n, block, number, row, 0:pairs, pixel, 0:size], ints[0:5])
+    T.writes(out[n, high, 0 : shape.out_w * shape.out_c])
+    with T.If(high < shape.out_h), T.Then():
+        found = [words[n, block, number, row, pair, pixel, tirx.Ramp(0, 1, size)] for pair in range(pairs)]
+        start = pixel * shape.out_c + chunk.first + number * chunk.channels
+        lanes = min(plan.lanes, chunk.channels)
+        value = to_bytes(found, chunk.channels, lanes, ints[ep.LO])
+        T.buffer_store(out, value, [n, high, tirx.Ramp(start, 1, chunk.channels)])
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
     """Schedules ``function(plan)``. Sizes are sampling instructions, with their defaults unless ``sample``."""
     for chunk in plan.chunks:
-        quads, out = sch.get_sblock(f"quads{chunk.slot}"), sch.get_sblock(f"out{chunk.slot}")
-        *_, tile, row = sch.get_loops(out)
-        tiles = plan.tiles(chunk)
-        part = default_part(plan, chunk, target)
-        decision = None if sample else [tiles // part, part]
-        tile_out, tile_in = sch.split(
-            tile, sch.sample_perfect_tile(tile, 2, max_innermost_factor=tiles, decision=decision)
-        )
-        sch.reorder(tile_out, row, tile_in)
-        sch.compute_at(quads, tile_out, preserve_unit_loops=True)
+        quads, words, out = (sch.get_sblock(f"{name}{chunk.slot}") for name in ("quads", "words", "out"))
+        *_, row, pixel = sch.get_loops(out)
+        part, most = default_part(plan, chunk, target), plan.geometry.out_w
+        decision = None if sample else [most // part, part]
+        split = sch.sample_perfect_tile(pixel, 2, max_innermost_factor=most, decision=decision)
+        pixel_out, pixel_in = sch.split(pixel, split)
+        sch.reorder(pixel_out, row, pixel_in)
+        sch.compute_at(words, row, preserve_unit_loops=True)
+        sch.compute_at(quads, pixel_out, preserve_unit_loops=True)
         for source in ("bias", "multiplier"):
             sch.vectorize(sch.get_loops(sch.get_sblock(f"order_{source}{chunk.slot}"))[-1])
     if plan.weight == "int4":

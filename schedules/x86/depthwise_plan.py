@@ -17,8 +17,8 @@ from hwq.target import Target
 from hwq.workload import Workload
 
 Array = npt.NDArray[Any]
-# Registers that a tile's sums may fill, of 32 and of 16: the rest holds weights, one group, and what is on its way.
-SUMS = {32: 16, 16: 8}
+# Pixels of a tile at most; with a stride it reads more columns than it has pixels.
+PIXELS, STRIDED_PIXELS = 7, 4
 # Work of a tile that does not depend on its width, in pixels: weights to load, addresses, branches.
 TILE_PIXELS = 0.7
 
@@ -73,6 +73,16 @@ class Plan:
     def weight_elements(self) -> int:
         return self.slots * self.rows * self.dots * self.r
 
+    @property
+    def used_rows(self) -> int:
+        """Input rows of a block that some output uses, in steps of the dilation."""
+        shape = self.geometry
+        return shape.kernel_h + ((self.rows - 1) * shape.stride_h if shape.dilation_h == 1 else 0)
+
+    def pairs(self, chunk: Chunk) -> int:
+        """Pairs of vectors of sums in a chunk."""
+        return max(1, chunk.channels // (2 * self.lanes))
+
     def tiles(self, chunk: Chunk) -> int:
         return math.ceil(self.geometry.out_w / chunk.pixels)
 
@@ -105,24 +115,23 @@ def make_plan(workload: Workload, found: Form, target: Target) -> Plan | None:
         r=r,
         rows=min(rows, shape.out_h),
         lanes=lanes,
-        chunks=chunks_of(shape, lanes, found.registers),
+        chunks=chunks_of(shape, lanes),
     )
 
 
-def chunks_of(shape: Geometry, lanes: int, registers: int) -> tuple[Chunk, ...]:
+def chunks_of(shape: Geometry, lanes: int) -> tuple[Chunk, ...]:
     """The channels in chunks as wide as four registers, then narrower ones; the last 16 may repeat some of those before
     them, which come out the same.
     """
     found: list[Chunk] = []
+    pixels = best_width(shape.out_w, PIXELS if shape.stride_w == 1 else STRIDED_PIXELS)
     first = slot = 0
     for channels in (size for size in (64, 32, 16) if size <= 4 * lanes):
         count = (shape.in_c - first) // channels
         if count:
-            pixels = best_width(shape.out_w, SUMS[registers] // max(channels // lanes, 2))
             found.append(Chunk(channels=channels, first=first, count=count, slot=slot, pixels=pixels))
             first, slot = first + count * channels, slot + count * channels
     if first < shape.in_c:
-        pixels = best_width(shape.out_w, SUMS[registers] // 2)
         found.append(Chunk(channels=16, first=shape.in_c - 16, count=1, slot=slot, pixels=pixels))
     return tuple(found)
 
@@ -153,12 +162,11 @@ def pack(plan: Plan, weight: Array) -> Array:
 
 
 def default_part(plan: Plan, chunk: Chunk, target: Target) -> int:
-    """Tiles whose interleaved rows are kept at a time: what half of the L1 holds, in equal parts."""
-    tiles = plan.tiles(chunk)
-    column_bytes = plan.groups * chunk.channels * GROUP_BYTES
-    parts = [part for part in range(1, tiles + 1) if tiles % part == 0]
-    good = [part for part in parts if plan.span(part * chunk.pixels) * column_bytes <= target.l1_bytes // 2]
-    return good[-1] if good else 1
+    """Pixels whose interleaved rows are kept at a time: what half of the L1 holds, in whole tiles if that can be."""
+    width = plan.geometry.out_w
+    parts = [part for part in range(1, width + 1) if width % part == 0]
+    fit = [part for part in parts if plan.span(part) * plan.column(chunk) <= target.l1_bytes // 2] or parts[:1]
+    return max(fit, key=lambda part: (part / (math.ceil(part / chunk.pixels) * chunk.pixels) > 0.9, part))
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:

@@ -70,10 +70,10 @@ def test_weights_move_down_with_the_output_row() -> None:
 
 def test_tiles_waste_little() -> None:
     for width in range(1, 120):
-        tile = best_width(width, 4)
-        assert tile <= 4
+        tile = best_width(width, 7)
+        assert tile <= 7
         assert -(-width // tile) * tile <= width + max(2, width // 8)
-    assert best_width(112, 4) == 4
+    assert [best_width(width, 7) for width in (7, 14, 28, 56, 112)] == [7] * 5
 
 
 def test_declines_what_is_not_for_dot_products() -> None:
