@@ -22,8 +22,16 @@ from tvm.s_tir import Schedule
 from hwq import numerics
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
-from hwq.schedules.x86 import bf16
-from hwq.schedules.x86.ends import finished, from_bias, kernel_function, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.x86 import bf16, table
+from hwq.schedules.x86.ends import (
+    finished,
+    from_bias,
+    kernel_function,
+    padded_rows,
+    schedule_rows,
+    schedule_tail,
+    table_entries,
+)
 from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
 from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
@@ -32,7 +40,7 @@ from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/conv2d:3"
+NAME = "x86/conv2d:4"
 # Work below this is not split over threads: starting them would cost a tenth of it.
 PARALLEL_LEAST_S = 30e-6
 # Pixels behind whose products the unpacking of a vector of weights does not show.
@@ -60,6 +68,13 @@ class Plan:
     def packed(self) -> bool:
         """Whether the epilogue ends in ``narrow``: tiles hold only channels of the output, and bytes are written."""
         return not self.ragged and self.form.stored == "uint8" and self.workload.out_dtype == "int8"
+
+    @property
+    def shuffle(self) -> str | None:
+        """The instruction that looks bytes up in a table, if there is a table, and tiles hold its vectors."""
+        channels = self.tile.vectors * self.tile.lanes
+        able = (name for name in self.form.shuffles if channels % table.LANES[name] == 0)
+        return next(able, None) if self.packed and self.staged else None
 
     @property
     def biased(self) -> bool:
@@ -122,7 +137,8 @@ def core_of(workload: Workload, found: Form, target: Target) -> Core:
 def make_plan(workload: Workload, found: Form, core: Core) -> Plan:
     """The plan with the best tile by the model."""
     shape = geometry(workload)
-    tile = best_tile(shape, found, core)
+    looked_up = table.LANES[found.shuffles[-1]] if found.shuffles and not workload.activation.clamps else 1
+    tile = best_tile(shape, found, core, multiple=looked_up if shape.group_out % looked_up == 0 else 1)
     vectors = math.ceil(shape.group_out / tile.lanes)
     blocks = math.ceil(vectors / tile.vectors) * tile.vectors
     rough = Plan(workload=workload, geometry=shape, form=found, tile=tile, blocks=blocks, ragged=False, copied=False)
@@ -220,8 +236,9 @@ def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
             total = acc[n, h, w, c // lanes, c % lanes]
         return total >> SCALE_BITS if plan.scaled else total
 
-    out = finished(tail, sums, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.biased)
-    arguments = tail.arguments(x, weight, out)
+    entries = table_entries(plan.shuffle)
+    out = finished(tail, sums, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.biased, entries=entries)
+    arguments = [*tail.arguments(x, weight, out), *([] if entries is None else [entries])]
     return from_bias(arguments) if plan.biased else te.create_prim_func(arguments), tail
 
 
@@ -260,8 +277,16 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         _schedule_unpack(sch, k if plan.unpacked_in_registers else outer, plan.unpacked_in_registers)
     sch.set_scope(acc, 0, "local")
     tail_at = inner[-1] if inner else spot
-    whole = not plan.ragged
-    schedule_tail(sch, tail_at, shape, lanes=tile.lanes, whole=whole, staged=plan.staged, packed=plan.packed)
+    schedule_tail(
+        sch,
+        tail_at,
+        shape,
+        lanes=tile.lanes,
+        whole=not plan.ragged,
+        staged=plan.staged,
+        packed=plan.packed,
+        shuffle=plan.shuffle,
+    )
     for loop in (h_in, w_in, b_in):
         sch.unroll(loop)
     if not found.intrinsic:

@@ -13,7 +13,7 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
-from hwq.schedules.x86 import bf16
+from hwq.schedules.x86 import bf16, table
 from hwq.schedules.x86.geometry import Form, Geometry
 from hwq.schedules.x86.narrow import narrow, narrowed
 from hwq.schedules.x86.views import with_shapes
@@ -51,12 +51,13 @@ def finished(
     staged: bool,
     packed: bool = False,
     biased: bool = False,
+    entries: Any = None,
 ) -> Any:
     """Block "out" (batch, out_h, out_w, out_c): the epilogue of sums(n, h, w, c).
 
-    staged: in two passes over a tile, block "staged" with the requantized bytes by vectors, then the table, which has
-    no vector form, one by one. packed: the bytes are made by ``narrow``, of a block "scaled" before. biased: the sums
-    started at the bias (see ``from_bias``).
+    staged: in two passes over a tile, block "staged" with the requantized bytes by vectors, then the table: byte by
+    byte, or, where there are ``table_entries``, by vectors. packed: the bytes are made by
+    ``narrow``, of a block "scaled" before. biased: the sums started at the bias (see ``from_bias``).
     """
 
     def value(*at: Any) -> Any:
@@ -73,7 +74,15 @@ def finished(
         before = te.compute(out_shape, value, name=last)
     if tail.table is None:
         return before
-    return te.compute(out_shape, lambda *at: ep.lookup(tail.table, before(*at), tail.dtype), name="out")
+    if entries is None:
+        return te.compute(out_shape, lambda *at: ep.lookup(tail.table, before(*at), tail.dtype), name="out")
+    lanes = int(entries.shape[1])
+    return te.compute(out_shape, lambda *at: table.lookup(entries, before(*at), at[-1] % lanes), name="out")
+
+
+def table_entries(shuffle: str | None) -> Any:
+    """The table as ``shuffle`` reads it: a last argument, until ``kernel_function`` fills it; None without ``shuffle``."""
+    return None if shuffle is None else te.placeholder(table.entries_shape(shuffle), "uint8", "entries")
 
 
 def from_bias(arguments: list[Any]) -> Any:
@@ -108,7 +117,15 @@ def from_bias(arguments: list[Any]) -> Any:
 
 
 def schedule_tail(
-    sch: Schedule, at: Any, shape: Geometry, *, lanes: int, whole: bool, staged: bool, packed: bool = False
+    sch: Schedule,
+    at: Any,
+    shape: Geometry,
+    *,
+    lanes: int,
+    whole: bool,
+    staged: bool,
+    packed: bool = False,
+    shuffle: str | None = None,
 ) -> None:
     """The epilogue of a tile, after its sums, by vectors of channels. whole: tiles hold only channels of the output.
 
@@ -130,6 +147,8 @@ def schedule_tail(
         sch.vectorize(lane)
     if staged:
         sch.reverse_compute_at(out, at, preserve_unit_loops=True)
+    if shuffle is not None:
+        sch.vectorize(sch.split(sch.get_loops(out)[-1], [None, table.LANES[shuffle]])[1])
 
 
 def _schedule_packed(sch: Schedule, at: Any, narrowing: Any, lanes: int) -> None:
@@ -155,8 +174,27 @@ def _schedule_packed(sch: Schedule, at: Any, narrowing: Any, lanes: int) -> None
 
 def kernel_function(func: Any, workload: Workload, tail: ep.Epilogue) -> Any:
     """The scheduled function as callers know it: the layer's own shapes, and no parameters but its arguments."""
-    closed = ep.close(func, tail)
+    closed = ep.close(_with_entries(func), tail)
     shapes = {0: workload.input_shapes[0], len(closed.params) - 1: workload.output_shape}
     if workload.residual:
         shapes[1] = workload.output_shape
     return with_shapes(closed, shapes)
+
+
+def _with_entries(func: Any) -> Any:
+    """``func`` without a last parameter "entries": a buffer that is filled from the table at the function's head."""
+    *params, entries = func.params
+    if entries.name != "entries":
+        return func
+    bytes_ = next(param for param in params if param.name == "table")
+    count, lanes = (int(size) for size in entries.shape)
+    width = table.TABLE // count
+    stores = [
+        tirx.BufferStore(entries, bytes_.vload([row * width], f"uint8x{width}"), [row, tirx.Ramp(at, 1, width)])
+        for row in range(count)
+        for at in range(0, lanes, width)
+    ]
+    root = func.body.block
+    body = tirx.SeqStmt([*stores, root.body])
+    block = SBlock([], [], [], "root", body, None, [*root.alloc_buffers, entries])
+    return tirx.PrimFunc(params, SBlockRealize([], True, block), func.ret_type, func.attrs)

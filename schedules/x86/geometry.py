@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hwq.schedules.x86 import table
 from hwq.scheme import SCHEMES
 from hwq.target import Compute, Target
 from hwq.workload import Workload
@@ -161,6 +162,7 @@ class Form:
     vectors: tuple[int, ...]
     registers: int
     intrinsic: bool
+    shuffles: tuple[str, ...] = ()
 
     @property
     def item_bytes(self) -> int:
@@ -207,4 +209,5 @@ def form(workload: Workload, target: Target) -> Form | None:
         vectors=tuple(lanes for lanes in (16, 8, 4) if lanes <= min(most_lanes, target.lanes("int32"))),
         registers=32 if target.vector_bits == 512 else 16,
         intrinsic=r > 1,
+        shuffles=table.instructions(target),
     )

@@ -19,6 +19,7 @@ from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from hwq.graph import Shape
 from hwq.schedules.generic import common
 from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
@@ -36,13 +37,12 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
     if workload.op != "unary" or not common.is_integer(workload):
         return None
     size = math.prod(workload.output_shape)
-    instruction = instruction_of(target)
-    if instruction is None:
+    known = instructions(target)
+    if not known:
         return common.decline(workload, f"{target.name} has no avx2, or activations are not uint8")
-    if size < LANES[instruction]:
-        instruction = "vpshufb"
-    if size < LANES[instruction]:
-        return common.decline(workload, f"{size} elements are no vector of {LANES[instruction]}")
+    instruction = next((name for name in known if size >= LANES[name]), None)
+    if instruction is None:
+        return common.decline(workload, f"{size} elements are no vector of {LANES[known[-1]]}")
     sch = Schedule(_function(size, instruction), debug_mask="none")
     over, lane = sch.get_loops(sch.get_sblock("out"))
     sch.vectorize(lane)
@@ -53,31 +53,34 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
     return common.finish(workload, func, NAME, instruction)
 
 
-def instruction_of(target: Target) -> str | None:
-    """The best instruction that the target has, "vpermi2b" or "vpshufb"; None if it has none or stores no uint8."""
+def instructions(target: Target) -> tuple[str, ...]:
+    """Those of "vpermi2b", "vpshufb" that the target has, the best first; none where it does not store uint8."""
     if "avx2" not in target.cpu_flags or target.activation_storage != "uint8":
-        return None
-    return "vpermi2b" if "avx512vbmi" in target.cpu_flags and target.vector_bits == 512 else "vpshufb"
+        return ()
+    wide = "avx512vbmi" in target.cpu_flags and target.vector_bits == 512
+    return ("vpermi2b", "vpshufb") if wide else ("vpshufb",)
 
 
-def lookup(rows: Any, byte: Any, lane: Any, instruction: str) -> Any:
-    """The table's entry for ``byte`` (uint8) in ``lane`` of a vector of LANES[instruction].
+def entries_shape(instruction: str) -> Shape:
+    """(rows, lanes) of the table as ``lookup`` wants it: each of its rows, repeated to the vector's length."""
+    return (TABLE // ROW_BYTES[instruction], LANES[instruction])
 
-    rows (256 / ROW_BYTES, LANES): each row of the table, repeated to the vector's length.
-    """
+
+def lookup(rows: Any, byte: Any, lane: Any) -> Any:
+    """The table's entry for ``byte`` (uint8) in ``lane`` of a vector; rows is of ``entries_shape``."""
+    count = int(rows.shape[0])
 
     def constant(value: int) -> Any:
         return tirx.const(value, "uint8")
 
-    if instruction == "vpermi2b":
+    if count == TABLE // ROW_BYTES["vpermi2b"]:
         name, bits = "llvm.x86.avx512.vpermi2var.qi.512", [128]
         found = [
             tirx.call_llvm_pure_intrin("uint8", name, rows[row, lane], byte, rows[row + 1, lane]) for row in (0, 2)
         ]
     else:
         name, bits = "llvm.x86.avx2.pshuf.b", [16, 32, 64, 128]
-        low = byte & constant(ROW_BYTES[instruction] - 1)
-        count = TABLE // ROW_BYTES[instruction]
+        low = byte & constant(ROW_BYTES["vpshufb"] - 1)
         found = [tirx.call_llvm_pure_intrin("uint8", name, rows[row, lane], low) for row in range(count)]
     for bit in bits:
         test = (byte & constant(bit)) != constant(0)
@@ -94,7 +97,7 @@ def _function(size: int, instruction: str) -> Any:
         x = T.arg("x", T.buffer((size,), "uint8"))
         table = T.arg("table", T.buffer((TABLE,), "uint8"))
         out = T.arg("out", T.buffer((size,), "uint8"))
-        rows = T.sblock_alloc_buffer((count, lanes), "uint8")
+        rows = T.sblock_alloc_buffer(entries_shape(instruction), "uint8")
         with T.grid(count, lanes // width, width) as (row, copy, column), T.sblock("rows"):
             r, c, j = T.axis.spatial(count, row), T.axis.spatial(lanes // width, copy), T.axis.spatial(width, column)
             T.reads(table[r * width + j])
@@ -104,7 +107,7 @@ def _function(size: int, instruction: str) -> Any:
             o, i = T.axis.spatial(whole // lanes, over), T.axis.spatial(lanes, lane)
             T.reads(x[o * lanes + i], rows[0:count, i])
             T.writes(out[o * lanes + i])
-            T.buffer_store(out, lookup(rows, x[o * lanes + i], i, instruction), [o * lanes + i])
+            T.buffer_store(out, lookup(rows, x[o * lanes + i], i), [o * lanes + i])
         if whole < size:
             with T.serial(0, size - whole) as left, T.sblock("rest"):
                 at = T.axis.spatial(size - whole, left)

@@ -131,8 +131,8 @@ def crowding(geometry: Geometry, form: Form, pixels: int) -> float:
     return CROWDED if math.ceil(pixels / places) > WAYS else 1.0
 
 
-def best_tile(geometry: Geometry, form: Form, core: Core) -> Tile:
-    """The tile with the fewest cycles by the model; the smallest of equals."""
+def best_tile(geometry: Geometry, form: Form, core: Core, *, multiple: int = 1) -> Tile:
+    """The tile with the fewest cycles by the model; the smallest of equals. Its channels are a ``multiple``."""
     tiles = (
         Tile(rows=rows, pixels=pixels, vectors=vectors, lanes=lanes)
         for lanes in form.vectors
@@ -140,7 +140,7 @@ def best_tile(geometry: Geometry, form: Form, core: Core) -> Tile:
         for rows in range(1, min(4, geometry.out_h) + 1)
         for pixels in range(1, min(28, geometry.out_w) + 1)
     )
-    good = [tile for tile in tiles if fits(form, tile)]
+    good = [tile for tile in tiles if fits(form, tile) and tile.vectors * tile.lanes % multiple == 0]
     return min(good, key=lambda tile: (cycles(geometry, form, core, tile), tile.rows, tile.pixels * tile.vectors))
 
 

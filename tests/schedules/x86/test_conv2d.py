@@ -141,6 +141,28 @@ def test_extreme_values_do_not_saturate(name: str, scheme: str, weight: str, rng
 
 
 @pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_tables_are_looked_up_by_vectors(name: str, parallel: int, rng: np.random.Generator) -> None:
+    target = tier(name)
+    for out_c in (32, 64, 192):
+        workload = anchor("conv2d", "w8a8", (1, 29, 13, 40), out_c, **SQUARE, activation=TABLED, parallel=parallel)
+        kernel = check_anchor(apply, workload, target, rng)
+        if name != "x86-generic" and parallel == 1:
+            assert any("vpshufb" in line for line in assembly(kernel, target))
+
+
+def test_tables_of_vbmi(rng: np.random.Generator) -> None:
+    base = Target.load("x86-avx512-vnni")
+    target = replace(base, mattr=(*base.mattr, "+avx512vbmi"), cpu_flags=(*base.cpu_flags, "avx512vbmi"))
+    workload = anchor("conv2d", "w8a8", (1, 7, 7, 40), 64, **SQUARE, activation=TABLED)
+    kernel = apply(workload, target)
+    assert kernel is not None
+    assert any(re.search("vperm[it]2b", line) for line in assembly(kernel, target))
+    if not target.missing_flags():
+        check_anchor(apply, workload, target, rng)
+
+
+@pytest.mark.parametrize("name", TIERS)
 @pytest.mark.parametrize("out_c", [16, 64, 33])
 def test_values_beyond_int32_are_clamped(name: str, out_c: int, rng: np.random.Generator) -> None:
     """Multipliers of every size there is, so that values overflow int32, and float32 too, on both sides."""

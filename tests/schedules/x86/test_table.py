@@ -30,7 +30,7 @@ def fast_machine(instruction: str = "vpshufb") -> Target:
         pytest.skip(f"this machine ({target.description}) has no {NEEDED[instruction]}")
     if instruction == "vpshufb":
         return replace(target, cpu_flags=tuple(flag for flag in target.cpu_flags if flag != "avx512vbmi"))
-    return target if table.instruction_of(target) == instruction else with_vbmi(target)
+    return target if table.instructions(target)[0] == instruction else with_vbmi(target)
 
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
