@@ -137,8 +137,10 @@ def core_of(workload: Workload, found: Form, target: Target) -> Core:
 def make_plan(workload: Workload, found: Form, core: Core) -> Plan:
     """The plan with the best tile by the model."""
     shape = geometry(workload)
-    looked_up = table.LANES[found.shuffles[-1]] if found.shuffles and not workload.activation.clamps else 1
-    tile = best_tile(shape, found, core, multiple=looked_up if shape.group_out % looked_up == 0 else 1)
+    looked_up = [] if workload.activation.clamps else [table.LANES[name] for name in found.shuffles]
+    tile = best_tile(
+        shape, found, core, multiple=next((lanes for lanes in looked_up if shape.group_out % lanes == 0), 1)
+    )
     vectors = math.ceil(shape.group_out / tile.lanes)
     blocks = math.ceil(vectors / tile.vectors) * tile.vectors
     rough = Plan(workload=workload, geometry=shape, form=found, tile=tile, blocks=blocks, ragged=False, copied=False)

@@ -81,7 +81,7 @@ def finished(
 
 
 def table_entries(shuffle: str | None) -> Any:
-    """The table as ``shuffle`` reads it: a last argument, until ``kernel_function`` fills it; None without ``shuffle``."""
+    """The table as ``shuffle`` reads it: a last argument, until ``kernel_function`` fills it. None for None."""
     return None if shuffle is None else te.placeholder(table.entries_shape(shuffle), "uint8", "entries")
 
 
