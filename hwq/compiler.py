@@ -252,10 +252,14 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
         times = interleaved(contenders, network_input(found))
     with progress("verify") as callback:
         accuracies: dict[str, Accuracy | None] = {}
+        misses: dict[str, list[str]] = {}
         for done, (name, one) in enumerate(contenders.items()):
-            accuracies[name] = None if evaluation is None else evaluation_of.judge(evaluation, one)
+            # Beside a proposal that fits, what is hopelessly slower can be delivered only for a budget of latency.
+            hopeless = times[name] > HOPELESS * min(times.values()) and budget.latency_s is None
+            judged = not hopeless or misses.get("chosen") != []
+            accuracies[name] = evaluation_of.judge(evaluation, one) if evaluation is not None and judged else None
+            misses[name] = _misses(one, times[name], accuracies[name], budget)
             callback(done + 1, len(contenders))
-        misses = {name: _misses(one, times[name], accuracies[name], budget) for name, one in contenders.items()}
         fitting = [name for name in contenders if not misses[name]]
         if not fitting:
             raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(misses['chosen'])}")
