@@ -27,8 +27,8 @@ def assign(problem: Problem, limits: Limits | None = None, *, slack: float = TIE
     """The best solution within ``limits``: the unlimited of QUANTITIES are minimized in that order.
 
     Each may give up ``slack``, a fraction of itself, for the next: 0.01 takes 1% more latency where that lowers the
-    loss; what of it the next ones leave unused is then taken back. With everything limited latency is minimized first
-    all the same. Same input, same answer.
+    loss; what bought the next ones no more than ``slack`` of theirs is then taken back. With everything limited latency
+    is minimized first all the same. Same input, same answer.
     Raises HwqError "budget-impossible" with the closest limits that can be met.
     """
     limits = limits or Limits()
@@ -39,7 +39,7 @@ def assign(problem: Problem, limits: Limits | None = None, *, slack: float = TIE
         raise _impossible(problem, limits)
     if slack <= TIE or len(order) == 1:
         return best
-    kept = {name: getattr(best, name) * (1 + TIE) for name in order[1:]}
+    kept = {name: getattr(best, name) * (1 + slack) for name in order[1:]}
     return _minimize(program, order[:1], replace(limits, **kept)) or best
 
 

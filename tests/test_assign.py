@@ -190,9 +190,10 @@ def test_slack_trades_latency_for_loss() -> None:
 def test_slack_that_buys_no_loss_is_taken_back() -> None:
     candidates = (
         *(_candidate("a", "w8a8", 100.0, 1.0), _candidate("a", "f32", 101.0, 0.5)),
-        *(_candidate("b", "w8a8", 1.0), _candidate("b", "f32", 2.0)),
+        *(_candidate("b", "w8a8", 1.0, 0.0, 4), _candidate("b", "f32", 2.0, 0.0, 0)),
+        *(_candidate("c", "w8a8", 1.0, 0.0, 1000),),
     )
-    assert assign(Problem(candidates=candidates), slack=0.05).schemes == {"a": "f32", "b": "w8a8"}
+    assert assign(Problem(candidates=candidates), slack=0.05).schemes == {"a": "f32", "b": "w8a8", "c": "w8a8"}
 
 
 def test_loss_breaks_ties_of_latency_and_size_those_of_loss() -> None:
