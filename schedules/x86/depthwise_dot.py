@@ -5,6 +5,7 @@
     quads    input rows interleaved, padding included: for each channel and pixel the bytes of ``r`` rows side by side
     words    for a few pixels of an output row the sums of two vectors of channels, requantized, as int16
     out      the bytes of a pixel and a chunk of channels, in order
+    table    those looked up, where the activation is one, an output row after the other
 
 A group of ``r`` rows serves as many output rows as lie in it: of a 3x3 kernel two share each group of four, their
 weights (k0, k1, k2, 0) and (0, k0, k1, k2). A row of a kernel beyond ``r`` taps takes more groups. The interleaved
@@ -33,10 +34,11 @@ from hwq.schedules.x86.depthwise_plan import Chunk, Plan, default_part, make_pla
 from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, UNIT, dot, interleaved, to_bytes, to_words
 from hwq.schedules.x86.ends import kernel_function
 from hwq.schedules.x86.geometry import Form
+from hwq.schedules.x86.table import LANES, TABLE, lookup, repeated_rows
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/depthwise_dot:1"
+NAME = "x86/depthwise_dot:2"
 
 
 def make(workload: Workload, found: Form, target: Target, *, seed: int | None = None) -> Kernel | None:
@@ -71,6 +73,7 @@ def function(plan: Plan) -> tuple[Any, ep.Epilogue]:
         multiplier = T.arg("multiplier", T.buffer((shape.out_c,), "float32"))
         ints = T.arg("ints", T.buffer((5,), "int32"))
         T.arg("floats", T.buffer((3,), "float32"))
+        table = T.arg("table", T.buffer((TABLE,), "uint8")) if plan.lookup else None
         out = T.arg("out", T.buffer((shape.batch, shape.out_h, shape.out_w * shape.out_c), "uint8"))
         ordered = [T.sblock_alloc_buffer((plan.slots,), kind) for kind in ("int32", "float32")]
         stages = [_buffers(plan, chunk) for chunk in plan.chunks]
@@ -79,6 +82,10 @@ def function(plan: Plan) -> tuple[Any, ep.Epilogue]:
                 _order(chunk, source, copy)
         if plan.weight == "int4":
             _unpack(plan, nibbles, weight)
+        found = out
+        if plan.lookup is not None:
+            rows = repeated_rows(table, plan.lookup)
+            found = T.sblock_alloc_buffer((shape.batch, plan.blocks, plan.rows, shape.out_w * shape.out_c), "uint8")
         with T.serial(0, shape.batch) as n, T.serial(0, plan.blocks) as block:
             for chunk, (quads, words) in zip(plan.chunks, stages, strict=True):
                 # An axis of one spans what a block writes at once: compute_at looks for an axis in each dimension.
@@ -92,7 +99,9 @@ def function(plan: Plan) -> tuple[Any, ep.Epilogue]:
                     _words(plan, chunk, (quads, weight, *ordered, ints), words, tail, at)
                 extents = (chunk.count, plan.rows, shape.out_w)
                 with T.grid(*extents) as (number, *loops), T.sblock(f"out{chunk.slot}"):
-                    _out(plan, chunk, words, ints, out, _axes((*outer, *extents[1:]), (n, block, number, *loops)))
+                    _out(plan, chunk, words, ints, found, _axes((*outer, *extents[1:]), (n, block, number, *loops)))
+            if plan.lookup is not None:
+                _table(plan, found, (table, rows), out, (n, block))
     func = builder.get()
     assert tail.numbers is not None
     params = [*func.params, *tail.numbers.all()]
@@ -241,13 +250,37 @@ def _out(plan: Plan, chunk: Chunk, words: Any, ints: Any, out: Any, at: tuple[An
     n, block, number, row, pixel = at
     size, high = chunk.channels // pairs, block * plan.rows + row
     T.reads(words[n, block, number, row, 0:pairs, pixel, 0:size], ints[0:5])
-    T.writes(out[n, high, 0 : shape.out_w * shape.out_c])
+    place = (n, high) if plan.lookup is None else (n, block, row)
+    T.writes(out[(*place, slice(0, shape.out_w * shape.out_c))])
     with T.If(high < shape.out_h), T.Then():
         found = [words[n, block, number, row, pair, pixel, tirx.Ramp(0, 1, size)] for pair in range(pairs)]
         start = pixel * shape.out_c + chunk.first + number * chunk.channels
         lanes = min(plan.lanes, chunk.channels)
         value = to_bytes(found, chunk.channels, lanes, ints[ep.LO])
-        T.buffer_store(out, value, [n, high, tirx.Ramp(start, 1, chunk.channels)])
+        T.buffer_store(out, value, [*place, tirx.Ramp(start, 1, chunk.channels)])
+
+
+def _table(plan: Plan, found: Any, tables: tuple[Any, Any], out: Any, outer: tuple[Any, Any]) -> None:
+    """Block "table": whole vectors of output rows, looked up; "rest": what is left of a row."""
+    table, rows = tables
+    assert plan.lookup is not None
+    shape, lanes = plan.geometry, LANES[plan.lookup]
+    size = shape.out_w * shape.out_c
+    for name, first, count, width in (
+        ("table", 0, size // lanes, lanes),
+        ("rest", size // lanes * lanes, size % lanes, 1),
+    ):
+        if count:
+            with T.grid(plan.rows, count, width) as loops, T.sblock(name):
+                at = _axes((shape.batch, plan.blocks, plan.rows, count, width), (*outer, *loops))
+                n, block, row, over, lane = at
+                high, place = block * plan.rows + row, first + over * width + lane
+                byte = found[n, block, row, place]
+                T.reads(byte, rows[0 : rows.shape[0], 0:lanes], table[0:TABLE])
+                T.writes(out[n, high, place])
+                with T.If(high < shape.out_h), T.Then():
+                    value = lookup(rows, byte, lane) if width > 1 else table[byte.astype("int32")]
+                    T.buffer_store(out, value, [n, high, place])
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
@@ -268,6 +301,9 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         _, odd, lane = sch.get_loops(sch.get_sblock("weights"))
         sch.unroll(odd)
         sch.vectorize(lane)
+    if plan.lookup is not None:
+        for name in ("rows", "table"):
+            sch.vectorize(sch.get_loops(sch.get_sblock(name))[-1])
     n, block, *_ = sch.get_loops(sch.get_sblock(f"out{plan.chunks[0].slot}"))
     outer = sch.fuse(n, block)
     if worth_parallel(plan, target):

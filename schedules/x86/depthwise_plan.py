@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.schedules.generic import common
+from hwq.schedules.x86 import table
 from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, UNIT, unit_order
 from hwq.schedules.x86.geometry import Form, Geometry, geometry
 from hwq.schedules.x86.packing import pack_nibbles
@@ -39,7 +40,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One kernel. r: rows in a group. rows: output rows that share groups. lanes: int32 in a register."""
+    """One kernel. r: rows in a group. rows: output rows that share groups. lanes: int32 in a register. lookup: the
+    instruction of the activation's table, None without one.
+    """
 
     workload: Workload
     geometry: Geometry
@@ -49,6 +52,7 @@ class Plan:
     rows: int
     lanes: int
     chunks: tuple[Chunk, ...]
+    lookup: str | None
 
     @property
     def groups(self) -> int:
@@ -99,10 +103,14 @@ class Plan:
 def make_plan(workload: Workload, found: Form, target: Target) -> Plan | None:
     """The default plan, or None where this family does not fit."""
     shape = geometry(workload)
-    r = {"avx512.vpdpbusd": 4, "avx2.vpmaddwd": 2}.get(found.instruction)
+    r = {"vpdpbusd": 4, "vpmaddwd": 2}.get(found.instruction.split(".")[-1])
     if r is None or found.stored != "uint8" or "avx2" not in target.cpu_flags or shape.in_c < 16:
         return None
-    if workload.residual or workload.out_dtype != "int8" or not workload.activation.clamps:
+    if workload.residual or workload.out_dtype != "int8":
+        return None
+    known = () if workload.activation.clamps else table.instructions(target)
+    lookup = next((name for name in known if shape.out_w * shape.out_c >= table.LANES[name]), None)
+    if lookup is None and not workload.activation.clamps:
         return None
     groups = math.ceil(shape.kernel_h / r)
     rows = (groups * r - shape.kernel_h) // shape.stride_h + 1 if shape.dilation_h == 1 else 1
@@ -116,6 +124,7 @@ def make_plan(workload: Workload, found: Form, target: Target) -> Plan | None:
         rows=min(rows, shape.out_h),
         lanes=lanes,
         chunks=chunks_of(shape, lanes),
+        lookup=lookup,
     )
 
 

@@ -88,24 +88,30 @@ def lookup(rows: Any, byte: Any, lane: Any) -> Any:
     return found[0]
 
 
+def repeated_rows(table: Any, instruction: str) -> Any:
+    """What ``lookup`` takes as rows, in a function under construction: made by block "rows"."""
+    (count, lanes), width = entries_shape(instruction), ROW_BYTES[instruction]
+    rows = T.sblock_alloc_buffer((count, lanes), "uint8")
+    with T.grid(count, lanes // width, width) as (row, copy, column), T.sblock("rows"):
+        r, c, j = T.axis.spatial(count, row), T.axis.spatial(lanes // width, copy), T.axis.spatial(width, column)
+        T.reads(table[r * width + j])
+        T.writes(rows[r, c * width + j])
+        T.buffer_store(rows, table[r * width + j], [r, c * width + j])
+    return rows
+
+
 def _function(size: int, instruction: str) -> Any:
     """Over flat tensors: block "rows" repeats the table's rows, "out" is whole vectors, "rest" is what is left."""
-    lanes, width = LANES[instruction], ROW_BYTES[instruction]
-    count, whole = TABLE // width, size // lanes * lanes
+    lanes, whole = LANES[instruction], size // LANES[instruction] * LANES[instruction]
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         x = T.arg("x", T.buffer((size,), "uint8"))
         table = T.arg("table", T.buffer((TABLE,), "uint8"))
         out = T.arg("out", T.buffer((size,), "uint8"))
-        rows = T.sblock_alloc_buffer(entries_shape(instruction), "uint8")
-        with T.grid(count, lanes // width, width) as (row, copy, column), T.sblock("rows"):
-            r, c, j = T.axis.spatial(count, row), T.axis.spatial(lanes // width, copy), T.axis.spatial(width, column)
-            T.reads(table[r * width + j])
-            T.writes(rows[r, c * width + j])
-            T.buffer_store(rows, table[r * width + j], [r, c * width + j])
+        rows = repeated_rows(table, instruction)
         with T.grid(whole // lanes, lanes) as (over, lane), T.sblock("out"):
             o, i = T.axis.spatial(whole // lanes, over), T.axis.spatial(lanes, lane)
-            T.reads(x[o * lanes + i], rows[0:count, i])
+            T.reads(x[o * lanes + i], rows[0 : rows.shape[0], i])
             T.writes(out[o * lanes + i])
             T.buffer_store(out, lookup(rows, x[o * lanes + i], i), [o * lanes + i])
         if whole < size:

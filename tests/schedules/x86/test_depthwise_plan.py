@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anchor_runs import RELU, anchor
+from anchor_runs import RELU, TABLED, anchor
 
 from hwq.schedules.x86.depthwise_plan import Plan, best_width, make_plan, pack
 from hwq.schedules.x86.geometry import form
@@ -81,3 +81,10 @@ def test_declines_what_is_not_for_dot_products() -> None:
     assert plan_of("x86-generic", 64) is None
     assert plan_of("x86-avx2", 64, residual=True) is None
     assert plan_of("x86-avx2", 64, out="float32") is None
+
+
+def test_tables_are_looked_up_by_the_targets_shuffle() -> None:
+    plan = plan_of("x86-avx2", 64, activation=TABLED)
+    assert plan is not None
+    assert plan.lookup == "vpshufb"
+    assert plan_of("x86-avx2", 16, width=1, activation=TABLED) is None  # a row is no vector
