@@ -20,7 +20,7 @@ from hwq import target as targets
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
 from hwq.samples import read_file
-from hwq.scheme import Budget
+from hwq.scheme import SCHEMES, Budget
 from hwq.shell import Shell, count, emit, stages
 from hwq.switches import debug_wanted
 from hwq.units import parse
@@ -56,6 +56,7 @@ _threads = click.option("--threads", type=count, help="Worker threads.  [default
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 _TIMES = "Time kernels on this machine.  [default: where they can run]"
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
+_SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."
 
 
@@ -69,7 +70,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-drop", metavar="PERCENT", help="Accuracy that may be lost, as 0.5%."),
         click.option("--max-latency", metavar="TIME", help="Time one call may take, as 3ms."),
         click.option("--max-size", metavar="SIZE", help="Bytes the packed weights may take, as 4MB."),
-        click.option("--schemes", metavar="LIST", help="Schemes that layers may take, as w8a8,f32.  [default: all]"),
+        click.option("--schemes", metavar="LIST", help=_SCHEMES),
         click.option("--trials", type=int, default=0, show_default=True, help="Auto-scheduling; only 0 so far."),
         click.option("--work-dir", metavar="FOLDER", help="Where stages keep what they found, to go on from there."),
         click.option("--threads", type=count, help="Worker threads.  [default: the target's cores]"),
