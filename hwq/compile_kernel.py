@@ -104,7 +104,9 @@ def compile_to(path: Path, functions: Mapping[str, Any], instruction: str | None
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise HwqError("compile-failed", f"kernel {symbol} does not compile for {target}: {last[0]}") from error
     pattern = mnemonic(instruction)
-    if pattern is not None and not re.search(rf"^\s*(?:{pattern})", module.inspect_source("asm"), re.MULTILINE):
+    # Where there are two encodings, the assembly names the older one in front.
+    found = pattern and re.search(rf"^\s*(?:{{vex}}\s*)?(?:{pattern})", module.inspect_source("asm"), re.MULTILINE)
+    if pattern is not None and not found:
         raise HwqError("instruction-missing", f"kernel {symbol} was to use {instruction}, but its assembly does not")
     code = _object_code(module)
     try:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TARGETS_AT = Path(__file__).parent / "targets"
 SCHEDULES_AT = Path(__file__).parent / "schedules"
 # The files that "host" may become, best first: the first whose flags the CPU has.
-HOST_TIERS = ("x86-amx", "x86-avx512-bf16", "x86-avx512-vnni", "x86-avx2", "x86-generic")
+HOST_TIERS = ("x86-amx", "x86-avx512-bf16", "x86-avx512-vnni", "x86-avx-vnni", "x86-avx2", "x86-generic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ INSTRUCTIONS = (
     "avx2.vpmaddwd",
     "avx2.fma",
     "avx2.vector",
+    "avx.vpdpbusd",
     "avx512.vpdpbusd",
     "avx512.vdpbf16ps",
     "avx512.fma",

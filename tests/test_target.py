@@ -39,6 +39,8 @@ def test_each_tier_asks_for_all_that_the_one_below_asks_for() -> None:
         (GENERIC, "x86-64", "generic.mul"),
         (AVX2, "x86-64-v3", "avx2.vpmaddwd"),
         (AVX2 - {"fma"}, "x86-64", "generic.mul"),
+        (AVX2 | {"avx_vnni"}, "x86-64-v3", "avx.vpdpbusd"),
+        (VNNI | {"avx_vnni"}, "x86-64-v4", "avx512.vpdpbusd"),
         (AVX2 | {"avx512f", "avx512_vnni"}, "x86-64-v3", "avx2.vpmaddwd"),
         (VNNI, "x86-64-v4", "avx512.vpdpbusd"),
         (BF16, "x86-64-v4", "avx512.vpdpbusd"),
@@ -155,11 +157,11 @@ def test_a_machine_without_kernels_refuses_to_build(name: str) -> None:
     with pytest.raises(HwqError) as caught:
         Target.load(name).require_builds()
     assert caught.value.code == "target-no-build"
-    able = "host, x86-amx, x86-avx2, x86-avx512-bf16, x86-avx512-vnni, x86-generic"
+    able = "host, x86-amx, x86-avx-vnni, x86-avx2, x86-avx512-bf16, x86-avx512-vnni, x86-generic"
     assert caught.value.message == f"target {name} cannot be built yet; targets that can: {able}"
 
 
-@pytest.mark.parametrize("name", ["host", "x86-generic", "x86-avx2", "x86-avx512-vnni", "x86-avx512-bf16", "x86-amx"])
+@pytest.mark.parametrize("name", ["host", *target.HOST_TIERS])
 def test_a_machine_with_kernels_builds(name: str) -> None:
     Target.load(name).require_builds()
 

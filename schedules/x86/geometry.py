@@ -18,6 +18,7 @@ from hwq.workload import Workload
 _FORMS: dict[str, tuple[int, str | None, int, str | None]] = {
     "avx512.vpdpbusd": (4, None, 16, "vpdpbusd"),
     "avx512.vdpbf16ps": (2, "uint16", 16, "vdpbf16ps"),
+    "avx.vpdpbusd": (4, None, 8, "vpdpbusd"),
     "avx2.vpmaddwd": (2, "int16", 8, "vpmaddwd"),
     "generic.mul": (1, "int16", 16, None),
     "avx512.fma": (1, None, 16, "vfmadd"),
@@ -196,7 +197,7 @@ def form(workload: Workload, target: Target) -> Form | None:
     r, widened, most_lanes, mnemonic = _FORMS[row.instruction]
     scheme = SCHEMES[workload.scheme]
     stored = target.activation_storage if scheme.domain == "int8" else "float32"
-    if row.instruction == "avx512.vpdpbusd" and stored != "uint8":
+    if r == 4 and stored != "uint8":
         return None
     return Form(
         instruction=row.instruction,

@@ -3,7 +3,8 @@
 Each adds to ``lanes`` sums, held in registers (scope "local"), the products of ``r`` neighbouring activations,
 the same for all lanes, with weights (lanes, r). The description beside each implementation is its meaning.
 
-* ``vpdpbusd`` (AVX512-VNNI): uint8 x int8, r = 4, in 512, 256 and 128 bits. The operands are byte vectors: since LLVM
+* ``vpdpbusd`` (AVX512-VNNI; AVX-VNNI up to 256 bits): uint8 x int8, r = 4, in 512, 256 and 128 bits. LLVM chooses the
+  encoding by the target's features. The operands are byte vectors: since LLVM
   22 that is the intrinsic's type, and TVM's own registration still passes int32 vectors.
 * ``vdpbf16ps`` (AVX512-BF16): bfloat16 x bfloat16, r = 2, float32 sums; in ``hwq.schedules.x86.bf16``.
 * ``vpmaddwd`` (AVX2): int16 x int8 sign-extended, r = 2, exact: no sum of two products leaves int32.
@@ -95,7 +96,7 @@ def dot(instruction: str, lanes: int, *, in_registers: bool = False) -> str:
     """
     scope = "local" if in_registers else "global"
     name = f"hwq.{instruction}.{lanes}" + (".local" if in_registers else "")
-    if instruction == "avx512.vpdpbusd":
+    if instruction in ("avx512.vpdpbusd", "avx.vpdpbusd"):
         description, implementation = _description(lanes, 4, "uint8", scope), _vpdpbusd(lanes, scope)
     elif instruction == "avx512.vdpbf16ps":
         description, implementation = bf16.dot_description(lanes), bf16.dot_implementation(lanes)

@@ -32,6 +32,7 @@ IN_CPUINFO = {
     "bmi": "bmi1",
     "x87": "fxsr",
     "evex512": "avx512f",
+    "avxvnni": "avx_vnni",
     "avx512vnni": "avx512_vnni",
     "avx512bf16": "avx512_bf16",
     "amx-tile": "amx_tile",
@@ -121,6 +122,7 @@ def _assembly(found: Target, lanes: int | None) -> str:
     [
         ("x86-generic", "xmm", "ymm"),
         ("x86-avx2", "ymm", "zmm"),
+        ("x86-avx-vnni", "ymm", "zmm"),
         ("x86-avx512-vnni", "zmm", None),
         ("x86-avx512-bf16", "zmm", None),
         ("x86-amx", "zmm", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from anchor_runs import (
 from kernel_runs import assembly
 from tvm.s_tir import Schedule
 
+from hwq.compile_kernel import compile_object
 from hwq.graph import Activation
 from hwq.reference import evaluate
 from hwq.schedules.x86.conv2d import apply, computation, core_of, make_plan, schedule
@@ -247,6 +249,30 @@ def test_sums_stay_in_registers(name: str, scheme: str, mnemonic: str, register:
     assert all(register in line for line in multiplies)
     assert [line for line in inner if re.search(rf"{register}\d+, -?\w*\(", line)] == []
     assert [line for line in lines if "gather" in line or "vpmaddubsw" in line] == []
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("case", ["3x3", "residual, lopsided", "1x1 table", "3 ragged groups", "wide", "many"])
+def test_avx_vnni_gives_the_same_integers(scheme: str, case: str, rng: np.random.Generator) -> None:
+    """The kernel holds the instruction in its VEX form; where this CPU lacks that one, it runs in AVX-512's form."""
+    workload, target = make(scheme, case), Target.load("x86-avx-vnni")
+    kernel = apply(workload, target)
+    assert kernel is not None
+    assert kernel.instruction == "vpdpbusd"
+    lines = [line for line in assembly(kernel, target) if "vpdpbusd" in line]
+    assert lines
+    assert all("{vex}" in line and "%zmm" not in line for line in lines)
+    if target.missing_flags():
+        vnni = tier("x86-avx512-vnni")
+        target = replace(target, mattr=("+avx512f", "+avx512vl", "+avx512vnni"), cpu_flags=vnni.cpu_flags)
+    check_anchor(apply, workload, target, rng)
+
+
+def test_avx_vnni_compiles_to_an_object(tmp_path: Path) -> None:
+    target = Target.load("x86-avx-vnni")
+    kernel = apply(make("w8a8", "3x3"), target)
+    assert kernel is not None
+    assert compile_object(kernel, target, tmp_path).stat().st_size > 0
 
 
 def test_weights_are_packed_without_waste() -> None:
