@@ -5,7 +5,9 @@ intrinsic. Here bfloat16 numbers are therefore uint16, their bits, and what need
 in LLVM's own language, which the kernel imports and LLVM inlines.
 
 ``vdpbf16ps`` adds two products to each float32 sum, one after the other, each sum rounded to nearest even and exact
-before that; numbers below float32's least normal one count as 0, in ``vcvtneps2bf16`` too.
+before that; numbers below float32's least normal one count as 0, in ``vcvtneps2bf16`` too. The limit is one such
+instruction a cycle on Zen 4, twice float32's rate, 118 GMAC/s on one core: ResNet-50's 3x3 layers measured 113 to 117,
+its 1x1 layers 95 to 114, of which the copy that rounds the input and the stores of float32 take the rest.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from anchor_runs import BF16_TIER, anchor, packed, tier
+from anchor_runs import BF16_TIER, anchor, check_anchor, packed, tier
 from kernel_runs import Array, assembly, run
 
 from hwq import numerics
 from hwq.errors import HwqError
 from hwq.schedule import kernel_for
+from hwq.schedules.x86 import conv2d
 from hwq.target import Target
 
 # 64 outputs of one product each: x[m, 0] times the identity.
@@ -62,3 +63,12 @@ def test_tiers_without_the_instruction_have_no_kernel(name: str) -> None:
     with pytest.raises(HwqError, match=f"no kernel on {name} for dense in bf16") as caught:
         kernel_for(COPY, Target.load(name))
     assert caught.value.code == "kernel-missing"
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_threads_and_sampled_decisions(seed: int | None, rng: np.random.Generator) -> None:
+    """What is imported reaches the body of a parallel loop, and every decision."""
+    for shape, out_c in (((1, 33, 33, 16), 128), ((1, 7, 7, 255), 512)):
+        workload = anchor("conv2d", "bf16", shape, out_c, kernel=(3, 3), padding=(1, 1, 1, 1), parallel=2)
+        kernel = check_anchor(conv2d.apply, workload, tier(BF16_TIER), rng, seed=seed)
+        assert "T.parallel" in kernel.func.script()
