@@ -15,7 +15,7 @@ The same sums as the direct convolution, to the bit: a scheme's accuracy does no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Expr = Any  # whatever adds, subtracts and shifts: a TVM expression, an integer, a NumPy array of them
@@ -43,11 +43,18 @@ def weight_rows(g: Sequence[Expr]) -> list[Expr]:
     return [first, odd - even - twice(odd), odd - even, far + side, far - side, last]
 
 
-def input_rows(d: Sequence[Expr]) -> list[Expr]:
+def _same(x: Expr) -> Expr:
+    return x
+
+
+def input_rows(d: Sequence[Expr], hold: Callable[[Expr], Expr] = _same) -> list[Expr]:
     """B^T d: rows [4 0 -5 0 1 0], [0 -4 -4 1 1 0], [0 4 -4 -1 1 0], [0 -2 -1 2 1 0], [0 2 -1 -2 1 0],
-    [0 4 0 -5 0 1] of six values. |B^T d| <= 10 |d|."""
-    near, far = d[4] - twice(twice(d[2])), d[3] - twice(twice(d[1]))
-    even, odd = d[4] - d[2], twice(d[3] - d[1])
+    [0 4 0 -5 0 1] of six values. |B^T d| <= 10 |d|.
+
+    hold: put around each value that has more than one use, to keep a simplifier from multiplying it out.
+    """
+    near, far = hold(d[4] - twice(twice(d[2]))), hold(d[3] - twice(twice(d[1])))
+    even, odd = hold(d[4] - d[2]), hold(twice(hold(d[3] - d[1])))
     return [
         twice(twice(d[0])) - d[2] + near,
         near + far,
@@ -58,7 +65,7 @@ def input_rows(d: Sequence[Expr]) -> list[Expr]:
     ]
 
 
-def output_rows(m: Sequence[Expr]) -> list[Expr]:
-    """A^T m: 24, 12, 6 and 6 times the four outputs, of six values."""
-    p, q, s, d = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+def output_rows(m: Sequence[Expr], hold: Callable[[Expr], Expr] = _same) -> list[Expr]:
+    """A^T m: 24, 12, 6 and 6 times the four outputs, of six values. hold: as above."""
+    p, q, s, d = hold(m[1] + m[2]), hold(m[1] - m[2]), hold(m[3] + m[4]), hold(m[3] - m[4])
     return [twice(twice(p)) + s + m[0], twice(q) + d, p + s, twice(d) + q + m[5]]

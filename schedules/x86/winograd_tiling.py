@@ -13,12 +13,22 @@ from hwq.schedules.x86.geometry import Form, Geometry
 from hwq.schedules.x86.tiling import CHAIN_CYCLES, COPY_BYTES, LOADS_PER_CYCLE, STEP_CYCLES, Core, divisors
 from hwq.schedules.x86.winograd_maths import KERNEL, STEPS, TILE, WINDOW
 
-# The transforms of one tile and vector: of the input, of the sums of a chunk; and the epilogue of its 16 pixels.
-INPUT_CYCLES, OUTPUT_CYCLES, RAGGED_CYCLES, EPILOGUE_CYCLES = 90.0, 70.0, 500.0, 90.0
+# The transforms of one tile and vector: of the input, of the sums of a chunk; and the epilogue of its 16 pixels, more
+# where its vectors are not whole, or where a table is looked up byte by byte.
+INPUT_CYCLES, OUTPUT_CYCLES, EPILOGUE_CYCLES, RAGGED_CYCLES, TABLE_CYCLES = 55.0, 50.0, 60.0, 500.0, 300.0
+# Sums of a register tile: they hide the latency of one another, and more only make the bursts to memory longer.
+SUMS = 14
 # Per register tile: its zeroing and its way to memory, for each sum; and what its loop costs.
-STORE_CYCLES, TILE_CYCLES = 1.0, 10.0
-# Of the time that weights and sums take to and from the L2, the share that does not overlap.
+STORE_CYCLES, TILE_CYCLES = 0.5, 4.0
+# Of the time that weights and sums take to and from the L2, the share that does not overlap; from beyond, all shows.
 EXPOSED = 0.3
+# Expanded weights are the larger part of a network's: those that leave the L2 are likely to leave the L3 as well. With
+# more than this many times the L2 they are counted as coming from memory at every call.
+FAR_L2S = 2
+# The share of the L2 that a block may fill.
+L2_SHARE = 0.6
+# What the model does not know is worth this share of the time before a kernel is preferred to the direct one.
+MARGIN = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,26 +79,32 @@ def sizes(geometry: Geometry, form: Form, blocking: Blocking) -> Sizes:
 
 
 def fits(form: Form, tiles: int, vectors: int) -> bool:
-    """Whether the sums of a register tile, its weights, a broadcast and (AVX2) a product have registers."""
+    """Whether a register tile has at most SUMS sums, and these, its weights, a broadcast and (AVX2) a product fit."""
     spare = 1 if form.registers == 32 else 2
-    return tiles * vectors + vectors + spare <= form.registers
+    return tiles * vectors <= SUMS and tiles * vectors + vectors + spare <= form.registers
 
 
-def cycles(geometry: Geometry, form: Form, core: Core, blocking: Blocking, threads: int) -> float:
+def weights_bytes(geometry: Geometry) -> int:
+    """Bytes of the expanded weights."""
+    return WINDOW**2 * geometry.in_c * geometry.out_c * 2
+
+
+def cycles(
+    geometry: Geometry, form: Form, core: Core, blocking: Blocking, threads: int, *, table: bool = False
+) -> float:
     """What the model expects of the whole layer, in cycles of one core; more if ``threads`` cannot share it evenly."""
     size = sizes(geometry, form, blocking)
     spots, vectors, repeats = blocking.tiles, blocking.vectors, size.block // blocking.tiles
     step_bytes = vectors * size.lanes * 4
-    weight_bytes = WINDOW**2 * size.chunks * size.steps * step_bytes * size.blocks
-    rate = core.l2_bytes_per_cycle if weight_bytes <= core.l2_bytes // 2 else core.far_bytes_per_cycle
-    arrival = step_bytes / rate / repeats
+    near = weights_bytes(geometry) <= core.l2_bytes // 2
+    arrival = step_bytes / (core.l2_bytes_per_cycle if near else core.far_bytes_per_cycle) / repeats
     multiplies, loads = spots * vectors / core.multiplies, (spots + vectors) / LOADS_PER_CYCLE
-    step = max(multiplies, loads, CHAIN_CYCLES, arrival) + STEP_CYCLES + EXPOSED * arrival
+    step = max(multiplies, loads, CHAIN_CYCLES) + STEP_CYCLES + (EXPOSED if near else 1.0) * arrival
     product = repeats * (size.steps * step + spots * vectors * STORE_CYCLES + TILE_CYCLES)
     sums_bytes = WINDOW**2 * size.chunks * size.block * vectors * size.lanes * 4
     moved = sums_bytes / core.l2_bytes_per_cycle * EXPOSED if sums_bytes > core.l1_bytes else 0.0
     ragged = geometry.out_c % (size.lanes * vectors) != 0
-    ends = size.chunks * OUTPUT_CYCLES + (RAGGED_CYCLES if ragged else EPILOGUE_CYCLES)
+    ends = size.chunks * OUTPUT_CYCLES + (RAGGED_CYCLES if ragged else EPILOGUE_CYCLES) + (TABLE_CYCLES if table else 0)
     block = size.blocks * (WINDOW**2 * size.chunks * product + moved + size.block * vectors * ends)
     block += size.block * size.channels / size.wide * INPUT_CYCLES
     block += (TILE * blocking.rows + 2) * (TILE * size.across + 2) * geometry.in_c / COPY_BYTES
@@ -104,18 +120,20 @@ def best_blocking(geometry: Geometry, form: Form, core: Core, threads: int) -> B
     good = [
         Blocking(rows=rows, tiles=tiles, vectors=vectors)
         for rows in range(1, high + 1)
-        if block_bytes(geometry, rows * across) <= core.l2_bytes // 2 or rows == 1
-        for vectors in (1, 2, 4)
+        for vectors in (1, 2)
         if vectors <= most
+        if rows == 1 or block_bytes(geometry, core, rows * across, vectors * lanes) <= core.l2_bytes * L2_SHARE
         for tiles in divisors(rows * across, 28)
         if fits(form, tiles, vectors)
     ]
     return min(good, key=lambda one: (cycles(geometry, form, core, one, threads), one.rows, one.tiles * one.vectors))
 
 
-def block_bytes(geometry: Geometry, tiles: int) -> int:
-    """Bytes of the transformed input of ``tiles`` tiles."""
-    return WINDOW**2 * tiles * geometry.in_c * 2
+def block_bytes(geometry: Geometry, core: Core, tiles: int, channels: int) -> int:
+    """Bytes that pass through the L2 for a block of tiles: its transformed input, the sums of ``channels``, and the
+    weights, if they stay."""
+    held = weights_bytes(geometry) if weights_bytes(geometry) <= core.l2_bytes // 2 else 0
+    return held + WINDOW**2 * tiles * (geometry.in_c * 2 + channels * 4)
 
 
 def suits(geometry: Geometry) -> bool:
