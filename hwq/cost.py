@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from hwq.graph import ANCHORS
+from hwq.group_scales import group_count
 from hwq.scheme import SCHEMES, Cost
 from hwq.store import Record
 from hwq.target import Target
@@ -50,8 +51,8 @@ def weight_count(workload: Workload) -> int:
 def weight_bytes(workload: Workload) -> int:
     """Packed weights with what belongs to each output channel.
 
-    Integer: weights (int4: half a byte each) + 4 bytes of bias + 4 of multiplier a channel. Float: 4 bytes each (bf16:
-    2) + 4 of bias a channel if there is a bias. Padding of the packed form is not in it.
+    Integer: weights (int4: half a byte each) + 4 bytes of bias a channel + 4 of multiplier a channel, or group of
+    it. Float: 4 bytes each (bf16: 2) + 4 of bias a channel if there is a bias. Padding of the packed form is not in it.
     """
     count = weight_count(workload)
     if count == 0:
@@ -60,7 +61,8 @@ def weight_bytes(workload: Workload) -> int:
     weights = -(-count * scheme.weight_bits // 8)
     if scheme.domain == "f32":
         return weights + (4 * channels if workload.has_bias else 0)
-    return weights + 8 * channels
+    groups = 1 if scheme.group_size is None else group_count(_reduction(workload), scheme.group_size)
+    return weights + (4 + 4 * groups) * channels
 
 
 def moved_bytes(workload: Workload) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwq import numerics
+from hwq import group_scales, numerics
 from hwq.graph import ANCHORS, PASS_THROUGH, Graph, Layer, Shape
 from hwq.numerics import QParams
 from hwq.operators import pool_multiplier
@@ -272,15 +272,25 @@ def _anchor_constants(
     target = pre if table and pre is not None else out
     low, high = _clamp(layer, out)
     acc_scale = np.float64(x.scale) * weights.scale.astype(np.float64)
-    integer_bias = numerics.quantize_bias(weights.bias, x.scale, weights.scale)
     out_scale = np.float64(1.0 if direct else target.scale)
+    multiplier = (acc_scale / out_scale).astype(np.float32)
+    zero = x.zero_point + offset
+    bias: Array
+    if weights.group_size is None:
+        bias = numerics.fold_zero_point(
+            numerics.quantize_bias(weights.bias, x.scale, weights.scale), weights.values, zero
+        )
+    else:
+        steps = weights.bias.astype(np.float64) / out_scale
+        bias = group_scales.start_values(steps, weights.values, multiplier, zero, weights.group_size)
+        multiplier = group_scales.in_lanes(multiplier)
     residual_scale = 0.0 if residual is None else np.float64(residual.scale) / out_scale
     lo_f = 0.0 if layer.activation.kind == "relu" else layer.activation.lo
     hi_f = layer.activation.hi
     arrays: tuple[Array, ...] = (
         weights.values,
-        numerics.fold_zero_point(integer_bias, weights.values, x.zero_point + offset),
-        (acc_scale / out_scale).astype(np.float32),
+        bias,
+        multiplier,
         _ints(
             x.zero_point, 0 if residual is None else residual.zero_point, target.zero_point, low, high, offset=offset
         ),

@@ -244,6 +244,11 @@ def requantize(
     the activation's clamp within it. residual has acc's shape.
     """
     v = rescale(acc, multiplier, residual, residual_zero_point, residual_multiplier)
+    return settle(v, zero_point, lo, hi, dtype)
+
+
+def settle(v: Floats, zero_point: int, lo: int, hi: int, dtype: npt.DTypeLike) -> Array:
+    """clamp(rint(v), lo - zp, hi - zp) + zp: the end of every requantization."""
     return (_round_clamp(v, lo - zero_point, hi - zero_point) + zero_point).astype(dtype)
 
 
@@ -255,7 +260,13 @@ def rescale(
     residual_multiplier: float = 0.0,
 ) -> Floats:
     """float32(acc) * multiplier [+ (residual - zp_r) * m_r, fused]: a layer's float output, before its clamp."""
-    v = acc.astype(np.float32) * np.asarray(multiplier, np.float32)
+    return add_residual(
+        acc.astype(np.float32) * np.asarray(multiplier, np.float32), residual, residual_zero_point, residual_multiplier
+    )
+
+
+def add_residual(v: Floats, residual: Array | None, residual_zero_point: int, residual_multiplier: float) -> Floats:
+    """v [+ (residual - zp_r) * m_r, fused]."""
     if residual is None:
         return v
     return fma32(centre(residual, residual_zero_point), np.float32(residual_multiplier), v)

@@ -22,6 +22,7 @@ from hwq.execute import quiet
 from hwq.graph import ANCHORS
 from hwq.progress import Callback
 from hwq.schedule import kernel_for
+from hwq.scheme import SCHEMES
 from hwq.target import Compute, Target
 from hwq.threads import use_threads
 from hwq.workload import Workload
@@ -156,7 +157,7 @@ def typical_workload(row: Compute) -> Workload:
         inputs = (shape, shape)
     elif op == "dense":
         inputs, output = ((128, 256),), (128, 256)
-    scheme = {"float32": "f32", "bfloat16": "bf16", "int4": "w4a8"}.get(row.weight, "w8a8")
+    scheme = next((name for name, scheme in SCHEMES.items() if scheme.weight_type == row.weight), "w8a8")
     return Workload(
         op=op,
         scheme=scheme,

@@ -10,12 +10,12 @@ Pure NumPy. The activation side of a layer (bias at scale s_x * s_w, multipliers
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from hwq import numerics
+from hwq import group_scales, numerics
 from hwq.graph import Graph, Layer
 from hwq.numerics import QParams
 from hwq.progress import Callback
@@ -26,12 +26,20 @@ from hwq.scheme import SCHEMES
 class IntegerWeights:
     """Integer weights of one layer: values int8 in the layout of ``Layer.weight``, scale float32 (O,).
 
+    group_size: with a scale for each so many neighbouring inputs, scale is (O, groups): see ``hwq.group_scales``.
     bias: float32 (O,), the layer's own with the correction for these weights' rounding.
     """
 
     values: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
+    group_size: int | None = None
+
+    def real(self) -> npt.NDArray[np.float32]:
+        """The weights that the integers stand for."""
+        if self.group_size is None:
+            return numerics.dequantize_weight(self.values, self.scale)
+        return group_scales.dequantize_weight(self.values, self.scale, self.group_size)
 
 
 Weights = Mapping[tuple[str, str], IntegerWeights]
@@ -40,7 +48,7 @@ Means = Mapping[str, Sequence[float]]
 
 
 def quantize_layer(layer: Layer, scheme: str, source: QParams, mean: Sequence[float] | None = None) -> IntegerWeights:
-    """Symmetric integer weights of ``layer``, one scale for each output channel, at the width of ``scheme``.
+    """Symmetric integer weights of ``layer``, a scale for each output channel (and group), at the width of ``scheme``.
 
     ``source`` are the parameters of the layer's input: no scale is so small that bias or products would leave int32.
     mean: the input's mean of each channel; without it the bias is not corrected.
@@ -48,14 +56,19 @@ def quantize_layer(layer: Layer, scheme: str, source: QParams, mean: Sequence[fl
     spec = SCHEMES[scheme].weight
     assert spec is not None
     assert layer.weight is not None
-    least = numerics.least_product_scale(layer.weight)
-    if layer.bias is not None:
-        least = np.maximum(least, numerics.least_weight_scale(layer.bias, source.scale))
-    values, scale = numerics.quantize_weight(layer.weight, spec.qtype.bits, least_scale=least)
-    bias = np.zeros(len(values)) if layer.bias is None else layer.bias.astype(np.float64)
-    if mean is not None:
-        bias = bias + mean_error(layer, layer.weight - numerics.dequantize_weight(values, scale), mean)
-    return IntegerWeights(values=values, scale=scale, bias=bias.astype(np.float32))
+    bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias.astype(np.float64)
+    if spec.group_size is not None:  # the sums of a group are small, and the bias is a float
+        values, scale = group_scales.quantize_weight(layer.weight, spec.qtype.bits, spec.group_size)
+    else:
+        least = numerics.least_product_scale(layer.weight)
+        if layer.bias is not None:
+            least = np.maximum(least, numerics.least_weight_scale(layer.bias, source.scale))
+        values, scale = numerics.quantize_weight(layer.weight, spec.qtype.bits, least_scale=least)
+    found = IntegerWeights(values=values, scale=scale, bias=bias.astype(np.float32), group_size=spec.group_size)
+    if mean is None:
+        return found
+    bias = bias + mean_error(layer, layer.weight - found.real(), mean)
+    return replace(found, bias=bias.astype(np.float32))
 
 
 def mean_error(layer: Layer, error: npt.NDArray[np.float32], mean: Sequence[float]) -> npt.NDArray[np.float64]:

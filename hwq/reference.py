@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hwq import numerics, operators
+from hwq import group_scales, numerics, operators
 from hwq.graph import ANCHORS, PASS_THROUGH
 from hwq.numerics import Array, QParams
 from hwq.scheme import SCHEMES
@@ -85,34 +85,34 @@ def _integer(workload: Workload, arguments: Sequence[Array]) -> Array:
 
 
 def _integer_anchor(workload: Workload, arguments: Sequence[Array]) -> Array:
-    """Convolution, depthwise convolution or product with its epilogue; the bias has the zero point folded in."""
+    """Convolution, depthwise convolution or product with its epilogue; the bias has the zero point folded in.
+
+    In schemes with a group size it is the float32 start of ``group_scales``, and the multiplier lies in lanes."""
     x, rest = arguments[0], list(arguments[1:])
     residual = rest.pop(0) if workload.residual else None
-    weight, folded, multiplier, ints, floats = rest[:5]
+    weight, bias, multiplier, ints, floats = rest[:5]
     zero_x, zero_r, zero_y, lo, hi = map(int, ints)
+    group = SCHEMES[workload.scheme].group_size
+    if group is not None:
+        scales = group_scales.out_of_lanes(multiplier, len(weight))
+        value = group_scales.product(x, weight.reshape(len(weight), -1), scales, bias, group)
+    else:
+        value = _sums(workload, x, weight, bias, zero_x).astype(np.float32) * multiplier
+    value = numerics.add_residual(value, residual, zero_r, float(floats[0]))
+    if workload.out_dtype == "float32":
+        return np.asarray(np.minimum(np.maximum(value, floats[1]), floats[2]))
+    q = numerics.settle(value, zero_y, lo, hi, x.dtype)
+    return q if workload.activation.clamps else numerics.lookup(q, rest[5])
+
+
+def _sums(workload: Workload, x: Array, weight: Array, folded: Array, zero_x: int) -> Array:
+    """The int32 sums of an anchor; ``folded`` is its bias with the zero point folded in."""
     bias = numerics.fold_zero_point(folded, weight, -zero_x)  # unfolded: exact modulo 2^32
     if workload.op == "dense":
-        acc = operators.dense(x, weight, zero_point=zero_x, bias=bias)
-    elif workload.op == "depthwise_conv2d":
-        acc = operators.depthwise_conv2d(x, weight, zero_point=zero_x, bias=bias, **_some(workload, _CONV))
-    else:
-        attrs = _some(workload, (*_CONV, "groups"))
-        acc = operators.conv2d(x, weight, zero_point=zero_x, bias=bias, **attrs)
-    if workload.out_dtype == "float32":
-        y = numerics.rescale(acc, multiplier, residual, zero_r, float(floats[0]))
-        return np.asarray(np.minimum(np.maximum(y, floats[1]), floats[2]))
-    q = numerics.requantize(
-        acc,
-        multiplier,
-        zero_y,
-        lo,
-        hi,
-        residual=residual,
-        residual_zero_point=zero_r,
-        residual_multiplier=float(floats[0]),
-        dtype=x.dtype,
-    )
-    return q if workload.activation.clamps else numerics.lookup(q, rest[5])
+        return operators.dense(x, weight, zero_point=zero_x, bias=bias)
+    if workload.op == "depthwise_conv2d":
+        return operators.depthwise_conv2d(x, weight, zero_point=zero_x, bias=bias, **_some(workload, _CONV))
+    return operators.conv2d(x, weight, zero_point=zero_x, bias=bias, **_some(workload, (*_CONV, "groups")))
 
 
 def _float(workload: Workload, arguments: Sequence[Array]) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hwq.errors import HwqError
 from hwq.schedules.generic import binary, boxes, float_func, gather, pool, quantize, softmax, transpose, unary
-from hwq.schedules.x86 import amx, conv2d, dense, depthwise, picture, table, winograd
+from hwq.schedules.x86 import amx, conv2d, dense, depthwise, grouped, picture, table, winograd
 from hwq.schedules.x86 import binary as x86_binary
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -15,6 +15,7 @@ from hwq.workload import Kernel, Workload
 FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     amx.apply,
     dense.apply,
+    grouped.apply,
     winograd.apply,
     conv2d.apply,
     depthwise.apply,

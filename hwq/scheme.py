@@ -65,8 +65,12 @@ class Scheme:
 
     @property
     def weight_type(self) -> str:
-        """What weights are, in the words of target files: "float32", "bfloat16", "int8" or "int4"."""
-        return self.floats if self.weight is None else f"int{self.weight.qtype.bits}"
+        """What weights are, in the words of target files: "float32", "bfloat16", "int8", "int4" or, in groups of 64
+        inputs with a scale each, "int4_g64"."""
+        if self.weight is None:
+            return self.floats
+        groups = "" if self.weight.group_size is None else f"_g{self.weight.group_size}"
+        return f"int{self.weight.qtype.bits}{groups}"
 
     @property
     def act_type(self) -> str:
@@ -76,7 +80,12 @@ class Scheme:
     @property
     def weight_bits(self) -> int:
         """Bits of one stored weight."""
-        return {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}[self.weight_type]
+        return {"float32": 32, "bfloat16": 16}[self.floats] if self.weight is None else self.weight.qtype.bits
+
+    @property
+    def group_size(self) -> int | None:
+        """Neighbouring inputs whose weights share a scale; None where all of a channel's do."""
+        return None if self.weight is None else self.weight.group_size
 
 
 _ACT8 = TensorScheme(qtype=QType(bits=8), symmetric=False)
@@ -88,6 +97,12 @@ SCHEMES: dict[str, Scheme] = {
         Scheme(name="bf16", weight=None, act=None, accum="float32", floats="bfloat16"),
         Scheme(name="w8a8", weight=TensorScheme(qtype=QType(bits=8), axis=0), act=_ACT8, accum="int32"),
         Scheme(name="w4a8", weight=TensorScheme(qtype=QType(bits=4), axis=0), act=_ACT8, accum="int32"),
+        Scheme(
+            name="w4a8_g64",
+            weight=TensorScheme(qtype=QType(bits=4), axis=0, group_size=64),
+            act=_ACT8,
+            accum="int32",
+        ),
     )
 }
 

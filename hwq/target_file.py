@@ -53,7 +53,7 @@ INSTRUCTIONS = (
     "cuda.vector",
 )
 KINDS = ("llvm", "cuda")
-WEIGHTS = ("none", "int8", "int4", "bfloat16", "float32")
+WEIGHTS = ("none", "int8", "int4", "int4_g64", "bfloat16", "float32")
 ACTS = ("int8", "bfloat16", "float32")
 
 # Keys of [target] with their types; a key with "?" may be left out.
@@ -143,7 +143,8 @@ def _compute_row(where: str, index: int, row: object, known_schedules: Sequence[
     weight = _string(where, f"{name}.weight", row["weight"], WEIGHTS)
     act = _string(where, f"{name}.act", row["act"], ACTS)
     if any((weight == name) != (act == name) for name in ("float32", "bfloat16")):
-        accepted = "float32 for float32 activations, bfloat16 for bfloat16; none, int8 or int4 for int8 activations"
+        integers = ", ".join(kind for kind in WEIGHTS if "float" not in kind)
+        accepted = f"float32 for float32 activations, bfloat16 for bfloat16; one of {integers} for int8 activations"
         raise _error(where, f"{name}.weight", weight, accepted)
     return {
         "ops": ops,

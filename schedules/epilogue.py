@@ -83,6 +83,7 @@ def make_epilogue(workload: Workload, stored: str, out_shape: Shape) -> Epilogue
     assert not (tabled and dtype == "float32"), workload
     channels = (out_shape[-1],)
     biased = integer or workload.has_bias
+    groups = common.scale_shape(workload)
     numbers = Numbers(
         zp_x=tirx.Var("zp_x", "int32"),
         zp_r=tirx.Var("zp_r", "int32"),
@@ -95,8 +96,8 @@ def make_epilogue(workload: Workload, stored: str, out_shape: Shape) -> Epilogue
         workload=workload,
         dtype=dtype,
         residual=te.placeholder(out_shape, stored, "residual") if workload.residual else None,
-        bias=te.placeholder(channels, "int32" if integer else "float32", "bias") if biased else None,
-        multiplier=te.placeholder(channels, "float32", "multiplier") if integer else None,
+        bias=te.placeholder(channels, "int32" if integer and not groups else "float32", "bias") if biased else None,
+        multiplier=te.placeholder(groups or channels, "float32", "multiplier") if integer else None,
         ints=common.scalars("ints", 5, "int32") if integer else None,
         floats=common.scalars("floats", 3, "float32") if integer else None,
         table=te.placeholder((256,), "uint8", "table") if tabled else None,
@@ -150,7 +151,9 @@ def scaled(tail: Epilogue, acc: Expr, at: Sequence[Expr], *, biased: bool) -> Ex
 def _scaled(tail: Epilogue, total: Expr, at: Sequence[Expr]) -> Expr:
     assert tail.numbers is not None
     assert tail.multiplier is not None
-    value = total.astype("float32") * tail.multiplier[at[-1]]
+    value = total.astype("float32")
+    if len(tail.multiplier.shape) == 1:  # with groups, the sum has their scales already
+        value = value * tail.multiplier[at[-1]]
     if tail.residual is None:
         return value
     return common.fma(common.centred(tail.residual(*at), tail.numbers.zp_r), tail.numbers.m_r, value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kernel_runs import Array, numbers, run
 
-from hwq import numerics
+from hwq import group_scales, numerics
 from hwq.graph import Activation, Shape
 from hwq.reference import evaluate
 from hwq.scheme import SCHEMES as KNOWN
@@ -100,12 +100,17 @@ def make_arguments(workload: Workload, target: Target, rng: np.random.Generator)
     terms = int(np.prod(shape[1:]))
     spread = 74.0 * float(np.std(np.arange(lo, hi))) * np.sqrt(terms)  # 74: the deviation of a uniform byte
     multiplier = (rng.uniform(0.5, 1.5, out_c) * 90.0 / spread).astype(np.float32)
+    if workload.scheme == "w4a8_g64":
+        scales = (rng.uniform(0.5, 1.5, (out_c, -(-terms // 64))) * 90.0 / spread).astype(np.float32)
+        start = group_scales.start_values(rng.uniform(-9, 9, out_c), weight, scales, zero_x, 64)
     bias = numerics.fold_zero_point(rng.integers(-999, 999, out_c).astype(np.int32), weight, zero_x)
     least = zero_y if workload.activation.kind == "relu" else offset - 100
     ints = np.array([zero_x, zero_r, zero_y, least, offset + 110], np.int32)
     scalars = np.array([0.37, -30.0, 35.0], np.float32)
     x = [numbers(rng, each, storage) for each in workload.input_shapes]
     table = [] if workload.activation.clamps else [rng.integers(0, 256, 256).astype(np.uint8)]
+    if workload.scheme == "w4a8_g64":
+        return [*x, weight, start, group_scales.in_lanes(scales), ints, scalars, *table]
     return [*x, weight, bias, multiplier, ints, scalars, *table]
 
 

@@ -76,6 +76,7 @@ def test_weight_bytes_by_hand() -> None:
     assert cost.weight_bytes(conv("w8a8", groups=4)) == weights // 4 + 8 * 32
     assert cost.weight_bytes(conv("w8a8", op="depthwise_conv2d", outputs=64, groups=64)) == 64 * 9 + 8 * 64
     assert cost.weight_bytes(dense("w4a8", 1, 3, 1)) == 2 + 8, "half a byte counts as one"
+    assert cost.weight_bytes(dense("w4a8_g64", 1, 130, 5)) == 130 * 5 // 2 + 5 * (4 + 4 * 3), "a scale a group"
     assert cost.weight_bytes(conv(op="add")) == 0
 
 

@@ -29,7 +29,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "values",
         ("numpy", "scipy"),
         (
-            *("errors", "scheme", "numerics", "operators", "observers", "assignment", "mixed_integer", "assign"),
+            *("errors", "scheme", "numerics", "group_scales", "operators", "observers"),
+            *("assignment", "mixed_integer", "assign"),
             *("cache", "cpu", "files", "switches", "units"),
         ),
     ),

@@ -147,6 +147,33 @@ def test_anchor_equals_int8_arithmetic(case: str, scheme: str, target: Target, r
     np.testing.assert_array_equal(logical(found, target), expected)
 
 
+@pytest.mark.parametrize("residual", ["", "r"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_groups_of_inputs_are_real_arithmetic(
+    direct: bool, residual: str, target: Target, rng: np.random.Generator
+) -> None:
+    """The layer's own value, of the inputs and weights that the integers stand for: to half a step where it is rounded,
+    and to what float32 loses: three fmas, a rounded start, two sums, of values below 2000 steps."""
+    layer = tiny.dense("x", "y", (130, 6))
+    assert layer.weight is not None
+    layer = replace(layer, weight=layer.weight * np.float32(0.1))
+    if residual:
+        layer = replace(layer, inputs=("x", "r"), input_shapes=(*layer.input_shapes, layer.output_shape), residual=True)
+    weights = weights_of(layer, "w4a8_g64")
+    assert weights.scale.shape == (6, 3)
+    inputs = [random_q(rng, shape) for shape in layer.input_shapes]
+    found = integer_step(layer, inputs, target, "w4a8_g64", direct=direct)
+    expected = numerics.dequantize(inputs[0], X).astype(np.float64) @ weights.real().T + weights.bias
+    if residual:
+        expected = expected + numerics.dequantize(inputs[1], R)
+    if direct:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2000 * Y.scale * 8 * 2.0**-24)
+    else:
+        steps = np.clip(expected / Y.scale + Y.zero_point, -128, 127)
+        assert np.abs(logical(found, target) - steps).max() <= 0.5 + 2000 * 8 * 2.0**-24
+        assert len(np.unique(logical(found, target))) > 3
+
+
 @pytest.mark.parametrize("case", [name for name, layer in ANCHOR_CASES.items() if layer.activation.clamps])
 def test_direct_float_output(case: str, target: Target, rng: np.random.Generator) -> None:
     """Nobody wants int8: the kernel writes float32, clamped by the activation's own bounds."""

@@ -48,6 +48,20 @@ def test_weights_are_within_half_a_step_and_in_range(name: str, scheme: str) -> 
         assert (np.abs(found.values.reshape(8, -1)).max(axis=1) == 127).all(), "the range is used in every channel"
 
 
+def test_groups_have_their_own_scales_and_one_bias(rng: np.random.Generator) -> None:
+    layer = tiny.dense("x", "y", (130, 8))
+    assert layer.weight is not None
+    assert layer.bias is not None
+    mean = rng.uniform(0.0, 3.0, 130)
+    plain, corrected = (quantize_layer(layer, "w4a8_g64", SOURCE, given) for given in (None, mean.tolist()))
+    assert (plain.scale.shape, plain.bias.shape, plain.group_size) == ((8, 3), (8,), 64)
+    exact = layer.weight.astype(np.float64) @ mean + layer.bias
+    for found, most in ((plain, np.inf), (corrected, 1e-5)):
+        assert np.abs(found.real().astype(np.float64) @ mean + found.bias - exact).max() < most
+    one = quantize_layer(layer, "w4a8", SOURCE)
+    assert np.square(plain.real() - layer.weight).sum() < np.square(one.real() - layer.weight).sum()
+
+
 def test_bias_of_a_channel_of_tiny_weights_stays_exact() -> None:
     """The scale grows so that bias / (s_x * s_w) fits an int32 accumulator."""
     plain = tiny.conv("x", "y", (4, 3))

@@ -22,7 +22,7 @@ def test_integer_range(qtype: QType, lowest: int, highest: int) -> None:
 
 
 def test_schemes_carry_their_own_names() -> None:
-    assert list(SCHEMES) == ["f32", "bf16", "w8a8", "w4a8"]
+    assert list(SCHEMES) == ["f32", "bf16", "w8a8", "w4a8", "w4a8_g64"]
     for name, scheme in SCHEMES.items():
         assert scheme.name == name
         assert scheme.domain == ("f32" if name in ("f32", "bf16") else "int8")
@@ -33,7 +33,9 @@ def test_schemes_carry_their_own_names() -> None:
         "bf16": ("bfloat16", "bfloat16", 16),
         "w8a8": ("int8", "int8", 8),
         "w4a8": ("int4", "int8", 4),
+        "w4a8_g64": ("int4_g64", "int8", 4),
     }
+    assert [scheme.group_size for scheme in SCHEMES.values()] == [None, None, None, None, 64]
     weight, act = SCHEMES["w4a8"].weight, SCHEMES["w4a8"].act
     assert weight is not None
     assert act is not None

@@ -14,6 +14,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from hwq import group_scales
 from hwq.graph import Shape
 from hwq.schedules.generic.float_math import ROUNDER_BITS, rounder_bits
 from hwq.scheme import SCHEMES
@@ -31,6 +32,15 @@ ITEM_BYTES = {"int8": 1, "uint8": 1, "float32": 4}
 def is_integer(workload: Workload) -> bool:
     """Whether the tensors that enter are quantized."""
     return SCHEMES[workload.scheme].domain == "int8"
+
+
+def scale_shape(workload: Workload) -> Shape | None:
+    """The shape of the scales of an anchor with a group size, as ``group_scales.in_lanes`` lays them; None without."""
+    group = SCHEMES[workload.scheme].group_size
+    if group is None:
+        return None
+    vectors = math.ceil(workload.output_shape[-1] / group_scales.LANES)
+    return (vectors, group_scales.group_count(workload.input_shapes[0][-1], group), group_scales.LANES)
 
 
 def element_type(workload: Workload, target: Target) -> str:

@@ -189,10 +189,13 @@ def compute_row(workload: Workload, target: Target) -> Compute | None:
     return next((row for row in rows if row.instruction in _FORMS), None)
 
 
-def form(workload: Workload, target: Target) -> Form | None:
-    """The form of ``workload`` on ``target``; None if no compute row of the target names one that this family has."""
+def form(workload: Workload, target: Target, *, grouped: bool = False) -> Form | None:
+    """The form of ``workload`` on ``target``; None if no compute row of the target names one that this family has.
+
+    grouped: of schemes with groups of inputs, else of the others: their sums are formed differently.
+    """
     row = compute_row(workload, target)
-    if row is None:
+    if row is None or grouped != (SCHEMES[workload.scheme].group_size is not None):
         return None
     r, widened, most_lanes, mnemonic = _FORMS[row.instruction]
     scheme = SCHEMES[workload.scheme]
@@ -204,7 +207,7 @@ def form(workload: Workload, target: Target) -> Form | None:
         mnemonic=mnemonic,
         stored=stored,
         act=widened or stored,
-        weight="uint16" if scheme.weight_type == "bfloat16" else scheme.weight_type,
+        weight="uint16" if scheme.weight_type == "bfloat16" else scheme.weight_type.removesuffix("_g64"),
         acc=scheme.accum,
         r=r,
         vectors=tuple(lanes for lanes in (16, 8, 4) if lanes <= min(most_lanes, target.lanes("int32"))),

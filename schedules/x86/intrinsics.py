@@ -19,6 +19,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 from hwq.schedules.x86 import bf16
+from hwq.schedules.x86.int4 import SCALE_BITS
 
 
 def _description(lanes: int, r: int, act: str, scope: str) -> Any:
@@ -104,4 +105,50 @@ def dot(instruction: str, lanes: int, *, in_registers: bool = False) -> str:
         assert instruction == "avx2.vpmaddwd", instruction
         description, implementation = _description(lanes, 2, "int16", scope), _vpmaddwd(lanes, scope)
     TensorIntrin.register(name, description, implementation, override=True)
+    return name
+
+
+def _scaled_sum(lanes: int, *, fused: bool) -> Any:
+    """float sums += float(whole numbers) * factors; fused: as one fused multiply-add, what the other one describes."""
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def description(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (lanes,), "int32", offset_factor=1, scope="local")
+        B = T.match_buffer(b, (lanes,), "float32", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "float32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:lanes], B[0:lanes])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                with T.sblock("update"):
+                    vi = T.axis.spatial(lanes, i)
+                    C[vi] = C[vi] + T.cast(T.shift_right(A[vi], SCALE_BITS), "float32") * B[vi]
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (lanes,), "int32", offset_factor=1, scope="local")
+        B = T.match_buffer(b, (lanes,), "float32", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "float32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:lanes], B[0:lanes])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
+                T.llvm_lookup_intrinsic_id("llvm.fma"),
+                T.Cast(
+                    f"float32x{lanes}",
+                    T.shift_right(A.vload([0], dtype=f"int32x{lanes}"), T.broadcast(SCALE_BITS, lanes)),
+                ),
+                B.vload([0], dtype=f"float32x{lanes}"),
+                C.vload([0], dtype=f"float32x{lanes}"),
+                dtype=f"float32x{lanes}",
+            )
+
+    return implementation if fused else description
+
+
+@functools.cache
+def scaled_sum(lanes: int) -> str:
+    """The name of: float sums += float(int4's scaled sums) * factors, in one rounding; ``lanes`` of each."""
+    name = f"hwq.scaled_sum.{lanes}"
+    TensorIntrin.register(name, _scaled_sum(lanes, fused=False), _scaled_sum(lanes, fused=True), override=True)
     return name

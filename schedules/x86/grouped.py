@@ -1,0 +1,244 @@
+"""Dense kernels on x86 for int4 weights with a scale for each group of inputs.
+
+    rows     x, filled up to whole groups and, row by row, whole tiles; absent if it can be read in place
+    weights  a step's vectors, unpacked in registers as in ``dense``
+    part     int32 sums of a tile over one group, in registers
+    total    the tile's float sums: fma of each group's part and scale, groups in their order
+    out      bias, residual, rounding, activation; ragged edges are cut here
+
+Takes dense, and conv2d that is one, of any number of rows, in schemes with a group size; ``hwq.group_scales`` has the
+numbers. The limit is bytes, as in ``dense``, with a float of scale for every group of 32 bytes; from a few rows on the
+multiplier, which waits while parts become floats: three instructions beside the sixteen multiplies of a group of 64.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from hwq import group_scales
+from hwq.schedules import epilogue as ep
+from hwq.schedules.generic import common
+from hwq.schedules.x86.dense import (
+    MOST_VECTORS,
+    UNPACK_CYCLES,
+    crowd,
+    schedule_tail,
+    set_apart,
+    tile_cycles,
+    worth_parallel,
+)
+from hwq.schedules.x86.ends import finished, kernel_function
+from hwq.schedules.x86.geometry import Form, form, geometry
+from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers
+from hwq.schedules.x86.intrinsics import dot, scaled_sum
+from hwq.schedules.x86.packing import pack_nibbles, pack_stream
+from hwq.scheme import SCHEMES
+from hwq.target import Target
+from hwq.workload import Kernel, Workload
+
+NAME = "x86/grouped:1"
+# Rows of a tile at most, and what a part takes to become a float and be added, beside its multiplies.
+MOST_ROWS, PART_CYCLES = 8, 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One kernel: what it computes, in which form and tile: ``rows`` x ``vectors`` of ``lanes`` channels.
+
+    group: inputs of a group. count: the rows there are.
+    """
+
+    workload: Workload
+    form: Form
+    group: int
+    count: int
+    inputs: int
+    channels: int
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def blocks(self) -> int:
+        return math.ceil(self.channels / (self.vectors * self.lanes))
+
+    @property
+    def tiles(self) -> int:
+        """Tiles below each other, the last perhaps beyond the real rows."""
+        return math.ceil(self.count / self.rows)
+
+    @property
+    def groups(self) -> int:
+        return group_scales.group_count(self.inputs, self.group)
+
+    @property
+    def pairs(self) -> int:
+        """Byte vectors, each of two vectors of weights, that a vector of sums takes in a group."""
+        return self.group // self.form.r // 2
+
+    @property
+    def crowded(self) -> bool:
+        return crowd(self.rows, self.groups * self.group * self.form.item_bytes)
+
+    @property
+    def copied(self) -> bool:
+        whole = self.groups * self.group == self.inputs and self.tiles * self.rows == self.count
+        return self.form.act != self.form.stored or not whole or self.crowded
+
+    @property
+    def staged(self) -> bool:
+        """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
+        return not self.workload.activation.clamps
+
+
+def make_plan(workload: Workload, found: Form, group: int) -> Plan:
+    """The plan with the tile of fewest cycles that has registers: for its parts, their totals, and what unpacks."""
+    shape = geometry(workload)
+    lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
+    vectors = math.ceil(shape.out_c / lanes)
+    tiles = [
+        (rows, wide)
+        for rows in range(1, min(MOST_ROWS, shape.in_w) + 1)
+        for wide in range(1, min(MOST_VECTORS, vectors) + 1)
+        if (2 if found.r == 4 else 3) * rows * wide + unpacking_registers(found, wide) <= found.registers
+    ]
+
+    def cycles(tile: tuple[int, int]) -> float:
+        rows, wide = tile
+        step = tile_cycles(rows, wide) + UNPACK_CYCLES * wide + PART_CYCLES * rows * wide * found.r / group
+        return math.ceil(shape.in_w / rows) * math.ceil(vectors / wide) * step
+
+    rows, wide = min(tiles, key=cycles)
+    return Plan(
+        workload=workload,
+        form=found,
+        group=group,
+        count=shape.in_w,
+        inputs=shape.in_c,
+        channels=shape.out_c,
+        rows=rows,
+        vectors=wide,
+        lanes=lanes,
+    )
+
+
+def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
+    """The kernel of a dense workload with a group size, or None. seed: sample the decisions, not the default ones."""
+    if workload.op not in ("conv2d", "dense"):
+        return None
+    group = SCHEMES[workload.scheme].group_size
+    if group is None:
+        return common.decline(workload, "its weights have no groups")
+    shape = geometry(workload)
+    if not shape.is_product:
+        return common.decline(workload, "groups of inputs are for products of rows with a matrix")
+    found = form(workload, target, grouped=True)
+    if found is None:
+        return common.decline(workload, f"no x86 form for it on {target.name}")
+    plan = make_plan(workload, found, group)
+    arguments, tail = computation(plan)
+    sch = common.schedule_of(arguments, seed)
+    schedule(sch, plan, target, sample=seed is not None)
+    func = kernel_function(sch.mod["main"], workload, tail)
+    return replace(common.finish(workload, func, NAME, found.mnemonic), pack=functools.partial(pack, plan))
+
+
+def pack(plan: Plan, weight: Any) -> Any:
+    """The integers of ``Layer.weight`` as the kernel of ``plan`` reads them: one stream, its groups whole."""
+    inputs = plan.groups * plan.group
+    return pack_nibbles(pack_stream(weight, vectors=plan.vectors, lanes=plan.lanes, r=plan.form.r, inputs=inputs))
+
+
+def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
+    """The arguments of the kernel and its epilogue; blocks "rows", "weights", "part", "total", ["staged"] and "out"."""
+    found, vectors, lanes, r = plan.form, plan.vectors, plan.lanes, plan.form.r
+    x = te.placeholder((plan.count, plan.inputs), found.stored, "x")
+    out_shape = (plan.count, plan.channels)
+    tail = ep.make_epilogue(plan.workload, found.stored, out_shape)
+    rows = x
+    if plan.copied:
+        zero = tirx.const(0, found.act)
+
+        def copy(m: Any, j: Any) -> Any:
+            there = tirx.all(m < plan.count, j < plan.inputs)
+            return tirx.if_then_else(there, x[m, j].astype(found.act), zero)
+
+        rows = te.compute((plan.tiles * plan.rows, plan.groups * plan.group), copy, name="rows")
+    pairs = plan.pairs
+    weight = te.placeholder((plan.blocks, plan.groups * pairs, vectors, lanes, r), "uint8", "weight")
+    bytes_ = te.compute(
+        (plan.blocks, plan.groups, pairs, 2, vectors, lanes, r),
+        lambda b, g, k, odd, v, lane, i: scaled_nibble(weight[b, g * pairs + k, v, lane, i], odd),
+        name="weights",
+    )
+    k, i = te.reduce_axis((0, 2 * pairs), "k"), te.reduce_axis((0, r), "i")
+
+    def product(m: Any, b: Any, v: Any, g: Any, lane: Any) -> Any:
+        value = rows[m, (g * 2 * pairs + k) * r + i].astype("int32")
+        return te.sum(value * bytes_[b, g, k // 2, k % 2, v, lane, i].astype("int32"), axis=[k, i])
+
+    whole = (plan.tiles * plan.rows, plan.blocks, vectors, lanes)
+    multiplier = tail.multiplier
+    assert multiplier is not None
+    part = te.compute((*whole[:-1], plan.groups, lanes), product, name="part")
+    g = te.reduce_axis((0, plan.groups), "g")
+    wide = group_scales.LANES
+    last = math.ceil(plan.channels / wide) - 1
+
+    def scaled(m: Any, b: Any, v: Any, lane: Any) -> Any:
+        vector = b * vectors + v  # beyond the channels any scale will do
+        at = tirx.min(vector * lanes // wide, last), g, vector * lanes % wide + lane
+        exact = part[m, b, v, g, lane] >> SCALE_BITS
+        return te.sum(exact.astype("float32") * multiplier[at], axis=g)
+
+    total = te.compute(whole, scaled, name="total")
+
+    def sums(m: Any, c: Any) -> Any:
+        return total[m, c // (vectors * lanes), c // lanes % vectors, c % lanes]
+
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
+
+
+def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
+    """Schedules ``computation(plan)``. The rows of a tile are a sampling instruction, by default unless ``sample``."""
+    found = plan.form
+    total, part, weights = (sch.get_sblock(name) for name in ("total", "part", "weights"))
+    m, b, v, lane, g = sch.get_loops(total)
+    decision = None if sample else [plan.tiles, plan.rows]
+    m_out, m_in = sch.split(m, sch.sample_perfect_tile(m, 2, max_innermost_factor=plan.rows, decision=decision))
+    sch.reorder(b, m_out, g, m_in, v, lane)
+    if plan.blocks > 1 and worth_parallel(plan.workload, target):
+        sch.parallel(b)
+    for block in (total, part, weights):
+        sch.set_scope(block, 0, "local")
+    schedule_tail(sch, m_out, plan.lanes, plan.channels, staged=plan.staged)
+    sch.compute_at(part, g, preserve_unit_loops=True)
+    *_, p_m, _, p_v, _, p_lane, k, i = sch.get_loops(part)
+    k_out, step = sch.split(k, [None, 2])
+    sch.reorder(k_out, step, p_m, p_v, p_lane, i)
+    sch.compute_at(weights, k_out, preserve_unit_loops=True)
+    *_, odd, w_v, w_lane, w_i = sch.get_loops(weights)
+    sch.vectorize(sch.fuse(w_lane, w_i))
+    for loop in (odd, w_v, step, p_m, p_v, m_in, v):
+        sch.unroll(loop)
+    if not found.intrinsic:
+        sch.vectorize(p_lane)
+    for block, loop, outer in ((part, k_out, 3), (total, g, 2)):
+        *init_loops, init_lane = sch.get_loops(sch.decompose_reduction(block, loop))
+        sch.vectorize(init_lane)
+        for init_loop in init_loops[outer:]:
+            sch.unroll(init_loop)
+    if found.intrinsic:
+        sch.tensorize(p_lane, dot(found.instruction, plan.lanes, in_registers=True))
+    sch.tensorize(lane, scaled_sum(plan.lanes))
+    if plan.copied:
+        rows = sch.get_sblock("rows")
+        sch.annotate(sch.get_loops(rows)[-1], "pragma_loop_partition_hint", 1)
+        if plan.crowded:
+            set_apart(sch, rows, found)
