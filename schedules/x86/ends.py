@@ -15,7 +15,7 @@ from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
 from hwq.schedules.x86 import bf16, table
 from hwq.schedules.x86.geometry import Form, Geometry
-from hwq.schedules.x86.narrow import narrow, narrowed
+from hwq.schedules.x86.narrow import narrow, narrowed, sharing
 from hwq.schedules.x86.views import with_shapes
 from hwq.workload import Workload
 
@@ -136,7 +136,7 @@ def schedule_tail(
     width = lanes if whole else next((n for n in (16, 8, 4) if n <= lanes and channels % n == 0), 1)
     first = sch.get_sblock("staged") if staged else out
     if packed:
-        _schedule_packed(sch, at, first, lanes)
+        _schedule_packed(sch, at, first, shape, lanes)
         first = sch.get_sblock("scaled")
     elif whole or shape.groups == 1 or shape.group_out == 1:
         sch.reverse_compute_at(first, at, preserve_unit_loops=True)
@@ -151,15 +151,25 @@ def schedule_tail(
         sch.vectorize(sch.split(sch.get_loops(out)[-1], [None, table.LANES[shuffle]])[1])
 
 
-def _schedule_packed(sch: Schedule, at: Any, narrowing: Any, lanes: int) -> None:
-    """A tile's pixels one by one, written out so that all sums are in registers: "scaled", then the block ``narrowing``
-    by the intrinsic.
+def _schedule_packed(sch: Schedule, at: Any, narrowing: Any, shape: Geometry, lanes: int) -> None:
+    """A tile's pixels, written out so that all sums are in registers: "scaled", then the block ``narrowing`` by the
+    intrinsic; one by one, or some at a time where a pixel's channels do not fill a store and the next pixel's follow.
     """
     scaled = sch.get_sblock("scaled")
     sch.reverse_compute_at(scaled, at, preserve_unit_loops=True)
     sch.reverse_compute_at(narrowing, at, preserve_unit_loops=True)
     *_, row, pixel, channel = sch.get_loops(narrowing)
     extent = int(sch.get(channel).extent)
+    pixels = int(sch.get(pixel).extent)
+    together = sharing(pixels, extent // lanes) if extent == shape.out_c and shape.out_w % pixels == 0 else 1
+    if together > 1:
+        pixel, inner = sch.split(pixel, [None, together])
+        sch.compute_at(scaled, pixel, preserve_unit_loops=True)
+        sch.set_scope(scaled, 0, "local")
+        for loop in (row, pixel, sch.get_loops(scaled)[-2]):
+            sch.unroll(loop)
+        sch.tensorize(inner, narrow(lanes, extent // lanes, together))
+        return
     vectors = next(n for n in (8, 6, 4, 3, 2, 1) if extent % (n * lanes) == 0)
     group, _ = sch.split(channel, [None, vectors * lanes])
     sch.compute_at(scaled, pixel, preserve_unit_loops=True)

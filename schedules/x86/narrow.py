@@ -50,11 +50,19 @@ class _Register:
 
 
 @functools.cache
-def narrow(lanes: int, vectors: int) -> str:
-    """The name of the intrinsic: float32 (vectors * lanes,), int32 (2,) = (zero point, least) to uint8."""
-    name = f"hwq.narrow.{lanes}.{vectors}"
-    TensorIntrin.register(name, _function(lanes, vectors, meaning=True), _function(lanes, vectors, meaning=False), True)
+def narrow(lanes: int, vectors: int, pixels: int = 1) -> str:
+    """The name of the intrinsic: float32 (vectors * lanes,), int32 (3,) = (zero point, least, most) to uint8. With
+    several pixels (pixels, vectors * lanes): they are neighbours in memory, and share stores.
+    """
+    name = f"hwq.narrow.{lanes}.{vectors}.{pixels}"
+    meaning, code = (_function(lanes, vectors, pixels, meaning=meaning) for meaning in (True, False))
+    TensorIntrin.register(name, meaning, code, override=True)
     return name
+
+
+def sharing(pixels: int, vectors: int) -> int:
+    """How many of a tile's neighbouring pixels, each of ``vectors``, should share stores."""
+    return next(n for n in (4, 3, 2, 1) if pixels % n == 0 and (n * vectors <= 4 or n == 1))
 
 
 def narrowed(value: Any, zero_point: Any, least: Any, most: Any) -> Any:
@@ -62,28 +70,36 @@ def narrowed(value: Any, zero_point: Any, least: Any, most: Any) -> Any:
     return tirx.max(tirx.min(tirx.nearbyint(value).astype("int32") + zero_point, most), least).astype("uint8")
 
 
-def _function(lanes: int, vectors: int, *, meaning: bool) -> Any:
-    count = lanes * vectors
+def _function(lanes: int, vectors: int, pixels: int, *, meaning: bool) -> Any:
+    channels = lanes * vectors
+    shape = (pixels, channels) if pixels > 1 else (channels,)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         handles = [T.arg(name, T.handle()) for name in ("scaled", "ints", "out")]
-        scaled = T.match_buffer(handles[0], (count,), "float32", offset_factor=1, scope="local")
+        scaled = T.match_buffer(handles[0], shape, "float32", offset_factor=1, scope="local")
         ints = T.match_buffer(handles[1], (3,), "int32", offset_factor=1)
-        out = T.match_buffer(handles[2], (count,), "uint8", offset_factor=1)
+        out = T.match_buffer(handles[2], shape, "uint8", offset_factor=1)
+        whole = tuple(slice(0, size) for size in shape)
         with T.sblock("root"):
-            T.reads(scaled[0:count], ints[0:3])
-            T.writes(out[0:count])
+            T.reads(scaled[whole], ints[0:3])
+            T.writes(out[whole])
             if meaning:
-                with T.serial(0, count) as channel, T.sblock("narrow"):
-                    c = T.axis.spatial(count, channel)
-                    T.reads(scaled[c], ints[0:3])
-                    T.writes(out[c])
-                    T.buffer_store(out, narrowed(scaled[c], ints[0], ints[1], ints[2]), [c])
+                with T.grid(*shape) as loops, T.sblock("narrow"):
+                    loops = loops if pixels > 1 else [loops]
+                    at = tuple(T.axis.spatial(size, loop) for size, loop in zip(shape, loops, strict=True))
+                    T.reads(scaled[at], ints[0:3])
+                    T.writes(out[at])
+                    T.buffer_store(out, narrowed(scaled[at], ints[0], ints[1], ints[2]), list(at))
             else:
-                for first, some in pieces(vectors):
-                    at = first * lanes
-                    floats = [scaled.vload([at + lanes * i], dtype=f"float32x{lanes}") for i in range(some)]
-                    T.buffer_store(out, in_order(floats, lanes, ints), [tirx.Ramp(at, 1, some * lanes)])
+
+                def place(vector: int) -> list[int]:
+                    within = vector % vectors * lanes
+                    return [vector // vectors, within] if pixels > 1 else [within]
+
+                for first, some in pieces(pixels * vectors):
+                    floats = [scaled.vload(place(first + i), dtype=f"float32x{lanes}") for i in range(some)]
+                    *pixel, channel = place(first)
+                    T.buffer_store(out, in_order(floats, lanes, ints), [*pixel, tirx.Ramp(channel, 1, some * lanes)])
     return builder.get()
 
 

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from hwq.schedules.x86.geometry import Form, Geometry
-from hwq.schedules.x86.narrow import pieces
+from hwq.schedules.x86.narrow import pieces, sharing
 
 # Cycles from one multiply-add to the next on the same sum (4 on Intel since Skylake and on AMD's Zen 2 to 5).
 CHAIN_CYCLES = 4.0
@@ -99,7 +99,10 @@ def cycles(geometry: Geometry, form: Form, core: Core, tile: Tile) -> float:
     ragged = geometry.group_out % (tile.lanes * tile.vectors) != 0
     if dotted and not ragged:
         step += NARROW_SHADOW * loads
-        epilogue = spots * sum(NARROW_CYCLES[size] for _, size in pieces(tile.vectors)) + NARROW_TILE_CYCLES
+        alone = tile.vectors * tile.lanes == geometry.out_c and geometry.out_w % tile.pixels == 0
+        together = sharing(tile.pixels, tile.vectors) if alone else 1
+        stores = sum(NARROW_CYCLES[size] for _, size in pieces(together * tile.vectors))
+        epilogue = spots / together * stores + NARROW_TILE_CYCLES
         epilogue += max(0, sums - NARROW_OVERLAPPED) * NARROW_EXPOSED_CYCLES
         epilogue *= (1 + share) / 2
     else:
