@@ -40,7 +40,7 @@ from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/conv2d:5"
+NAME = "x86/conv2d:6"
 # Work below this is not split over threads: starting them would cost a tenth of it.
 PARALLEL_LEAST_S = 30e-6
 # Pixels behind whose products the unpacking of a vector of weights does not show.

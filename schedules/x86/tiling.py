@@ -36,6 +36,8 @@ UNROLLED_MULTIPLIES, SPILLED_CYCLES = 128, 5.0
 NARROW_CYCLES = {1: 5.0, 2: 6.0, 4: 9.0}
 NARROW_OVERLAPPED, NARROW_EXPOSED_CYCLES = 8, 1.4
 NARROW_TILE_CYCLES, NARROW_SHADOW = 1.0, 0.02
+# Unpacking a vector of int4, in registers; a buffer between costs as much as this many tiles that each unpack.
+UNPACK_CYCLES, SHARING_TILES = 0.75, 4
 # The L1 of every x86 so far indexes its sets by 12 bits of the address, and has 8 ways or more.
 SET_BYTES, WAYS, CROWDED = 4096, 8, 8.0
 # Bytes that the copy of the input moves in a cycle, where one is needed only because tiles reach over the edge.
@@ -70,7 +72,7 @@ def fits(form: Form, tile: Tile) -> bool:
     takes it from memory (the activations of vpdpbusd it does not), and products, where a second instruction adds them.
     """
     sums = tile.rows * tile.pixels * tile.vectors
-    if form.registers == 32 and (form.weight == "int4" or form.acc == "float32"):
+    if form.registers == 32 and form.acc == "float32":
         spare = 0
     else:
         spare = 1 if form.r == 4 or form.acc == "float32" else 3
@@ -85,7 +87,7 @@ def cycles(geometry: Geometry, form: Form, core: Core, tile: Tile) -> float:
     multiplies = spots * tile.vectors * share / core.multiplies
     loads = (spots * crowding(geometry, form, tile.pixels) + tile.vectors) * share / LOADS_PER_CYCLE
     sums = spots * tile.vectors
-    dotted = form.r == 4 and form.weight == "int8"
+    dotted = form.r == 4
     if dotted:
         # A short reduction is unrolled, and its weights then stay in registers while pixels pass.
         held = steps * tile.vectors + sums < form.registers
@@ -110,8 +112,10 @@ def cycles(geometry: Geometry, form: Form, core: Core, tile: Tile) -> float:
         epilogue = sums * share * (RAGGED_CYCLES if ragged else VECTOR_CYCLES) + TILE_CYCLES
         unrolled = steps * sums <= UNROLLED_MULTIPLIES
         epilogue += max(0, sums - OVERLAPPED) * share * (SPILLED_CYCLES if unrolled else EXPOSED_CYCLES)
-    blocks = geometry.groups * math.ceil(math.ceil(geometry.group_out / tile.lanes) / tile.vectors)
     across = math.ceil(geometry.out_h / tile.rows) * math.ceil(geometry.out_w / tile.pixels)
+    if dotted and form.weight == "int4":
+        step += UNPACK_CYCLES * tile.vectors * share * min(1.0, SHARING_TILES / across)
+    blocks = geometry.groups * math.ceil(math.ceil(geometry.group_out / tile.lanes) / tile.vectors)
     total = geometry.batch * across * blocks * (steps * step + epilogue)
     if not geometry.padded and (geometry.out_w % tile.pixels or geometry.out_h % tile.rows):
         total += geometry.batch * geometry.in_h * geometry.in_w * geometry.in_c * form.item_bytes / COPY_BYTES
