@@ -42,7 +42,7 @@ from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/grouped:1"
+NAME = "x86/grouped:2"
 # Rows of a tile at most, and what a part takes to become a float and be added, beside its multiplies.
 MOST_ROWS, PART_CYCLES = 8, 2.0
 
@@ -98,7 +98,9 @@ class Plan:
 
 
 def make_plan(workload: Workload, found: Form, group: int) -> Plan:
-    """The plan with the tile of fewest cycles that has registers: for its parts, their totals, and what unpacks."""
+    """The plan with the tile of fewest cycles that has registers: for its parts, and for what unpacks. The totals, which
+    are touched but once a group, may lie in the L1.
+    """
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
     vectors = math.ceil(shape.out_c / lanes)
@@ -106,12 +108,12 @@ def make_plan(workload: Workload, found: Form, group: int) -> Plan:
         (rows, wide)
         for rows in range(1, min(MOST_ROWS, shape.in_w) + 1)
         for wide in range(1, min(MOST_VECTORS, vectors) + 1)
-        if (2 if found.r == 4 else 3) * rows * wide + unpacking_registers(found, wide) <= found.registers
+        if (1 if found.r == 4 else 3) * rows * wide + unpacking_registers(found, wide) <= found.registers
     ]
 
     def cycles(tile: tuple[int, int]) -> float:
         rows, wide = tile
-        step = tile_cycles(rows, wide) + UNPACK_CYCLES * wide + PART_CYCLES * rows * wide * found.r / group
+        step = tile_cycles(rows, wide) + UNPACK_CYCLES * (rows + wide) + PART_CYCLES * rows * wide * found.r / group
         return math.ceil(shape.in_w / rows) * math.ceil(vectors / wide) * step
 
     rows, wide = min(tiles, key=cycles)

@@ -154,9 +154,10 @@ def test_sums_and_unpacked_weights_stay_in_registers(
 ) -> None:
     """The loop multiplies as its instruction does, and stores nothing; int4 takes no instruction more to unpack than
     a mask for each vector of weights and a shift for every other, with a sign where there is no ternary logic."""
-    target = Target.load(name)
-    kernel = apply(anchor("dense", scheme, (rows, 256), 256), target)
+    workload, target = anchor("dense", scheme, (rows, 256), 256), Target.load(name)
+    kernel, found = apply(workload, target), form(workload, target)
     assert kernel is not None
+    assert found is not None
     assert kernel.instruction == mnemonic
     inner = loop_bodies(assembly(kernel, target), mnemonic)[0]
     multiplies = [line for line in inner if mnemonic in line]
@@ -165,7 +166,7 @@ def test_sums_and_unpacked_weights_stay_in_registers(
     assert [line for line in inner if "gather" in line or re.search(rf"{register}\d+, -?\w*\(", line)] == []
     if (name, scheme) == ("x86-avx512-vnni", "w4a8"):
         masks, shifts = ([line for line in inner if word in line] for word in ("vpternlog", "vpsllw"))
-        assert len(masks) == 2 * len(shifts) == len(multiplies) // rows
+        assert len(masks) == 2 * len(shifts) == len(multiplies) // make_plan(workload, found).rows
         assert [line for line in inner if "vpsub" in line or "vpand" in line] == []
 
 
