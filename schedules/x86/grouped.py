@@ -98,8 +98,8 @@ class Plan:
 
 
 def make_plan(workload: Workload, found: Form, group: int) -> Plan:
-    """The plan with the tile of fewest cycles that has registers: for its parts, and for what unpacks. The totals, which
-    are touched but once a group, may lie in the L1.
+    """The plan with the tile of fewest cycles that has registers: for its parts, and for what unpacks. The totals,
+    which are touched but once a group, may lie in the L1.
     """
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
