@@ -211,7 +211,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
     ),
     "unknown scheme": (
         "scheme-unknown",
-        ("'w2a2'", "accepted: f32, bf16, w8a8, w4a8"),
+        ("'w2a2'", "accepted: f32, bf16, w8a8, w4a8, w4a8_g64"),
         lambda at: compile_demo(schemes=["w8a8", "w2a2"]),
         f"compile {DEMO} --schemes w8a8,w2a2 {GIVEN}",
     ),
@@ -295,7 +295,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
     ),
     "plan of an unknown scheme": (
         "scheme-unknown",
-        ("layer 'stem'", "w2a2", "accepted: f32, bf16, w8a8, w4a8"),
+        ("layer 'stem'", "w2a2", "accepted: f32, bf16, w8a8, w4a8, w4a8_g64"),
         lambda at: face.Plan.load(at / "plan-scheme.json"),
         f"compile {DEMO} --plan {{}}/plan-scheme.json -o {{}}/out.hwq",
     ),
