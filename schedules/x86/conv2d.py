@@ -40,7 +40,7 @@ from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/conv2d:6"
+NAME = "x86/conv2d:7"
 # Work below this is not split over threads: starting them would cost a tenth of it.
 PARALLEL_LEAST_S = 30e-6
 # Pixels behind whose products the unpacking of a vector of weights does not show.
@@ -263,14 +263,19 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         spots, inner, extent = sch.fuse(n, h_out), [w_out], shape.batch * plan.out_h // tile.rows
     else:
         spots, inner, extent = w_out, [], plan.out_w // tile.pixels
-    chunk, spot = split(spots, extent // default_chunks(plan, target, extent), extent, extent)
+    chunks = default_chunks(plan, target, extent)
+    chunk, spot = split(spots, extent // chunks, extent, extent)
     sch.reorder(chunk, b_out, spot, *inner, kh, kw, k, h_in, w_in, b_in, lane, i)
-    outer = sch.fuse(chunk, b_out)
+    parallel = worth_parallel(plan, target)
+    # Where chunks share out evenly each copies its own rows, halo included: one parallel loop instead of two.
+    own_rows = plan.copied and not found.bf16 and (not parallel or chunks % plan.workload.parallel == 0)
+    outer = b_out if own_rows else sch.fuse(chunk, b_out)
     if found.bf16:
         bf16.import_functions(sch, outer)
-    parallel = worth_parallel(plan, target)
+    if own_rows:
+        sch.compute_at(sch.get_sblock("rows"), chunk, preserve_unit_loops=True)
     if parallel:
-        sch.parallel(outer)
+        sch.parallel(chunk if own_rows else outer)
     if found.weight == "int4":
         if plan.unpacked_in_registers:
             k, k_in = sch.split(k, [None, 2])
@@ -301,13 +306,13 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     if found.intrinsic:
         sch.tensorize(lane, dot(found.instruction, tile.lanes, in_registers=plan.unpacked_in_registers))
     if plan.copied:
-        schedule_rows(sch, parallel)
+        schedule_rows(sch, parallel and not own_rows)
 
 
 def default_chunks(plan: Plan, target: Target, extent: int) -> int:
     """How many chunks ``extent`` positions make. One where the weights fill more than half of the L2: each block of
     them is then read but once; else so many that a chunk's input and output fit in half of it, while blocks of channels
-    pass over them. With threads, more if the chunks' blocks do not share out evenly.
+    pass over them. With threads, more if the chunks' blocks do not share out evenly, or chunks that copy their input.
     """
     shape = plan.geometry
     pixels = shape.batch * shape.out_h * shape.out_w * (4 if plan.workload.out_dtype == "float32" else 1)
@@ -322,7 +327,8 @@ def default_chunks(plan: Plan, target: Target, extent: int) -> int:
         for count in divisors(extent, extent)
         if count >= least and (count * blocks % threads == 0 or count * blocks >= 4 * threads)
     ]
-    return good[0] if good else extent
+    even = [count for count in good if plan.copied and count % threads == 0]
+    return next(iter(even or good), extent)
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:
