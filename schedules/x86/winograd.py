@@ -62,7 +62,7 @@ from hwq.schedules.x86.winograd_tiling import (
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/winograd:1"
+NAME = "x86/winograd:2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None, always
         return common.decline(workload, f"{expected:.0f} cycles expected, of the direct kernel {direct:.0f}")
     arguments, tail = computation(plan)
     sch = common.schedule_of(arguments, seed)
-    schedule(sch, plan, parallel=parallel, sample=seed is not None)
+    schedule(sch, plan, parallel=parallel and shape.batch * plan.sizes.bands > 1, sample=seed is not None)
     func = kernel_function(sch.mod["main"], workload, tail)
     kernel = common.finish(workload, func, NAME, INSTRUCTIONS[found.instruction])
     layout = plan.layout

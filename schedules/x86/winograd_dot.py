@@ -1,7 +1,7 @@
 """Tensor intrinsics of the Winograd kernels: one vector of output channels, one broadcast pair of 16-bit inputs.
 
 Each adds to ``lanes`` int32 sums, modulo 2^32, the products of two neighbouring int16 values, the same for all lanes,
-with int16 weights (lanes, 2). ``vpdpwssd`` (AVX512-VNNI) does it in one instruction, ``vpmaddwd`` (AVX2) and an
+with int16 weights (lanes, 2). ``vpdpwssd`` (AVX512-VNNI, AVX-VNNI) does it in one instruction, ``vpmaddwd`` (AVX2) and an
 addition in two. No product of pairs saturates: that takes four factors of -32768.
 """
 
@@ -14,7 +14,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 # Instruction of a target's compute row for 8-bit products -> the one for 16-bit products in an assembly.
-INSTRUCTIONS = {"avx512.vpdpbusd": "vpdpwssd", "avx2.vpmaddwd": "vpmaddwd"}
+INSTRUCTIONS = {"avx512.vpdpbusd": "vpdpwssd", "avx.vpdpbusd": "vpdpwssd", "avx2.vpmaddwd": "vpmaddwd"}
 
 
 def _description(lanes: int) -> Any:
