@@ -55,6 +55,7 @@ from hwq.schedules.x86.winograd_tiling import (
     Sizes,
     best_blocking,
     cycles,
+    shares,
     sizes,
     suits,
     weights_bytes,
@@ -102,6 +103,12 @@ class Plan:
     def staged(self) -> bool:
         """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
         return not (self.ragged or self.workload.activation.clamps)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the epilogue ends in ``narrow``: where the four pixels of a tile's row share a store."""
+        shared = shares(self.geometry, self.blocking.vectors * self.sizes.lanes, self.sizes.lanes)
+        return shared and self.form.stored == "uint8" and self.workload.out_dtype == "int8"
 
 
 def make_plan(workload: Workload, found: Form, core: Core, threads: int) -> Plan:
@@ -159,7 +166,7 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
         return y[n, h, w, c // size.lanes, c % size.lanes]
 
-    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
+    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged, packed=plan.packed)), tail
 
 
 def held(dtype: str) -> Callable[[Any], Any]:
@@ -265,8 +272,16 @@ def schedule(sch: Schedule, plan: Plan, *, parallel: bool, sample: bool = False)
     sch.compute_at(v, outer, preserve_unit_loops=True)
     _schedule_centres(sch, plan, centres)
     _schedule_inputs(sch, plan, v, columns)
-    schedule_tail(sch, a, plan.geometry, lanes=plan.sizes.lanes, whole=not plan.ragged, staged=plan.staged)
-    if not plan.ragged:
+    schedule_tail(
+        sch,
+        a,
+        plan.geometry,
+        lanes=plan.sizes.lanes,
+        whole=not plan.ragged,
+        staged=plan.staged,
+        packed=plan.packed,
+    )
+    if not plan.ragged and not plan.packed:
         for name in ("staged", "out") if plan.staged else ("out",):
             for loop in sch.get_loops(sch.get_sblock(name))[6:-1]:
                 sch.unroll(loop)

@@ -1,8 +1,8 @@
 """Tensor intrinsics of the Winograd kernels: one vector of output channels, one broadcast pair of 16-bit inputs.
 
 Each adds to ``lanes`` int32 sums, modulo 2^32, the products of two neighbouring int16 values, the same for all lanes,
-with int16 weights (lanes, 2). ``vpdpwssd`` (AVX512-VNNI, AVX-VNNI) does it in one instruction, ``vpmaddwd`` (AVX2) and an
-addition in two. No product of pairs saturates: that takes four factors of -32768.
+with int16 weights (lanes, 2). ``vpdpwssd`` (AVX512-VNNI, AVX-VNNI) does it in one instruction, ``vpmaddwd`` (AVX2) and
+an addition in two. No product of pairs saturates: that takes four factors of -32768.
 """
 
 from __future__ import annotations

@@ -13,9 +13,12 @@ from hwq.schedules.x86.geometry import Form, Geometry
 from hwq.schedules.x86.tiling import CHAIN_CYCLES, COPY_BYTES, LOADS_PER_CYCLE, STEP_CYCLES, Core, divisors
 from hwq.schedules.x86.winograd_maths import KERNEL, STEPS, TILE, WINDOW
 
-# The transforms of one tile and vector: of the input, of the sums of a chunk; and the epilogue of its 16 pixels, more
-# where its vectors are not whole, or where a table is looked up byte by byte.
-INPUT_CYCLES, OUTPUT_CYCLES, EPILOGUE_CYCLES, RAGGED_CYCLES, TABLE_CYCLES = 55.0, 50.0, 60.0, 500.0, 300.0
+# The transforms of one tile and vector: of the input, of the sums of a chunk.
+INPUT_CYCLES, OUTPUT_CYCLES = 55.0, 50.0
+# The epilogue of a tile and vector; where its pixels share stores; where vectors are not whole; a table, byte by byte.
+EPILOGUE_CYCLES, SHARED_CYCLES, RAGGED_CYCLES, TABLE_CYCLES = 60.0, 35.0, 500.0, 300.0
+# A call: its workspace.
+CALL_CYCLES = 500.0
 # Sums of a register tile: they hide the latency of one another, and more only make the bursts to memory longer.
 SUMS = 14
 # Per register tile: its zeroing and its way to memory, for each sum; and what its loop costs.
@@ -28,7 +31,7 @@ FAR_L2S = 2
 # The share of the L2 that a block may fill.
 L2_SHARE = 0.6
 # What the model does not know is worth this share of the time before a kernel is preferred to the direct one.
-MARGIN = 0.05
+MARGIN = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,11 @@ def weights_bytes(geometry: Geometry) -> int:
     return WINDOW**2 * geometry.in_c * geometry.out_c * 2
 
 
+def shares(geometry: Geometry, channels: int, lanes: int) -> bool:
+    """Whether the four pixels of a tile's row can share a store: they are all there, of one vector each."""
+    return geometry.out_c == channels == lanes and geometry.out_w % TILE == 0
+
+
 def cycles(
     geometry: Geometry, form: Form, core: Core, blocking: Blocking, threads: int, *, table: bool = False
 ) -> float:
@@ -104,12 +112,13 @@ def cycles(
     sums_bytes = WINDOW**2 * size.chunks * size.block * vectors * size.lanes * 4
     moved = sums_bytes / core.l2_bytes_per_cycle * EXPOSED if sums_bytes > core.l1_bytes else 0.0
     ragged = geometry.out_c % (size.lanes * vectors) != 0
-    ends = size.chunks * OUTPUT_CYCLES + (RAGGED_CYCLES if ragged else EPILOGUE_CYCLES) + (TABLE_CYCLES if table else 0)
+    epilogue = SHARED_CYCLES if shares(geometry, size.lanes * vectors, size.lanes) else EPILOGUE_CYCLES
+    ends = size.chunks * OUTPUT_CYCLES + (RAGGED_CYCLES if ragged else epilogue) + (TABLE_CYCLES if table else 0.0)
     block = size.blocks * (WINDOW**2 * size.chunks * product + moved + size.block * vectors * ends)
     block += size.block * size.channels / size.wide * INPUT_CYCLES
     block += (TILE * blocking.rows + 2) * (TILE * size.across + 2) * geometry.in_c / COPY_BYTES
     count = geometry.batch * size.bands
-    return block * math.ceil(count / threads) * threads
+    return block * math.ceil(count / threads) * threads + CALL_CYCLES
 
 
 def best_blocking(geometry: Geometry, form: Form, core: Core, threads: int) -> Blocking:

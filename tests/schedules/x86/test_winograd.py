@@ -26,6 +26,7 @@ SAME = (1, 1, 1, 1)
 CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "one pixel": ((1, 1, 1, 16), 16, {"padding": SAME}),
     "whole tiles": ((1, 16, 16, 64), 64, {"padding": SAME, "activation": RELU}),
+    "shared stores": ((1, 5, 8, 24), 16, {"padding": SAME, "residual": True}),
     "residual": ((2, 7, 7, 33), 33, {"padding": SAME, "residual": True}),
     "lopsided": ((1, 17, 3, 17), 127, {"padding": (0, 2, 1, 1)}),
     "no padding": ((2, 33, 7, 16), 1, {"activation": RELU}),
@@ -137,7 +138,12 @@ def test_threads_share_out_the_blocks(name: str, rng: np.random.Generator) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "mnemonic", "register"), [("x86-avx512-vnni", "vpdpwssd", "%zmm"), ("x86-avx2", "vpmaddwd", "%ymm")]
+    ("name", "mnemonic", "register"),
+    [
+        ("x86-avx512-vnni", "vpdpwssd", "%zmm"),
+        ("x86-avx-vnni", "vpdpwssd", "%ymm"),
+        ("x86-avx2", "vpmaddwd", "%ymm"),
+    ],
 )
 def test_sums_stay_in_registers(name: str, mnemonic: str, register: str) -> None:
     """The innermost loop multiplies, stores nothing and moves no sum; nothing is gathered anywhere."""
@@ -161,6 +167,7 @@ def test_takes_what_it_does_faster_and_nothing_else(caplog: pytest.LogCaptureFix
 
     assert taken((1, 56, 56, 64), 64)
     assert taken((1, 28, 28, 128), 128)
+    assert taken((1, 32, 32, 16), 16)
     assert taken((1, 16, 16, 32), 32)
     assert taken((1, 8, 8, 64), 64)
     refused = caplog.text.count("declined")
