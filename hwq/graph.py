@@ -49,12 +49,13 @@ class Layer:
     """One unit of choice.
 
     op: an anchor, an integer operator, "transpose" (at the network's border; inside only where a network itself moves
-    axes), "softmax", or "float": any other operator, carried as the scheduled-by-us PrimFunc ``func`` called with
-    (inputs..., constants..., output). inputs: tensor names, the residual (if ``residual``) last. weight: (O, KH, KW,
-    I / groups) for convolutions, depthwise (C, KH, KW, 1), dense (O, I); bias (O,). attrs: conv and pool: strides (2),
-    padding (top, left, bottom, right), dilation (2), groups, kernel (2), count_include_pad; concat: axis; pad: pads
-    ((before, after), ...) and value; slice: begin, end, strides; transpose: axes; resize_nearest: map_h, map_w (source
-    index for each output row and column); softmax: axis; reshape: none; float: operator (its name, for reports).
+    axes), "softmax", "layer_norm" (over the last axis; constants: scale and bias), or "float": any other operator,
+    carried as the scheduled-by-us PrimFunc ``func`` called with (inputs..., constants..., output). inputs: tensor
+    names, the residual (if ``residual``) last. weight: (O, KH, KW, I / groups) for convolutions, depthwise (C, KH, KW,
+    1), dense (O, I); bias (O,). attrs: conv and pool: strides (2), padding (top, left, bottom, right), dilation (2),
+    groups, kernel (2), count_include_pad; concat: axis; pad: pads ((before, after), ...) and value; slice: begin, end,
+    strides; transpose: axes; resize_nearest: map_h, map_w (source index for each output row and column); softmax: axis;
+    layer_norm: epsilon; reshape: none; float: operator (its name, for reports).
     """
 
     name: str

@@ -213,6 +213,18 @@ def _take(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     return _layer(value, name, tensors, "resize_nearest", attrs=maps)
 
 
+def _layer_norm(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """Over the last axis, with constant scale and bias."""
+    data, *numbers = value.args
+    last = len(rt.shape_of(data)) - 1
+    if not all(rt.is_const(each) for each in numbers) or [axis % (last + 1) for axis in value.attrs.axes] != [last]:
+        return None
+    constants = tuple(rt.value_of(each).copy() for each in numbers)
+    return _layer(
+        value, name, tensors, "layer_norm", attrs={"epsilon": float(value.attrs.epsilon)}, constants=constants
+    )
+
+
 def _plain(op: str, **attrs: Callable[[rt.Expr], Any]) -> Callable[[rt.Expr, str, Tensors], Layer | None]:
     return lambda value, name, tensors: _layer(
         value, name, tensors, op, attrs={key: get(value) for key, get in attrs.items()}
@@ -243,5 +255,6 @@ _MAKERS: Mapping[str, Callable[[rt.Expr, str, Tensors], Layer | None]] = {
     "take": _take,
     "reshape": _plain("reshape"),
     "nn.softmax": _plain("softmax", axis=lambda value: int(value.attrs.axis) % len(rt.shape_of(value))),
+    "nn.layer_norm": _layer_norm,
     "permute_dims": _plain("transpose", axes=_axes),
 }

@@ -86,8 +86,8 @@ def kept_in_float(graph: Graph) -> dict[str, int]:
     for layer in graph.layers:
         if layer.op == "float":
             counts[str(layer.attrs["operator"])] += 1
-        elif layer.op == "softmax":
-            counts["softmax"] += 1
+        elif layer.op in ("softmax", "layer_norm"):
+            counts[layer.op] += 1
     return dict(sorted(counts.items()))
 
 

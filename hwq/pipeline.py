@@ -19,6 +19,7 @@ from hwq.passes.fold_padding import FoldPadding
 from hwq.passes.fold_scale import FoldScale
 from hwq.passes.fold_transpose import FoldTranspose
 from hwq.passes.recognize_activations import RecognizeActivations
+from hwq.passes.recognize_layer_norm import RecognizeLayerNorm
 from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.simplify_layout import SimplifyLayout
 from hwq.passes.sink_reshape import SinkReshape
@@ -29,12 +30,13 @@ PASSES: tuple[Any, ...] = (
     # Clean up what the importer wrote.
     RemoveIdentity(),
     FoldConstants(),
-    # Weights: batch norms, scales and shifts go into convolutions and dense layers; activations are named before their
-    # arithmetic is pulled apart.
+    # Weights: batch norms, scales and shifts go into convolutions and dense layers; activations and layer norms are
+    # named before their arithmetic is pulled apart.
     FoldBatchNorm(),
     FlattenDense(),
     SinkReshape(),
     RecognizeActivations(),
+    RecognizeLayerNorm(),
     FoldScale(),
     RemoveIdentity(),
     # Shapes: padding into its reader, channels last, and no transpose left inside.

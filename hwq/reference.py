@@ -153,5 +153,9 @@ def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
     if op == "softmax":
         power = np.exp(x - x.max(axis=workload.attr("axis"), keepdims=True))
         return np.asarray(power / power.sum(axis=workload.attr("axis"), keepdims=True))
+    if op == "layer_norm":
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = np.square(centred).mean(axis=-1, keepdims=True)
+        return np.asarray(centred / np.sqrt(variance + workload.attr("epsilon")) * rest[0] + rest[1])
     assert op == "transpose", f"no reference for {op}"
     return np.asarray(x.transpose(workload.attr("axes")))

@@ -6,7 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from hwq.errors import HwqError
-from hwq.schedules.generic import binary, boxes, float_func, gather, pool, quantize, softmax, transpose, unary
+from hwq.schedules.generic import (
+    binary,
+    boxes,
+    float_func,
+    gather,
+    layer_norm,
+    pool,
+    quantize,
+    softmax,
+    transpose,
+    unary,
+)
 from hwq.schedules.x86 import amx, conv2d, dense, depthwise, grouped, picture, table, winograd
 from hwq.schedules.x86 import binary as x86_binary
 from hwq.target import Target
@@ -30,6 +41,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     gather.apply,
     transpose.apply,
     softmax.apply,
+    layer_norm.apply,
 )
 
 

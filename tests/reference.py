@@ -107,6 +107,14 @@ def _softmax(layer: Layer, x: Array) -> Array:
     return e / e.sum(axis=layer.attrs["axis"], keepdims=True)
 
 
+def _layer_norm(layer: Layer, x: Array) -> Array:
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + layer.attrs["epsilon"])
+    scale, bias = layer.constants
+    return np.asarray(centred / deviation * scale + bias, np.float32)
+
+
 def _slice(layer: Layer, x: Array) -> Array:
     return x[
         tuple(slice(*cut) for cut in zip(layer.attrs["begin"], layer.attrs["end"], layer.attrs["strides"], strict=True))
@@ -135,5 +143,6 @@ _OPS: Mapping[str, Any] = {
     "resize_nearest": lambda layer, x: x[:, list(layer.attrs["map_h"])][:, :, list(layer.attrs["map_w"])],
     "unary": lambda _, x: x,
     "softmax": _softmax,
+    "layer_norm": _layer_norm,
     "transpose": lambda layer, x: np.ascontiguousarray(x.transpose(layer.attrs["axes"])),
 }

@@ -16,6 +16,29 @@ def _i(*values: int) -> Any:
     return np.array(values, np.int64)
 
 
+@pytest.mark.parametrize("opset", [11, 18])
+def test_a_layer_norm_in_pieces_is_one_layer(opset: int) -> None:
+    """As torch writes it before opset 17."""
+    consts = {"two": F(2), "e": F(1e-5), "g": weights(5), "b": weights(5, seed=2)}
+    mean: dict[str, Any] = {"axes": [-1]} if opset < 18 else {}
+    consts |= {} if opset < 18 else {"i": _i(-1)}
+    axes = ["i"] if opset >= 18 else []
+    nodes = [
+        node("ReduceMean", ["x", *axes], ["m"], **mean),
+        node("Sub", ["x", "m"], ["d"]),
+        node("Pow", ["d", "two"], ["p"]),
+        node("ReduceMean", ["p", *axes], ["v"], **mean),
+        node("Add", ["v", "e"], ["a"]),
+        node("Sqrt", ["a"], ["s"]),
+        node("Div", ["d", "s"], ["n"]),
+        node("Mul", ["n", "g"], ["q"]),
+        node("Add", ["q", "b"], ["y"]),
+    ]
+    model = same_as_onnxruntime(network(nodes, (2, 7, 5), consts=consts, opset=opset))
+    assert ops(model) == ["layer_norm"]
+    assert model.float_ops == {"layer_norm": 1}
+
+
 @pytest.mark.parametrize(
     ("op", "attrs", "opset", "layer"),
     [
@@ -37,7 +60,8 @@ def _i(*values: int) -> Any:
         ("Expand", {}, 13, "float"),
         ("Tile", {}, 13, "float"),
         ("Pow", {}, 13, "float"),
-        ("LayerNormalization", {}, 17, "float"),
+        ("LayerNormalization", {}, 17, "layer_norm"),
+        ("LayerNormalization", {"axis": 2}, 17, "float"),
         ("GatherND", {}, 13, "float"),
         ("Einsum", {"equation": "nchw->nc"}, 13, None),
         ("CumSum", {}, 14, "float"),
@@ -46,6 +70,7 @@ def _i(*values: int) -> Any:
     ],
 )
 def test_other_operators_run_in_float(op: str, attrs: dict[str, Any], opset: int, layer: str | None) -> None:
+    shape = (6, 5) if "axis" in attrs else (5,)  # of what a layer norm is over
     extra: dict[str, Any] = {
         "InstanceNormalization": {"a": weights(8), "b": weights(8)},
         "TopK": {"k": _i(3)},
@@ -55,7 +80,7 @@ def test_other_operators_run_in_float(op: str, attrs: dict[str, Any], opset: int
         "Expand": {"s": _i(3, 8, 6, 5)},
         "Tile": {"r": _i(1, 2, 1, 1)},
         "Pow": {"e": F(2)},
-        "LayerNormalization": {"g": weights(5), "b": weights(5)},
+        "LayerNormalization": {"g": weights(*shape), "b": weights(*shape)},
         "GatherND": {"i": np.array([[0, 1], [0, 7]])},
         "CumSum": {"a": np.int64(1)},
         "GridSample": {"g": np.clip(weights(1, 3, 3, 2), -1, 1)},

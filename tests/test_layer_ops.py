@@ -13,6 +13,7 @@ from hwq.layer_ops import activation_of, channel_values, layer_of
 
 X = relax.Var("x", relax.TensorType((1, 4, 6, 8), "float32"))
 Y = relax.Var("y", relax.TensorType((1, 1, 1, 8), "float32"))
+EIGHT = rt.const(np.arange(8, dtype="float32"))
 SCOPE = rt.Scope()
 op = relax.op
 
@@ -40,6 +41,7 @@ def _layer(call: rt.Expr) -> Any:
         (op.concat([X, X], -1), "concat", {"axis": 3}),
         (op.take(X, rt.const(np.array([3, 0])), 1), "resize_nearest", {"map_h": (3, 0), "map_w": (0, 1, 2, 3, 4, 5)}),
         (op.nn.softmax(X, -1), "softmax", {"axis": 3}),
+        (op.nn.layer_norm(X, EIGHT, EIGHT, [-1], 0.5), "layer_norm", {"epsilon": 0.5}),
         (op.permute_dims(X), "transpose", {"axes": (3, 2, 1, 0)}),
         (op.multiply(Y, X), "multiply", {}),
         (op.add(X, X), "add", {}),
@@ -69,6 +71,8 @@ def test_what_is_a_layer(call: rt.Expr, name: str, attrs: dict[str, Any]) -> Non
         op.take(X, rt.const(np.array([3, 0])), 3),
         op.take(X, rt.const(np.array([4])), 1),
         op.add(X, Y),
+        op.nn.layer_norm(X, EIGHT, relax.Var("b", relax.TensorType((8,), "float32")), [-1]),
+        op.nn.layer_norm(X, *[rt.const(np.ones((6, 8), "float32"))] * 2, [2, 3]),
         op.exp(X),
         op.nn.max_pool2d(X, (2, 2)),
         op.nn.max_pool2d(X, (3, 3), ceil_mode=True, layout="NHWC"),

@@ -163,6 +163,14 @@ def test_pass_through_operators_only_copy(dtype: Any, rng: np.random.Generator) 
     assert np.array_equal(resized[0, 5, 1], x[0, 2, 3])
 
 
+def test_layer_norm_in_float(rng: np.random.Generator) -> None:
+    x = (rng.normal(size=(3, 40)) * 5 + 50).astype(np.float32)
+    scale, bias = np.full(40, 2, np.float32), np.full(40, 1, np.float32)
+    got = reference.evaluate(_workload("layer_norm", "f32", (x.shape,), x.shape, {"epsilon": 1e-12}), [x, scale, bias])
+    assert got.mean(axis=1) == pytest.approx([1.0] * 3, abs=1e-6)
+    assert got.std(axis=1) == pytest.approx([2.0] * 3, abs=1e-6)
+
+
 def test_softmax_and_transpose_in_float(rng: np.random.Generator) -> None:
     x = (rng.normal(size=(2, 5)) * 100).astype(np.float32)
     got = reference.evaluate(_workload("softmax", "f32", (x.shape,), x.shape, {"axis": 1}), [x])

@@ -54,7 +54,7 @@ def _work(workload: Workload) -> int:
     return 16 * math.prod(workload.output_shape)
 
 
-def _collapsed(x: te.Tensor, size: int, inner: int) -> Any:
+def collapsed(x: te.Tensor, size: int, inner: int) -> Any:
     """x as if its shape were (outer, size, inner)."""
     return lambda outer, k, i: x[unravel((outer * size + k) * inner + i, x.shape)]
 
@@ -64,7 +64,7 @@ def _rows_as_lanes(workload: Workload, target: Target, axis: int) -> Schedule:
     size = shape[axis]
     x = te.placeholder(shape, "float32", "x")
     rows = math.prod(shape[:axis])
-    value = _collapsed(x, size, 1)
+    value = collapsed(x, size, 1)
 
     def share(row: Any, k: Any) -> Any:
         values = [value(row, tap, 0) for tap in range(size)]
@@ -89,7 +89,7 @@ def _beside(workload: Workload, target: Target, axis: int, inner: int) -> Schedu
     shape = workload.output_shape
     size, outer = shape[axis], math.prod(shape[:axis])
     x = te.placeholder(shape, "float32", "x")
-    value = _collapsed(x, size, inner)
+    value = collapsed(x, size, inner)
     k, j = te.reduce_axis((0, size), "k"), te.reduce_axis((0, size), "j")
     largest = te.compute((outer, inner), lambda o, i: te.max(value(o, k, i), axis=k), "largest")
     power = te.compute((outer, size, inner), lambda o, t, i: float_math.exp(value(o, t, i) - largest[o, i]), "power")
@@ -122,7 +122,7 @@ def _lanes_in_row(workload: Workload, target: Target, axis: int) -> Schedule:
     steps = size // lanes
     rest = range(steps * lanes, size)
     x = te.placeholder(shape, "float32", "x")
-    value = _collapsed(x, size, 1)
+    value = collapsed(x, size, 1)
     k, j = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, steps), "j")
     part = te.compute((rows, lanes), lambda r, v: te.max(value(r, k * lanes + v, 0), axis=k), "part_largest")
     largest = te.compute(
