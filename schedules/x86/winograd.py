@@ -107,7 +107,7 @@ class Plan:
     @property
     def packed(self) -> bool:
         """Whether the epilogue ends in ``narrow``: where the four pixels of a tile's row share a store."""
-        shared = shares(self.geometry, self.blocking.vectors * self.sizes.lanes, self.sizes.lanes)
+        shared = shares(self.geometry, self.blocking, self.sizes)
         return shared and self.form.stored == "uint8" and self.workload.out_dtype == "int8"
 
 

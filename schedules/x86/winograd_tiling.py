@@ -92,9 +92,10 @@ def weights_bytes(geometry: Geometry) -> int:
     return WINDOW**2 * geometry.in_c * geometry.out_c * 2
 
 
-def shares(geometry: Geometry, channels: int, lanes: int) -> bool:
-    """Whether the four pixels of a tile's row can share a store: they are all there, of one vector each."""
-    return geometry.out_c == channels == lanes and geometry.out_w % TILE == 0
+def shares(geometry: Geometry, blocking: Blocking, size: Sizes) -> bool:
+    """Whether the four pixels of a tile's row can share a store: one vector each, and no tile reaches over an edge."""
+    whole = geometry.out_h == size.bands * blocking.rows * TILE and geometry.out_w % TILE == 0
+    return whole and geometry.out_c == size.lanes
 
 
 def cycles(
@@ -112,7 +113,7 @@ def cycles(
     sums_bytes = WINDOW**2 * size.chunks * size.block * vectors * size.lanes * 4
     moved = sums_bytes / core.l2_bytes_per_cycle * EXPOSED if sums_bytes > core.l1_bytes else 0.0
     ragged = geometry.out_c % (size.lanes * vectors) != 0
-    epilogue = SHARED_CYCLES if shares(geometry, size.lanes * vectors, size.lanes) else EPILOGUE_CYCLES
+    epilogue = SHARED_CYCLES if shares(geometry, blocking, size) else EPILOGUE_CYCLES
     ends = size.chunks * OUTPUT_CYCLES + (RAGGED_CYCLES if ragged else epilogue) + (TABLE_CYCLES if table else 0.0)
     block = size.blocks * (WINDOW**2 * size.chunks * product + moved + size.block * vectors * ends)
     block += size.block * size.channels / size.wide * INPUT_CYCLES

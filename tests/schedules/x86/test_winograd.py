@@ -26,7 +26,8 @@ SAME = (1, 1, 1, 1)
 CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "one pixel": ((1, 1, 1, 16), 16, {"padding": SAME}),
     "whole tiles": ((1, 16, 16, 64), 64, {"padding": SAME, "activation": RELU}),
-    "shared stores": ((1, 5, 8, 24), 16, {"padding": SAME, "residual": True}),
+    "shared stores": ((1, 8, 8, 24), 16, {"padding": SAME, "residual": True}),
+    "nearly shared stores": ((1, 5, 8, 24), 16, {"padding": SAME, "activation": TABLED}),
     "residual": ((2, 7, 7, 33), 33, {"padding": SAME, "residual": True}),
     "lopsided": ((1, 17, 3, 17), 127, {"padding": (0, 2, 1, 1)}),
     "no padding": ((2, 33, 7, 16), 1, {"activation": RELU}),
@@ -150,7 +151,7 @@ def test_sums_stay_in_registers(name: str, mnemonic: str, register: str) -> None
     target = Target.load(name)
     kernel = kernel_of(anchor("conv2d", "w8a8", (1, 28, 28, 128), 128, kernel=(3, 3), padding=SAME), target)
     assert kernel.instruction == mnemonic
-    lines = assembly(kernel, target)
+    lines = [line.replace("{vex}", "") for line in assembly(kernel, target)]
     inner = max(loop_bodies(lines, mnemonic), key=lambda body: sum("broadcast" in x or "1to16" in x for x in body))
     assert sum(mnemonic in line for line in inner) >= 7
     assert [line for line in inner if re.search(rf"{register}\d+, -?\w*\(", line)] == []
