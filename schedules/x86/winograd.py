@@ -13,7 +13,7 @@ Takes integer conv2d, 3x3, stride 1, no dilation, one group, on AVX512-VNNI and 
 16-bit pairs where the direct kernel has 144 of 8-bit quadruples (AVX512-VNNI) or 16-bit pairs (AVX2), so at best 2 or 4
 times as fast. On one core of Zen 4, AVX512-VNNI, 28x28x128 runs at 413 GMAC/s, 90% of the limit and 1.77 times the
 direct kernel; 56x56x64 at 369, 8x8x64 at 351. With few channels the transforms, some 280 cycles a tile and vector,
-weigh as much as the products: 32x32x16 at 223 GMAC/s, 1.16 times.
+weigh as much as the products: 32x32x16 at 236 GMAC/s, 1.14 times.
 
 Sums leave int32 on their way and come back: additions here wrap. TVM marks them as not wrapping for LLVM, which has no
 use for that in additions of values it knows nothing of; the tests run the extremes.
