@@ -18,8 +18,9 @@ Shape = tuple[int, ...]
 
 # Operators with weights: y = activation(anchor(x, weight) + bias [+ residual]).
 ANCHORS = ("conv2d", "depthwise_conv2d", "dense")
-# Operators whose output values are values of their inputs (or the constant 0): all their tensors share one scale.
-PASS_THROUGH = ("max_pool2d", "concat", "pad", "slice", "reshape", "resize_nearest")
+# Operators whose output values are values of their inputs (or the constant 0), or in linear resizing lie between them:
+# all their tensors share one scale.
+PASS_THROUGH = ("max_pool2d", "concat", "pad", "slice", "reshape", "resize_nearest", "resize_linear")
 # Operators without weights that have integer kernels of their own and requantize.
 INTEGER_OPS = (*PASS_THROUGH, "avg_pool2d", "add", "multiply", "unary")
 
@@ -54,8 +55,9 @@ class Layer:
     names, the residual (if ``residual``) last. weight: (O, KH, KW, I / groups) for convolutions, depthwise (C, KH, KW,
     1), dense (O, I); bias (O,). attrs: conv and pool: strides (2), padding (top, left, bottom, right), dilation (2),
     groups, kernel (2), count_include_pad; concat: axis; pad: pads ((before, after), ...) and value; slice: begin, end,
-    strides; transpose: axes; resize_nearest: map_h, map_w (source index for each output row and column); softmax: axis;
-    layer_norm: epsilon; reshape: none; float: operator (its name, for reports).
+    strides; transpose: axes; resize_nearest: map_h, map_w (source index for each output row and column); resize_linear:
+    none (constants: ``operators.linear_sources`` of rows, then columns); softmax: axis; layer_norm: epsilon; reshape:
+    none; float: operator (its name, for reports).
     """
 
     name: str

@@ -14,6 +14,7 @@ from tvm import IRModule, ir, relax
 
 from hwq import relax_tools as rt
 from hwq.graph import Activation, Layer
+from hwq.operators import COORDINATES, linear_sources
 
 Tensors = Mapping[rt.Expr, str]
 
@@ -225,6 +226,15 @@ def _layer_norm(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     )
 
 
+def _resize2d(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """Linear resizing of planes."""
+    attrs, shape, out = value.attrs, rt.shape_of(value.args[0]), rt.shape_of(value)
+    if attrs.method != "linear" or attrs.layout != "NHWC" or attrs.coordinate_transformation_mode not in COORDINATES:
+        return None
+    sources = [linear_sources(shape[axis], out[axis], attrs.coordinate_transformation_mode) for axis in (1, 2)]
+    return _layer(value, name, tensors, "resize_linear", constants=(*sources[0], *sources[1]))
+
+
 def _plain(op: str, **attrs: Callable[[rt.Expr], Any]) -> Callable[[rt.Expr, str, Tensors], Layer | None]:
     return lambda value, name, tensors: _layer(
         value, name, tensors, op, attrs={key: get(value) for key, get in attrs.items()}
@@ -253,6 +263,7 @@ _MAKERS: Mapping[str, Callable[[rt.Expr, str, Tensors], Layer | None]] = {
     "nn.pad": _pad,
     "strided_slice": _slice,
     "take": _take,
+    "image.resize2d": _resize2d,
     "reshape": _plain("reshape"),
     "nn.softmax": _plain("softmax", axis=lambda value: int(value.attrs.axis) % len(rt.shape_of(value))),
     "nn.layer_norm": _layer_norm,

@@ -240,6 +240,9 @@ def _constants(
     if layer.op == "pad":
         fill = numerics.quantize(np.array([layer.attrs["value"]], np.float32), out).astype(np.int32)
         return (fill + np.int32(offset),), None
+    if layer.op == "resize_linear":
+        rows, down, columns, right = layer.constants
+        return (rows, numerics.resize_weights(down), columns, numerics.resize_weights(right)), None
     if layer.op == "unary":
         return (_table(layer, ins[0], out, offset),), None
     low, high = _clamp(layer, out)

@@ -31,6 +31,10 @@ BIAS_LIMIT = 1 << 30
 SHRINK = tuple(1.0 - 0.05 * step for step in range(12))
 
 
+# A weight of linear resizing has this many bits behind the point, on each axis: a byte times both fills 30 bits.
+RESIZE_BITS = 11
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QParams:
     """Scale and zero point of one activation tensor: x ~ (q - zero_point) * scale; ``scale`` is a float32 value."""
@@ -224,6 +228,11 @@ def fma32(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> Floats:
         inexact_even = (error != 0) & (bits & 1 == 0) & np.isfinite(total)
         odd = np.where(inexact_even, bits + step, bits).view(np.float64)
         return np.asarray(odd.astype(np.float32))
+
+
+def resize_weights(fraction: Array) -> Ints:
+    """The weights of linear resizing, in [0, 1], in steps of 2^-RESIZE_BITS."""
+    return np.asarray(np.rint(fraction.astype(np.float64) * (1 << RESIZE_BITS)), np.int32)
 
 
 def requantize(

@@ -17,6 +17,7 @@ from tvm import relax
 
 from hwq import relax_tools as rt
 from hwq.graph import Shape
+from hwq.operators import COORDINATES, resize_places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +300,7 @@ def _fold_binary(node: Node) -> Any:
 
 
 def _resize(node: Node) -> Any:
-    """Nearest: one gather an axis, channels last; linear in the form of the first opsets as Relax's own resize."""
+    """Nearest: one gather an axis, channels last; linear as Relax's own resize."""
     data, mode = node.inputs[0], node.attrs.get("mode", b"nearest").decode()
     shape = rt.shape_of(data)
     first_form = node.op == "Upsample" or node.opset < 11
@@ -317,20 +318,22 @@ def _resize(node: Node) -> Any:
         factors = [np.float32(new) / np.float32(old) for new, old in zip(target, shape, strict=True)]
     else:
         return None
+    coordinates = (
+        "asymmetric" if first_form else node.attrs.get("coordinate_transformation_mode", b"half_pixel").decode()
+    )
     if mode != "nearest":
+        if target[:2] != shape[:2]:
+            raise NotImplementedError("linear Resize of batch or channels")
         if not all(
             np.isclose(new / old, factor, rtol=1e-6) for new, old, factor in zip(target, shape, factors, strict=True)
         ):
             raise NotImplementedError("Resize by scales that do not divide the shape")
-        if first_form and len(shape) == 4:
-            size = relax.ShapeExpr(target[2:])
-            return [relax.op.image.resize2d(data, size, method=mode, coordinate_transformation_mode="asymmetric")]
-        return None
+        if len(shape) != 4 or not (first_form or (mode == "linear" and coordinates in COORDINATES)):
+            return None
+        size = relax.ShapeExpr(target[2:])
+        return [relax.op.image.resize2d(data, size, method=mode, coordinate_transformation_mode=coordinates)]
     if len(shape) != 4 or target[:2] != shape[:2]:
         return None
-    coordinates = (
-        "asymmetric" if first_form else node.attrs.get("coordinate_transformation_mode", b"half_pixel").decode()
-    )
     rounding = node.attrs.get("nearest_mode", b"round_prefer_floor").decode()
     out = node.emit(relax.op.permute_dims(data, (0, 2, 3, 1)))
     for axis in (2, 3):
@@ -342,17 +345,7 @@ def _resize(node: Node) -> Any:
 
 def nearest_sources(old: int, new: int, scale: np.float32, coordinates: str, rounding: str) -> rt.Array:
     """For each of ``new`` positions its source among ``old``, by ONNX's formulas in float32, as ONNX Runtime does."""
-    at, half = np.arange(new, dtype=np.float32), np.float32(0.5)
-    if coordinates == "asymmetric":
-        at = at / scale
-    elif coordinates == "align_corners":
-        at = at * np.float32(old - 1) / np.float32(new - 1) if new > 1 else np.zeros_like(at)
-    elif coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and new > 1):
-        at = (at + half) / scale - half
-    elif coordinates == "pytorch_half_pixel":
-        at = np.zeros_like(at)
-    else:
-        raise NotImplementedError(f"coordinate_transformation_mode {coordinates}")
+    at, half = resize_places(old, new, scale, coordinates), np.float32(0.5)
     ways: Mapping[str, Callable[[rt.Array], rt.Array]] = {
         "floor": np.floor,
         "ceil": np.ceil,

@@ -7,14 +7,17 @@ out has the storage of what came in. Convolutions give int32 accumulators, which
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hwq.numerics import Array, Floats, Ints, centre, requantize
+from hwq.numerics import RESIZE_BITS, Array, Floats, Ints, centre, requantize
 
 Pair = Sequence[int]
 
+# ONNX's names for where the pixels of a resized picture lie in the old one.
+COORDINATES = ("asymmetric", "align_corners", "half_pixel", "pytorch_half_pixel")
 # Elements that a block of windows may hold (32 MB of float64).
 _BLOCK = 1 << 22
 
@@ -187,3 +190,45 @@ def pad(x: Array, pads: Sequence[Pair], fill: float) -> Array:
 def resize_nearest(x: Array, map_h: Pair, map_w: Pair) -> Array:
     """x (N, H, W, C) -> (N, len(map_h), len(map_w), C): the source row and column of each output row and column."""
     return np.asarray(x[:, np.asarray(map_h)][:, :, np.asarray(map_w)])
+
+
+def resize_places(old: int, new: int, scale: np.floating[Any], coordinates: str) -> Array:
+    """Where each of ``new`` positions lies among ``old`` by ONNX's coordinate transformations, in scale's own type.
+
+    Raises NotImplementedError for a transformation that is none of asymmetric, align_corners, half_pixel and
+    pytorch_half_pixel.
+    """
+    at, half = np.arange(new, dtype=scale.dtype), scale.dtype.type(0.5)
+    if coordinates == "asymmetric":
+        return np.asarray(at / scale)
+    if coordinates == "align_corners":
+        return np.asarray(at * scale.dtype.type(old - 1) / scale.dtype.type(new - 1)) if new > 1 else np.zeros_like(at)
+    if coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and new > 1):
+        return np.asarray((at + half) / scale - half)
+    if coordinates == "pytorch_half_pixel":
+        return np.zeros_like(at)
+    raise NotImplementedError(f"coordinate_transformation_mode {coordinates}")
+
+
+def linear_sources(old: int, new: int, coordinates: str) -> tuple[Ints, Floats]:
+    """For each of ``new`` positions the one among ``old`` at or before its place, and the weight of the one behind."""
+    places = np.clip(resize_places(old, new, np.float64(new) / np.float64(old), coordinates), 0, old - 1)
+    before = np.floor(places)
+    return before.astype(np.int32), (places - before).astype(np.float32)
+
+
+def resize_linear(x: Array, rows: Ints, down: Array, columns: Ints, right: Array) -> Array:
+    """x (N, H, W, C) -> (N, len(rows), len(columns), C): each between row rows[i] and the next, and two columns.
+
+    down and right are the weights of the second, as in ``linear_sources``; to integers int32, of
+    ``numerics.resize_weights``, and the result is the int32 sum of u * w_down * w_right, shifted, halves up.
+    """
+    wide = x.astype(np.int32 if np.issubdtype(x.dtype, np.integer) else np.float64)
+    one = wide.dtype.type(1 << RESIZE_BITS if wide.dtype == np.int32 else 1)
+    for axis, (first, weight) in ((1, (rows, down)), (2, (columns, right))):
+        w = weight.astype(wide.dtype).reshape([-1 if at == axis else 1 for at in range(4)])
+        second = np.minimum(first + 1, x.shape[axis] - 1)
+        wide = wide.take(first, axis) * (one - w) + wide.take(second, axis) * w
+    if wide.dtype == np.int32:
+        wide = np.right_shift(wide + (1 << 2 * RESIZE_BITS - 1), 2 * RESIZE_BITS)
+    return np.asarray(wide, x.dtype)

@@ -63,6 +63,8 @@ def _pass_through(workload: Workload, arguments: Sequence[Array]) -> Array:
         return x[tuple(slice(*step) for step in steps)].reshape(workload.output_shape)
     if workload.op == "resize_nearest":
         return operators.resize_nearest(x, attr("map_h"), attr("map_w"))
+    if workload.op == "resize_linear":
+        return operators.resize_linear(x, *arguments[1:])
     assert workload.op == "reshape", workload.op
     return x.reshape(workload.output_shape)
 

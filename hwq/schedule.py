@@ -18,7 +18,7 @@ from hwq.schedules.generic import (
     transpose,
     unary,
 )
-from hwq.schedules.x86 import amx, conv2d, dense, depthwise, grouped, picture, table, winograd
+from hwq.schedules.x86 import amx, conv2d, dense, depthwise, grouped, picture, resize, table, winograd
 from hwq.schedules.x86 import binary as x86_binary
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -39,6 +39,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     pool.apply,
     boxes.apply,
     gather.apply,
+    resize.apply,
     transpose.apply,
     softmax.apply,
     layer_norm.apply,

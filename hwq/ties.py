@@ -1,7 +1,7 @@
 """Which tensors must share a scale and a zero point.
 
-An operator of ``PASS_THROUGH`` copies values, so its inputs and its output are one number format. Stands after
-``hwq.layers``; calibration gives each group one QParams.
+An operator of ``PASS_THROUGH`` copies values, or takes some between them, so its inputs and its output are one number
+format. Stands after ``hwq.layers``; calibration gives each group one QParams.
 """
 
 from __future__ import annotations

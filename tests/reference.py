@@ -102,6 +102,17 @@ def _avg_pool(layer: Layer, x: Array) -> Array:
     return np.asarray(total / count, np.float32)
 
 
+def _resize_linear(layer: Layer, x: Array) -> Array:
+    """By a matrix of weights an axis."""
+    for axis, (first, weight) in ((1, layer.constants[:2]), (2, layer.constants[2:])):
+        matrix = np.zeros((layer.output_shape[axis], layer.input_shapes[0][axis]))
+        for row, (at, share) in enumerate(zip(first, weight, strict=True)):
+            matrix[row, at] += 1 - share
+            matrix[row, min(at + 1, matrix.shape[1] - 1)] += share
+        x = np.moveaxis(np.tensordot(matrix, x, axes=(1, axis)), 0, axis)
+    return np.asarray(x, np.float32)
+
+
 def _softmax(layer: Layer, x: Array) -> Array:
     e = np.exp(x - x.max(axis=layer.attrs["axis"], keepdims=True))
     return e / e.sum(axis=layer.attrs["axis"], keepdims=True)
@@ -141,6 +152,7 @@ _OPS: Mapping[str, Any] = {
     "slice": _slice,
     "reshape": lambda layer, x: x.reshape(layer.output_shape),
     "resize_nearest": lambda layer, x: x[:, list(layer.attrs["map_h"])][:, :, list(layer.attrs["map_w"])],
+    "resize_linear": _resize_linear,
     "unary": lambda _, x: x,
     "softmax": _softmax,
     "layer_norm": _layer_norm,

@@ -13,6 +13,7 @@ import tiny
 from hwq import numerics
 from hwq.graph import Activation, Graph
 from hwq.lower import Program, layer_workload, legal_schemes, lower
+from hwq.operators import linear_sources
 from hwq.quantize import quantize_layer
 from hwq.scheme import parse_schemes
 from hwq.target import Target
@@ -124,6 +125,26 @@ def test_an_input_read_in_both_types_is_quantized_once(rng: np.random.Generator)
     program, _ = lowered(plain, {"a": "w8a8", "b": "w4a8"}, rng)
     assert names(program) == ["x:quantize", "a", "b", "c"]
     assert [step.inputs for step in program.steps] == [("x",), ("x@int8",), ("x@int8",), ("x",)]
+
+
+def test_linear_resizing_computes_in_the_format_of_its_neighbours(rng: np.random.Generator) -> None:
+    sources = (*linear_sources(6, 11, "half_pixel"), *linear_sources(5, 15, "half_pixel"))
+    shapes = {"a": (1, 6, 5, 4), "r": (1, 11, 15, 4)}
+    resized = tiny.layer("resize_linear", ("a",), "r", shapes, constants=sources)
+    behind = tiny.conv("r", "b", (4, 4), size=(11, 15), seed=7)
+    plain = tiny.graph([tiny.conv("x", "a", (3, 4)), resized, behind], ["x"], ["b"])
+    values = floats.run_graph(plain, {"x": rng.standard_normal(plain.shapes["x"]).astype(np.float32)})
+    params = tiny.ranges(values)
+    params["r"] = params["a"]  # tied
+    weights = {
+        (layer.name, "w8a8"): quantize_layer(layer, "w8a8", params[layer.inputs[0]]) for layer in plain.layers[::2]
+    }
+    program = lower(plain, dict.fromkeys(("a", "r", "b"), "w8a8"), params, weights, TARGET, 1)
+    assert names(program) == ["x:quantize", "a", "r", "b"]
+    assert [array.dtype for array in program.steps[2].constants] == [np.int32] * 4
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    assert numerics.sqnr_db(values["b"], found["b"]) > 25
+    assert legal_schemes(plain, resized, TARGET, parse_schemes(None)) == ("f32", "w8a8")
 
 
 @pytest.mark.parametrize(

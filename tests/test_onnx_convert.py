@@ -312,13 +312,25 @@ def test_upsample(op: str, opset: int) -> None:
 
 
 @pytest.mark.parametrize(("op", "opset"), [("Upsample", 8), ("Upsample", 9), ("Resize", 10), ("Resize", 13)])
-def test_linear_resize_stays_in_float(op: str, opset: int) -> None:
+def test_linear_resize(op: str, opset: int) -> None:
     scales = [1.0, 1.0, 2.0, 3.0]
     consts = {} if opset == 8 else {"s": np.array(scales, F)}
     inputs = ["x", "", "s"] if opset == 13 else ["x", *consts]
     attrs = {"scales": scales} if opset == 8 else {}
     model = same_as_onnxruntime(network([node(op, inputs, ["y"], mode="linear", **attrs)], consts=consts, opset=opset))
-    assert model.float_ops == {"image.resize2d": 1}
+    assert ops(model) == ["transpose", "resize_linear", "transpose"]
+    assert model.float_ops == {}
+
+
+@pytest.mark.parametrize("mode", ["asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"])
+@pytest.mark.parametrize("to", [(12, 15), (9, 8), (3, 2), (1, 5)])
+@pytest.mark.parametrize("by", ["scales", "sizes"])
+def test_linear_resize_by_each_transformation(mode: str, to: tuple[int, int], by: str) -> None:
+    scales = np.array([1, 1, to[0] / 6, to[1] / 5], F)
+    inputs, consts = (["x", "", "s"], {"s": scales}) if by == "scales" else (["x", "", "", "z"], {"z": _i(1, 8, *to)})
+    resize = node("Resize", inputs, ["y"], mode="linear", coordinate_transformation_mode=mode)
+    model = same_as_onnxruntime(network([resize], consts=consts))
+    assert ops(model) == ["transpose", "resize_linear", "transpose"]
 
 
 @pytest.mark.parametrize("op", ["Sum", "Max", "Min", "Mean"])

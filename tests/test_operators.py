@@ -168,3 +168,47 @@ def test_pad_and_resize_copy(rng: np.random.Generator) -> None:
     larger = operators.resize_nearest(x, (0, 0, 1), (2, 1, 0, 0))
     assert larger.shape == (1, 3, 4, 2)
     assert np.array_equal(larger[0, 2, 1], x[0, 1, 1])
+
+
+@pytest.mark.parametrize("coordinates", operators.COORDINATES)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize(("old", "new"), [((5, 7), (10, 21)), ((9, 6), (4, 3)), ((7, 4), (12, 5)), ((1, 5), (3, 1))])
+def test_linear_resizing_is_within_one_of_float(
+    old: tuple[int, int], new: tuple[int, int], dtype: Any, coordinates: str, rng: np.random.Generator
+) -> None:
+    """Each weight is off by 2^-12 at most, of neighbours that differ by 255; then comes the rounding by a half."""
+    x = rng.integers(0, 256, (2, *old, 3)).astype(np.uint8).view(dtype)
+    (rows, down), (columns, right) = (
+        operators.linear_sources(a, b, coordinates) for a, b in zip(old, new, strict=True)
+    )
+    exact = operators.resize_linear(x.astype(np.float64), rows, down, columns, right)
+    weights = [numerics.resize_weights(down), numerics.resize_weights(right)]
+    got = operators.resize_linear(x, rows, weights[0], columns, weights[1])
+    assert got.dtype == dtype
+    assert got.shape == exact.shape == (2, *new, 3)
+    assert np.abs(got - exact).max() <= 0.5 + 2 * 255 * 2.0**-12 + 1e-4
+    stored = (x.view(np.uint8) ^ 128).view(np.int8 if dtype == np.uint8 else np.uint8)
+    other = operators.resize_linear(stored, rows, weights[0], columns, weights[1])
+    assert np.array_equal(got.view(np.uint8) ^ 128, other.view(np.uint8)), "the same bits in either storage"
+
+
+def test_linear_resizing_rounds_halves_up_and_keeps_what_is_constant() -> None:
+    half = operators.linear_sources(2, 4, "asymmetric")
+    weights = numerics.resize_weights(half[1])
+    assert half[0].tolist() == [0, 0, 1, 1]
+    assert weights.tolist() == [0, 1024, 0, 0], "nothing lies behind the last"
+    x = np.array([-3, -2, -3, -2], np.int8).reshape(1, 2, 2, 1)
+    assert operators.resize_linear(x, half[0], weights, half[0], weights)[0, 0, :, 0].tolist() == [-3, -2, -2, -2]
+    for value in (-128, 127):
+        x = np.full((1, 2, 2, 1), value, np.int8)
+        assert (operators.resize_linear(x, half[0], weights, half[0], weights) == value).all()
+
+
+def test_places_by_each_transformation() -> None:
+    places = {name: operators.resize_places(3, 5, np.float64(5 / 3), name).tolist() for name in operators.COORDINATES}
+    assert places["align_corners"] == pytest.approx([0, 0.5, 1, 1.5, 2])
+    assert places["asymmetric"] == pytest.approx([0, 0.6, 1.2, 1.8, 2.4])
+    assert places["half_pixel"] == places["pytorch_half_pixel"] == pytest.approx([-0.2, 0.4, 1, 1.6, 2.2])
+    assert operators.resize_places(3, 1, np.float64(1 / 3), "pytorch_half_pixel") == 0
+    with pytest.raises(NotImplementedError, match="tf_crop_and_resize"):
+        operators.resize_places(3, 5, np.float64(5 / 3), "tf_crop_and_resize")

@@ -122,8 +122,8 @@ def _gate(net: _Net, x: str, s: Shape) -> None:
 def _upsample(net: _Net, x: str, s: Shape) -> None:
     if max(s[2:]) < 8:
         inputs = [x, "", net.const(np.array([1, 1, 2, 2], np.float32))]
-        attrs = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        net.add("Resize", inputs, (*s[:2], 2 * s[2], 2 * s[3]), **attrs)
+        attrs = {"mode": net.pick("nearest", "linear"), "coordinate_transformation_mode": "asymmetric"}
+        net.add("Resize", inputs, (*s[:2], 2 * s[2], 2 * s[3]), nearest_mode="floor", **attrs)
 
 
 def _dense(net: _Net, x: str, s: Shape) -> None:

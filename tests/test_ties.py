@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from onnx_nets import network, node, same_as_onnxruntime, weights
 
 from hwq.model import load
@@ -14,15 +15,15 @@ def test_every_float_tensor_is_in_one_group() -> None:
         node("Conv", ["x", "w"], ["b"], name="b"),
         node("Concat", ["a", "b"], ["c"], axis=1, name="c"),
         node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2], name="p"),
-        node("Conv", ["p", "v"], ["d"], name="d"),
+        node("Resize", ["p", "", "s"], ["r"], mode="linear", name="r"),
+        node("Conv", ["r", "v"], ["d"], name="d"),
         node("AveragePool", ["d"], ["y"], kernel_shape=[2, 2], name="y"),
         node("ArgMax", ["d"], ["i"], axis=1, name="i"),
     ]
-    model = same_as_onnxruntime(
-        network(nodes, (1, 4, 5, 5), consts={"w": weights(4, 4, 1, 1), "v": weights(4, 8, 1, 1)}, dtypes={"i": 7})
-    )
+    consts = {"w": weights(4, 4, 1, 1), "v": weights(4, 8, 1, 1), "s": np.array([1, 1, 2, 2], np.float32)}
+    model = same_as_onnxruntime(network(nodes, (1, 4, 5, 5), consts=consts, dtypes={"i": 7}))
     groups = tied_tensors(model.graph)
-    assert frozenset({"a", "b", "c", "p"}) in groups
+    assert frozenset({"a", "b", "c", "p", "r"}) in groups
     assert frozenset({"d"}) in groups
     assert frozenset({"y"}) in groups
     members = [name for group in groups for name in group]
