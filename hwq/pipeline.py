@@ -46,6 +46,8 @@ PASSES: tuple[Any, ...] = (
     SimplifyLayout(),
     RemoveIdentity(),
     FoldConstants(),
+    # A norm over the channels of a picture is one over the last axis only now.
+    RecognizeLayerNorm(),
 )
 
 

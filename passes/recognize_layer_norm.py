@@ -5,7 +5,8 @@ Before:  m = R.mean(x, axis=[-1], keepdims=True); d = R.subtract(x, m)
          gv = R.add(R.multiply(R.divide(d, s), gamma), beta)
 After:   gv = R.nn.layer_norm(x, gamma, beta, axes=[-1], epsilon=eps)
 
-Stands before fold_scale, which would pull scale and shift apart. The square may be a power, a product or a square, the
+Stands before fold_scale, which would pull scale and shift apart, and once more at the end, for norms over channels that
+to_nhwc has made the last axis. The square may be a power, a product or a square, the
 quotient a product with 1 / s, and either difference a call of its own; without scale or shift gamma is 1 and beta 0.
 What else reads a value in between keeps it. Norms over other axes than the last are left alone.
 """

@@ -19,11 +19,33 @@ def _i(*values: int) -> Any:
 @pytest.mark.parametrize("opset", [11, 18])
 def test_a_layer_norm_in_pieces_is_one_layer(opset: int) -> None:
     """As torch writes it before opset 17."""
-    consts = {"two": F(2), "e": F(1e-5), "g": weights(5), "b": weights(5, seed=2)}
-    mean: dict[str, Any] = {"axes": [-1]} if opset < 18 else {}
-    consts |= {} if opset < 18 else {"i": _i(-1)}
+    consts = {"g": weights(5), "b": weights(5, seed=2)}
+    model = same_as_onnxruntime(_norm_in_pieces([], -1, (2, 7, 5), consts, opset))
+    assert ops(model) == ["layer_norm"]
+    assert model.float_ops == {"layer_norm": 1}
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_a_norm_over_channels_is_one_over_the_last_axis(between: bool) -> None:
+    consts = {"w": weights(12, 8, 1, 1), "g": weights(12, 1, 1), "b": weights(12, 1, 1, seed=2)}
+    proto = _norm_in_pieces([node("Conv", ["x0", "w"], ["x"])], 1, (1, 8, 6, 5), consts, 13)
+    if between:
+        proto.graph.node.append(node("Conv", ["y", "k"], ["z"]))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weights(4, 12, 1, 1), "k"))
+        proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, (1, 4, 6, 5)))
+    model = same_as_onnxruntime(proto)
+    assert ops(model) == ["transpose", "conv2d", "layer_norm", *(["conv2d"] if between else []), "transpose"]
+
+
+def _norm_in_pieces(
+    before: list[onnx.NodeProto], axis: int, shape: tuple[int, ...], consts: dict[str, Any], opset: int
+) -> onnx.ModelProto:
+    """A layer norm of x over an axis, g and b its scale and bias."""
+    consts = consts | {"two": F(2), "e": F(1e-5)} | ({"i": _i(axis)} if opset >= 18 else {})
+    mean: dict[str, Any] = {"axes": [axis]} if opset < 18 else {}
     axes = ["i"] if opset >= 18 else []
     nodes = [
+        *before,
         node("ReduceMean", ["x", *axes], ["m"], **mean),
         node("Sub", ["x", "m"], ["d"]),
         node("Pow", ["d", "two"], ["p"]),
@@ -34,9 +56,7 @@ def test_a_layer_norm_in_pieces_is_one_layer(opset: int) -> None:
         node("Mul", ["n", "g"], ["q"]),
         node("Add", ["q", "b"], ["y"]),
     ]
-    model = same_as_onnxruntime(network(nodes, (2, 7, 5), consts=consts, opset=opset))
-    assert ops(model) == ["layer_norm"]
-    assert model.float_ops == {"layer_norm": 1}
+    return network(nodes, inputs={"x0" if before else "x": shape}, consts=consts, opset=opset)
 
 
 @pytest.mark.parametrize(
