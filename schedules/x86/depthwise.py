@@ -1,12 +1,13 @@
 """Depthwise convolution kernels for x86: vectors of channels, plain multiply-adds that LLVM turns into the CPU's own.
 
-    rows     the input with its spatial padding; absent where it can be read in place
+    rows     the input with its spatial padding; absent or inlined where it can be read in place
     weights  int4 only: unpacked to bytes, all of them at once (they are few)
     acc      sums[n, oh, ow, block, lane], a tile of pixels at a time; the taps of one block stay in registers
     out      bias, requantize, residual, activation; ragged edges are cut here
 
-Takes depthwise_conv2d in f32, w8a8 and w4a8 on any target of this family: no dot product instruction fits a sum over
-pixels that are a row of channels apart.
+Takes depthwise_conv2d in f32, w8a8 and w4a8 on any target of this family; integers go to ``depthwise_dot`` first, which
+brings taps together for dot products. The limit of float is a load for each multiply-add, one vector a cycle on Zen 4;
+a third (7x7 pixels) to three quarters (112x112) of it is reached.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ from hwq.schedules.x86.tiling import divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/depthwise:1"
+NAME = "x86/depthwise:2"
 # Kernels of more taps than this keep their rows as a loop.
 UNROLLED_TAPS = 49
+# Kernels of at most so many taps may read their padding by conditions; without a stride, rows of at least so many
+# pixels, of which few tiles are at an edge. The tiles are narrow, since conditions multiply their code.
+INLINED_TAPS, INLINED_WIDTH, INLINED_PIXELS = 9, 16, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One kernel: pixels is the tile's width, blocks the number of channel vectors of ``lanes``."""
+    """One kernel: pixels is the tile's width, blocks the number of channel vectors of ``lanes``. inlined: the padding
+    is a condition on each load, that the loops of the middle go without, instead of a copy of the input.
+    """
 
     workload: Workload
     geometry: Geometry
@@ -44,6 +50,7 @@ class Plan:
     pixels: int
     lanes: int
     blocks: int
+    inlined: bool
 
     @property
     def ragged(self) -> bool:
@@ -87,6 +94,15 @@ def make_plan(workload: Workload, found: Form) -> Plan:
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if shape.in_c / (math.ceil(shape.in_c / n) * n) >= 0.75), found.vectors[-1])
     widths = [width for width in range(1, 8) if width <= shape.out_w]
+    inlined = (
+        found.acc == "float32"
+        and shape.padded
+        and shape.in_c % lanes == 0
+        and shape.kernel_h * shape.kernel_w <= INLINED_TAPS
+        and (shape.stride_w > 1 or shape.out_w >= INLINED_WIDTH)
+    )
+    if inlined:
+        widths = widths[:INLINED_PIXELS]
     pixels = min(widths, key=lambda width: (math.ceil(shape.out_w / width) * max(width, 4), -width))
     return Plan(
         workload=workload,
@@ -95,6 +111,7 @@ def make_plan(workload: Workload, found: Form) -> Plan:
         pixels=pixels,
         lanes=lanes,
         blocks=math.ceil(shape.in_c / lanes),
+        inlined=inlined,
     )
 
 
@@ -176,8 +193,13 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         tap, _ = sch.get_loops(sch.get_sblock("weights"))
         sch.unroll(tap)
     if plan.copied:
-        sch.compute_at(sch.get_sblock("rows"), outer, preserve_unit_loops=True)
-        schedule_rows(sch)
+        if plan.inlined:
+            sch.compute_inline(sch.get_sblock("rows"))
+            for loop in (h_in, w_out):
+                sch.annotate(loop, "pragma_loop_partition_hint", 1)
+        else:
+            sch.compute_at(sch.get_sblock("rows"), outer, preserve_unit_loops=True)
+            schedule_rows(sch)
     for loop in (kh, kw, w_in) if plan.taps <= UNROLLED_TAPS else (kw, w_in):
         sch.unroll(loop)
     sch.vectorize(lane)
