@@ -34,6 +34,7 @@ import tvm
 
 from hwq import cpu
 from hwq.errors import HwqError
+from hwq.lowering import VERSION, pipeline
 from hwq.switches import verify_wanted
 from hwq.target import Target
 from hwq.workload import Kernel
@@ -73,6 +74,7 @@ def object_path(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
         str(kernel.instruction),
         str(target.tvm()),
         tvm.__version__,
+        VERSION,
         "checked" if verify_wanted() else "",
     )
     return cache_dir / "objects" / f"{hashlib.sha256(chr(0).join(content).encode()).hexdigest()}.o"
@@ -99,7 +101,7 @@ def compile_to(path: Path, functions: Mapping[str, Any], instruction: str | None
     symbol = next(iter(functions))
     try:
         with tvm.transform.PassContext(config={"tirx.disable_assert": not verify_wanted()}):
-            module = tvm.compile(tvm.IRModule(dict(functions)), target).mod
+            module = tvm.compile(tvm.IRModule(dict(functions)), target, tir_pipeline=pipeline()).mod
     except Exception as error:  # TVM raises many kinds
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise HwqError("compile-failed", f"kernel {symbol} does not compile for {target}: {last[0]}") from error

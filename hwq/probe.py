@@ -20,6 +20,7 @@ from hwq.cost import op_macs
 from hwq.errors import HwqError
 from hwq.execute import quiet
 from hwq.graph import ANCHORS
+from hwq.lowering import pipeline
 from hwq.progress import Callback
 from hwq.schedule import kernel_for
 from hwq.scheme import SCHEMES
@@ -194,7 +195,8 @@ def _three_figures(value: float) -> float:
 
 def fastest_s(func: Any, target: Target) -> float:
     """Seconds one call takes on made-up arguments, the least of several repeats: what else runs here only adds."""
-    module = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target.tvm())
+    functions = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    module = tvm.compile(functions, target.tvm(), tir_pipeline=pipeline())
     types = [param.ty for param in func.params]
     arguments = [np.ones([int(extent) for extent in it.shape], str(it.dtype)) for it in types]
     timer = module.mod.time_evaluator("main", tvm.cpu(), repeat=_REPEATS, min_repeat_ms=_MIN_REPEAT_MS)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tvm
 
 from hwq.graph import Activation, Shape
+from hwq.lowering import pipeline
 from hwq.reference import evaluate
 from hwq.schedule import kernel_for
 from hwq.target import Target
@@ -68,7 +69,7 @@ def ints(storage: str) -> Array:
 
 def run(kernel: Kernel, target: Target, arguments: Sequence[Array], shape: Shape, dtype: str) -> Array:
     """The kernel's output, over a buffer of values that it has to overwrite."""
-    library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm())
+    library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm(), tir_pipeline=pipeline())
     out = tvm.runtime.tensor(np.full(shape, 99, dtype))
     library[kernel.symbol](*(tvm.runtime.tensor(np.asarray(value, order="C")) for value in arguments), out)
     return np.asarray(out.numpy())
@@ -95,7 +96,7 @@ def check(
 
 def assembly(kernel: Kernel, target: Target) -> list[str]:
     """The lines of the kernel's own computation; the target's instructions need not be this machine's."""
-    library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm())
+    library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm(), tir_pipeline=pipeline())
     text = library.mod.inspect_source("asm")
     start = text.index(f"{kernel.symbol}_compute_:")
     return str(text[start : text.index(".Lfunc_end", start)]).splitlines()

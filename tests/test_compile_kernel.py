@@ -105,7 +105,7 @@ def test_mnemonic(instruction: str | None, pattern: str | None) -> None:
 
 
 def test_a_function_that_does_not_compile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ValueError("a page of trace\nTypeError: no such intrinsic")
 
     (kernel,) = kernels(1)

@@ -44,7 +44,11 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
             *("passes", "layer_ops", "float_ops", "layers"),
         ),
     ),
-    ("kernels", None, ("schedules", "schedule", "compile_kernel", "compile_worker", "lower", "execute", "probe")),
+    (
+        "kernels",
+        None,
+        ("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
+    ),
     ("stages", None, ("calibrate", "sensitivity", "measure", "verify", "evaluate")),
     (
         "assembly",

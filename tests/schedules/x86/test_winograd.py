@@ -14,6 +14,7 @@ import tvm
 from anchor_runs import RELU, TABLED, anchor, loop_bodies, make_arguments, packed, tier
 from kernel_runs import Array, assembly
 
+from hwq.lowering import pipeline
 from hwq.reference import evaluate
 from hwq.schedules.x86 import conv2d, winograd
 from hwq.schedules.x86.geometry import form
@@ -51,7 +52,7 @@ def kernel_of(workload: Workload, target: Target, seed: int | None = None) -> Ke
 
 def result_of(workload: Workload, target: Target, kernel: Kernel, *turns: list[Array]) -> list[Array]:
     """What the kernel writes for each list of arguments, its weights packed and expanded."""
-    library = tvm.compile(tvm.IRModule(kernel.functions), target.tvm())
+    library = tvm.compile(tvm.IRModule(kernel.functions), target.tvm(), tir_pipeline=pipeline())
     dtype = target.activation_storage if workload.out_dtype == "int8" else "float32"
     at, results = len(workload.input_shapes), []
     for arguments in turns:
