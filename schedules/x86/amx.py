@@ -1,4 +1,6 @@
-"""Convolution and dense kernels for AMX: int8 and int4 weights on tdpb[su][su]d, bfloat16 on tdpbf16ps.
+"""Convolution and dense kernels for AMX: int8 and int4 weights on tdpb[su][su]d.
+
+bfloat16 is planned for (tiles, widths, tdpbf16ps) but not yet made: nothing rounds the input, so no target has a row.
 
 Takes conv2d (any stride, dilation, padding; one group) and dense. See ``amx_plan`` for the shape of kernels and the
 model that chooses among them, ``amx_code`` for their code. Limit: 1,024 int8 products a cycle (512 bfloat16); what of
