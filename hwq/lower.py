@@ -120,8 +120,11 @@ def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> 
 
 
 def writes_float(layer: Layer) -> bool:
-    """Whether the integer kernel of ``layer`` can write float32 instead of int8."""
-    return layer.op in ANCHORS and layer.activation.clamps
+    """Whether the integer kernel of ``layer`` can write float32 instead of int8.
+
+    Depthwise ones do not: their fast kernels write bytes, and what packs for another would have other sizes.
+    """
+    return layer.op in ("conv2d", "dense") and layer.activation.clamps
 
 
 def lower(
