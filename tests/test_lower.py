@@ -16,7 +16,7 @@ import tiny
 
 from hwq import numerics, operators, reference
 from hwq.graph import Activation, Layer
-from hwq.lower import lower
+from hwq.lower import lower, writes_float
 from hwq.numerics import QParams
 from hwq.quantize import IntegerWeights, quantize_layer
 from hwq.target import Target
@@ -174,7 +174,12 @@ def test_groups_of_inputs_are_real_arithmetic(
         assert len(np.unique(logical(found, target))) > 3
 
 
-@pytest.mark.parametrize("case", [name for name, layer in ANCHOR_CASES.items() if layer.activation.clamps])
+def test_which_layers_write_float_themselves() -> None:
+    able = {name for name, layer in ANCHOR_CASES.items() if writes_float(layer)}
+    assert able == {name for name, layer in ANCHOR_CASES.items() if layer.activation.clamps} - {"depthwise"}
+
+
+@pytest.mark.parametrize("case", [name for name, layer in ANCHOR_CASES.items() if writes_float(layer)])
 def test_direct_float_output(case: str, target: Target, rng: np.random.Generator) -> None:
     """Nobody wants int8: the kernel writes float32, clamped by the activation's own bounds."""
     layer = ANCHOR_CASES[case]
