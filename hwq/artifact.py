@@ -220,15 +220,20 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes, bytes]:
         raise HwqError("artifact-missing", message) from error
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as pack:
-            manifest, parts = json.loads(pack.read(_MANIFEST)), [pack.read(name) for name in (_LIBRARY, _CONSTANTS)]
+            content = {name: pack.read(name) for name in pack.namelist()}
+        manifest = json.loads(content[_MANIFEST])
     except Exception as error:  # zipfile raises many kinds for damaged files
         raise _broken(path, f"it is truncated or of another kind ({len(blob)} bytes)") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise _broken(path, f"it has format {found!r}, and this hwq reads format {FORMAT}")
+    missing = [name for name in (_LIBRARY, _CONSTANTS) if name not in content]
+    if missing:
+        raise _broken(path, f"it holds no {' and no '.join(missing)}")
+    parts = [content[name] for name in (_LIBRARY, _CONSTANTS)]
     sums = manifest.get("sha256")
-    for name, content in zip((_LIBRARY, _CONSTANTS), parts, strict=True):
-        if not isinstance(sums, dict) or sums.get(name) != _digest(content):
+    for name, part in zip((_LIBRARY, _CONSTANTS), parts, strict=True):
+        if not isinstance(sums, dict) or sums.get(name) != _digest(part):
             raise _broken(path, f"its {name} was altered")
     return manifest, parts[0], parts[1]
 

@@ -221,6 +221,22 @@ def test_a_wrong_manifest_is_refused(
     assert caught.value.code == "artifact-broken"
 
 
+def test_an_artifact_of_an_older_format_is_named_so(saved: Path, tmp_path: Path) -> None:
+    """Format 1 had its constants inside the library."""
+
+    def kept(manifest: dict[str, Any]) -> str:
+        with zipfile.ZipFile(saved) as pack, zipfile.ZipFile(tmp_path / "old.hwq", "w") as old:
+            old.writestr("manifest.json", json.dumps(json.loads(pack.read("manifest.json")) | manifest))
+            old.writestr("library.so", pack.read("library.so"))
+        with pytest.raises(HwqError) as caught:
+            Artifact.load(tmp_path / "old.hwq")
+        assert caught.value.code == "artifact-broken"
+        return caught.value.message
+
+    assert "it has format 1, and this hwq reads format 2" in kept({"format": 1})
+    assert "it holds no constants.bin" in kept({})
+
+
 def test_a_library_that_does_not_load_is_refused(saved: Path, tmp_path: Path) -> None:
     wrong = replace(demo_artifact(), library=replace(demo_artifact().library, code=b"\x7fELF" + bytes(1000)))
     wrong.save(tmp_path / "wrong.hwq")
