@@ -14,7 +14,7 @@ from hwq import compiler
 from hwq.artifact import Artifact
 from hwq.assignment import Solution
 from hwq.choose import choose, uniforms
-from hwq.compiler import NOISE, build, compile, interleaved, plan
+from hwq.compiler import LEAST_S, NOISE, build, compile, interleaved, plan
 from hwq.demo import load_demo
 from hwq.errors import HwqError
 from hwq.numerics import sqnr_db
@@ -304,3 +304,17 @@ def test_what_is_hopelessly_slow_is_timed_once() -> None:
     fakes: Any = {"fast": Fake("fast", 1.0), "slow": Fake("slow", 2.1)}
     assert interleaved(fakes, None, rounds=4, runs=2) == {"fast": 1.0, "slow": 2.1}
     assert calls == {"fast": 4, "slow": 1}
+
+
+def test_fast_networks_are_timed_for_longer() -> None:
+    calls = 0
+
+    class Fake:
+        def times(self, x: Any, runs: int, warm_up: int) -> list[float]:
+            nonlocal calls
+            calls += 1
+            return [LEAST_S / 12] * runs
+
+    fakes: Any = {"one": Fake()}
+    interleaved(fakes, None, rounds=2, runs=2)
+    assert calls == 6, "six rounds of two runs make LEAST_S"

@@ -35,8 +35,8 @@ from hwq.schedules.x86 import tiling
 from hwq.schedules.x86.conv2d import PARALLEL_LEAST_S, core_of
 from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
+from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.tiling import Core
-from hwq.schedules.x86.winograd_dot import INSTRUCTIONS, dot
 from hwq.schedules.x86.winograd_expand import Layout, expand, pack, pick
 from hwq.schedules.x86.winograd_maths import (
     CENTRED,
@@ -63,6 +63,8 @@ from hwq.schedules.x86.winograd_tiling import (
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
+# Instruction of a target's compute row for 8-bit products -> the one for 16-bit products in an assembly.
+WORDS = {"avx512.vpdpbusd": "vpdpwssd", "avx.vpdpbusd": "vpdpwssd", "avx2.vpmaddwd": "vpmaddwd"}
 NAME = "x86/winograd:2"
 
 
@@ -126,7 +128,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None, always
     if workload.op != "conv2d" or not common.is_integer(workload):
         return common.decline(workload, "not an integer conv2d")
     found = form(workload, target)
-    if found is None or found.instruction not in INSTRUCTIONS:
+    if found is None or found.instruction not in WORDS:
         return common.decline(workload, f"no 16-bit dot product on {target.name}")
     shape = geometry(workload)
     if not suits(shape):
@@ -145,7 +147,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None, always
     sch = common.schedule_of(arguments, seed)
     schedule(sch, plan, parallel=parallel and shape.batch * plan.sizes.bands > 1, sample=seed is not None)
     func = kernel_function(sch.mod["main"], workload, tail)
-    kernel = common.finish(workload, func, NAME, INSTRUCTIONS[found.instruction])
+    kernel = common.finish(workload, func, NAME, WORDS[found.instruction])
     layout = plan.layout
     return replace(kernel, pack=functools.partial(pack, layout), expand=expand(layout, f"{kernel.symbol}_expand"))
 
@@ -323,7 +325,7 @@ def _tensorize(sch: Schedule, plan: Plan, sums: Any, reduced: Any, inner: Sequen
     sch.vectorize(init_lane)
     for loop in outer[-len(inner) :]:
         sch.unroll(loop)
-    sch.tensorize(lane, dot(plan.form.instruction, plan.sizes.lanes))
+    sch.tensorize(lane, dot(WORDS[plan.form.instruction], plan.sizes.lanes, weight="int16"))
 
 
 def _schedule_centres(sch: Schedule, plan: Plan, centres: Any) -> None:
