@@ -12,7 +12,6 @@ import io
 import json
 import os
 import statistics
-import tempfile
 import threading
 import time
 import zipfile
@@ -26,7 +25,7 @@ import numpy.typing as npt
 import tvm
 
 from hwq.errors import HwqError
-from hwq.files import write_atomic
+from hwq.files import scratch, write_atomic
 from hwq.graph import Shape
 from hwq.library import MARK, Library
 from hwq.plan import Plan
@@ -253,7 +252,7 @@ def _specs(raw: Mapping[str, Any]) -> dict[str, tuple[Shape, str]]:
 
 
 def open_library(library: Library, *, target: Target, **fields: Any) -> Artifact:
-    """Load a library into this process; HwqError "cpu-lacks" where this CPU cannot run it."""
+    """Load a library into this process. Raises HwqError "cpu-lacks" where this CPU cannot, and as ``scratch``."""
     missing = target.missing_flags()
     if missing:
         raise HwqError(
@@ -261,16 +260,10 @@ def open_library(library: Library, *, target: Target, **fields: Any) -> Artifact
             f"the artifact was built for {target.name} and needs {', '.join(missing)}, which this CPU lacks; "
             "accepted: a CPU that has them, or an artifact compiled for this one (target='host')",
         )
-    try:
-        with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
-            path = Path(folder) / _LIBRARY
-            path.write_bytes(library.code)
-            module = tvm.runtime.load_module(str(path))
-    except OSError as error:
-        if error.errno is None:  # the dynamic linker's
-            raise
-        message = f"cannot unpack the library: {error.strerror}; accepted: TMPDIR set to a folder with space"
-        raise HwqError("save-failed", message) from error
+    with scratch() as folder:
+        path = folder / _LIBRARY
+        path.write_bytes(library.code)
+        module = tvm.runtime.load_module(str(path))
     return Artifact(library=library, target=target, module=module, memory=load_memory(library, module), **fields)
 
 

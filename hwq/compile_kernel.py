@@ -22,7 +22,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +33,7 @@ import tvm
 
 from hwq import cpu
 from hwq.errors import HwqError
+from hwq.files import scratch, write_whole
 from hwq.lowering import VERSION, pipeline
 from hwq.switches import verify_wanted
 from hwq.target import Target
@@ -42,6 +42,8 @@ from hwq.workload import Kernel
 log = logging.getLogger(__name__)
 # A helper process takes one to two seconds to import TVM, a kernel a tenth of one: it must have this many to pay.
 KERNELS_PER_HELPER = 24
+# What a helper has to finish its last kernel, most of which take less than a second.
+LAST_KERNEL_S = 20
 # Starts a helper with this package's modules but without its face, which imports everything and takes seconds.
 _BOOTSTRAP = """
 import sys, types
@@ -94,9 +96,24 @@ def _is_whole(path: Path) -> bool:
 
 
 def compile_to(path: Path, functions: Mapping[str, Any], instruction: str | None, target: tvm.target.Target) -> None:
-    """Compile a kernel's PrimFuncs, its own first, to one object file at ``path``, complete or not at all.
+    """Compile a kernel's PrimFuncs, its own first, to one object file of the cache at ``path``, complete or not at all.
 
-    Raises as ``compile_object``, and HwqError "save-failed" where the disk is full.
+    Raises as ``compile_code``, and HwqError "save-failed" where it cannot be kept.
+    """
+    code = compile_code(functions, instruction, target)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, code)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"cannot keep kernels in {str(path.parent)!r}: {reason}; accepted: HWQ_CACHE set to another folder"
+        raise HwqError("save-failed", message) from error
+
+
+def compile_code(functions: Mapping[str, Any], instruction: str | None, target: tvm.target.Target) -> bytes:
+    """The object file of PrimFuncs; the first one's name is what errors call them.
+
+    Raises HwqError "compile-failed", or "instruction-missing" if the assembly lacks ``instruction``.
     """
     symbol = next(iter(functions))
     try:
@@ -110,21 +127,7 @@ def compile_to(path: Path, functions: Mapping[str, Any], instruction: str | None
     found = pattern and re.search(rf"^\s*(?:{{vex}}\s*)?(?:{pattern})", module.inspect_source("asm"), re.MULTILINE)
     if pattern is not None and not found:
         raise HwqError("instruction-missing", f"kernel {symbol} was to use {instruction}, but its assembly does not")
-    code = _object_code(module)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem[:16], suffix=".part", delete=False) as file:
-            try:
-                file.write(code)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        message = f"cannot keep kernels in {str(path.parent)!r}: {reason}; accepted: HWQ_CACHE set to another folder"
-        raise HwqError("save-failed", message) from error
+    return _object_code(module)
 
 
 def _object_code(module: Any) -> bytes:
@@ -184,12 +187,14 @@ def _compile_with_workers(
     """
     todo = deque(kernels)
     outcomes: queue.SimpleQueue[HwqError | Kernel | None] = queue.SimpleQueue()
-    processes = [_start_worker() for _ in range(helpers)]
     feed = partial(_feed, todo=todo, paths=paths, config=str(target.tvm()), outcomes=outcomes)
     done = 0
-    try:
-        for process in processes:
+    with contextlib.ExitStack() as ends:
+        for _ in range(helpers):
+            process = _start_worker()
+            ends.callback(_end_worker, process)
             threading.Thread(target=feed, args=(process,), daemon=True).start()
+        ends.callback(todo.clear)
         while done < len(kernels):
             outcome: HwqError | Kernel | None = None
             try:
@@ -202,10 +207,6 @@ def _compile_with_workers(
                 compile_to(paths[outcome.symbol], outcome.functions, outcome.instruction, target.tvm())
             done += 1
             report(done)
-    finally:
-        todo.clear()
-        for process in processes:
-            _end_worker(process)
 
 
 def _feed(
@@ -216,7 +217,10 @@ def _feed(
     config: str,
     outcomes: queue.SimpleQueue[HwqError | Kernel | None],
 ) -> None:
-    """Gives one helper its jobs, one at a time. Outcomes: None, an error, or the kernel if the helper is gone."""
+    """Gives one helper its jobs, one at a time. Outcomes: None, an error, or the kernel if the helper is of no use.
+
+    Every kernel that is taken has an outcome, whatever happens: the caller waits for it.
+    """
     assert process.stdin is not None
     assert process.stdout is not None
     while True:
@@ -224,21 +228,22 @@ def _feed(
             kernel = todo.pop()
         except IndexError:
             return
-        job = {
-            "functions": {symbol: tvm.ir.save_json(func) for symbol, func in kernel.functions.items()},
-            "instruction": kernel.instruction,
-            "target": config,
-            "path": str(paths[kernel.symbol]),
-        }
         try:
+            job = {
+                "functions": {symbol: tvm.ir.save_json(func) for symbol, func in kernel.functions.items()},
+                "instruction": kernel.instruction,
+                "target": config,
+                "path": str(paths[kernel.symbol]),
+            }
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())
-        except (OSError, ValueError) as error:
-            log.debug("helper process %d is gone (%s)", process.pid, error)
+            outcome = HwqError(answer["code"], answer["message"]) if "code" in answer else None
+        except Exception as error:  # TVM raises many kinds, and a helper that is gone two
+            log.debug("helper process %d takes no more kernels (%r)", process.pid, error)
             outcomes.put(kernel)
             return
-        outcomes.put(HwqError(answer["code"], answer["message"]) if "code" in answer else None)
+        outcomes.put(outcome)
 
 
 def _start_worker() -> subprocess.Popen[str]:
@@ -254,7 +259,8 @@ def _end_worker(process: subprocess.Popen[str]) -> None:
     try:
         with contextlib.suppress(OSError):
             process.stdin.close()
-        process.wait(timeout=20)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=LAST_KERNEL_S)
     finally:
         process.kill()
         process.wait()
@@ -268,8 +274,8 @@ def link(output: Path, objects: Iterable[Path]) -> None:
     """
     files = list(dict.fromkeys(str(path) for path in objects))
     require_space(output.parent, sum(os.path.getsize(file) for file in files if os.path.exists(file)))
-    with tempfile.TemporaryDirectory(prefix="hwq-link-") as folder:
-        listing = Path(folder) / "objects.txt"  # hundreds of paths are too long for a command line
+    with scratch() as folder:
+        listing = folder / "objects.txt"  # hundreds of paths are too long for a command line
         listing.write_text("".join(json.dumps(file) + "\n" for file in files))
         command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(output), f"@{listing}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -294,7 +300,7 @@ def load_kernels(objects: Iterable[Path], workdir: Path | None = None) -> Any:
     files = list(objects)
     if not files:
         return {}
-    with tempfile.TemporaryDirectory(prefix="hwq-", dir=workdir) as folder:
-        library = Path(folder) / "kernels.so"
+    with scratch(workdir) as folder:
+        library = folder / "kernels.so"
         link(library, files)
         return tvm.runtime.load_module(str(library))

@@ -1,12 +1,14 @@
-"""Writing files so that no half file is ever seen: a temporary neighbour first, then one rename."""
+"""Writing files so that no half file is ever seen: a temporary neighbour first, then one rename. Scratch folders."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import secrets
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +19,36 @@ from hwq.errors import HwqError
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write ``data`` to ``path``: afterwards it holds all of it or what it held before, whatever happens.
-
-    A symbolic link is followed; a device or a pipe is written to as it is. Raises HwqError "save-failed" with the
-    system's reason (disk full, no folder, ...).
-    """
-    final = Path(os.path.realpath(path))
-    part = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.part")
+    """``write_whole``. Raises HwqError "save-failed" with the system's reason (disk full, no folder, ...)."""
     try:
-        if final.exists() and not final.is_file():  # a device or a pipe, which a rename would take the place of
-            with open(final, "wb") as device:
-                device.write(data)
-            return
-        try:
-            with open(part, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, final)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        write_whole(path, data)
     except OSError as error:
         reason = error.strerror or str(error)
         raise HwqError(
             "save-failed", f"cannot write {os.fspath(path)!r}: {reason}; nothing was changed there"
         ) from error
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path``: afterwards it holds all of it or what it held before, whatever happens.
+
+    A symbolic link is followed; a device or a pipe is written to as it is. Raises OSError.
+    """
+    final = Path(os.path.realpath(path))
+    if final.exists() and not final.is_file():  # a device or a pipe, which a rename would take the place of
+        with open(final, "wb") as device:
+            device.write(data)
+        return
+    part = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, final)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -53,3 +59,21 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any
             with pack.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
     write_atomic(path, blob.getbuffer())
+
+
+@contextlib.contextmanager
+def scratch(within: Path | None = None) -> Iterator[Path]:
+    """A temporary folder, below ``within`` or where the system has such; it is gone afterwards.
+
+    What the system refuses inside (no space, no permission) is raised as HwqError "save-failed". Other OSErrors, such
+    as the dynamic linker's, have no number and pass.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="hwq-", dir=within) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        reason = error.strerror or str(error)
+        message = f"cannot write temporary files: {reason}; accepted: TMPDIR set to a folder with space"
+        raise HwqError("save-failed", message) from error

@@ -13,10 +13,8 @@ costs some 20 ns this way, where TVM's virtual machine takes 450: more than the 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +23,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from hwq.compile_kernel import compile_to, link, require_space
+from hwq.compile_kernel import compile_code, link
 from hwq.execute import Array, KernelSet, packed_constants
+from hwq.files import scratch
 from hwq.lower import Program, Step
 from hwq.memory_plan import MemoryPlan, aligned, plan_memory, value_bytes
 from hwq.target import Target
@@ -59,7 +58,7 @@ class _Layout:
 
 
 def build_library(program: Program, kernels: KernelSet, target: Target) -> Library:
-    """The library of ``program`` for ``target``. Raises HwqError as ``compile_to`` and ``link``."""
+    """The library of ``program`` for ``target``. Raises HwqError as ``compile_code``, ``link`` and ``scratch``."""
     packed = {step.name: packed_constants(step, kernels) for step in kernel_steps(program)}
     layout = _layout(program, kernels, packed)
     constants = bytearray(layout.constants_bytes)
@@ -67,10 +66,10 @@ def build_library(program: Program, kernels: KernelSet, target: Target) -> Libra
         for offset, array in zip(layout.constants[name], arrays, strict=True):
             constants[offset : offset + array.nbytes] = array.tobytes()
     used = dict.fromkeys(kernels.objects[step.workload] for step in kernel_steps(program) if step.workload is not None)
-    with tempfile.TemporaryDirectory(prefix="hwq-") as folder:
-        path, main = Path(folder) / "network.so", Path(folder) / "network.o"
-        require_space(path.parent, len(constants))
-        compile_to(main, network_functions(program, kernels, layout, packed), None, target.tvm())
+    code = compile_code(network_functions(program, kernels, layout, packed), None, target.tvm())
+    with scratch() as folder:
+        path, main = folder / "network.so", folder / "network.o"
+        main.write_bytes(code)
         link(path, [main, *used])
         return Library(
             code=path.read_bytes(),

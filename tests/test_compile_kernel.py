@@ -128,6 +128,16 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_cache_that_is_shared_can_be_read_by_others(tmp_path: Path) -> None:
+    """As the caller's umask has it, not only by its owner."""
+    before = os.umask(0o022)
+    try:
+        path = compile_object(kernels(1)[0], machine(), tmp_path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 def test_no_room_for_a_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [compile_object(kernel, machine(), tmp_path) for kernel in kernels(2)]
     free = sum(path.stat().st_size for path in objects) - 1
@@ -211,6 +221,55 @@ def test_an_interrupt_ends_the_helpers_and_keeps_what_is_done(tmp_path: Path, mo
     assert finished
     assert {path.name for path in finished} <= {object_path(kernel, machine(), tmp_path).name for kernel in made}
     assert len(compile_many(made, machine(), tmp_path, workers=1)) == 6
+
+
+def test_a_helper_that_does_not_end_hides_no_error_and_no_other_helper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two helpers that hear of nothing: the interrupt is what comes out, and both are gone."""
+    stuck = """
+import sys
+sys.stdin.readline()
+print("{}", flush=True)
+import time
+time.sleep(600)
+"""
+    monkeypatch.setattr(compile_kernel, "KERNELS_PER_HELPER", 1)
+    monkeypatch.setattr(compile_kernel, "LAST_KERNEL_S", 0.2)
+    monkeypatch.setattr(compile_kernel, "_BOOTSTRAP", stuck)
+    started: list[subprocess.Popen[str]] = []
+    start = compile_kernel._start_worker
+
+    def remember() -> subprocess.Popen[str]:
+        started.append(start())
+        return started[-1]
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compile_kernel, "_start_worker", remember)
+    with pytest.raises(KeyboardInterrupt):
+        compile_many(kernels(6), machine(), tmp_path, workers=3, progress=interrupt)
+    assert [process.poll() is not None for process in started] == [True, True]
+
+
+def test_a_kernel_that_cannot_be_sent_is_compiled_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process with a time limit: a kernel without an outcome would be waited for for ever."""
+    code = """
+        import sys; from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        from test_compile_kernel import compile_kernel, compile_many, kernels, machine
+        def refuse(_):
+            raise RuntimeError("no such node")
+        compile_kernel.tvm.ir.save_json = refuse
+        compile_kernel.KERNELS_PER_HELPER = 1
+        print(sum(path.exists() for path in compile_many(kernels(4), machine(), Path(sys.argv[2]), workers=2).values()))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(ROOT / "tests"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    assert result.stdout.strip() == "4"
 
 
 def test_a_script_without_a_main_guard_is_not_run_again(tmp_path: Path) -> None:

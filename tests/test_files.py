@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hwq.errors import HwqError
-from hwq.files import write_atomic, write_npz
+from hwq.files import scratch, write_atomic, write_npz
 
 
 def test_content_is_replaced(tmp_path: Path) -> None:
@@ -88,3 +88,16 @@ def test_arrays_come_back(tmp_path: Path) -> None:
         for name, array in arrays.items():
             assert pack[name].dtype == array.dtype
             assert np.array_equal(pack[name], array)
+
+
+def test_scratch_is_gone_afterwards_and_says_what_the_system_refused(tmp_path: Path) -> None:
+    with scratch(tmp_path) as folder:
+        assert folder.parent == tmp_path
+        (folder / "a").write_bytes(b"x")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(HwqError, match="No such file or directory; accepted: TMPDIR set to") as caught:
+        with scratch(tmp_path / "no"):
+            pass
+    assert caught.value.code == "save-failed"
+    with pytest.raises(OSError, match="not by the system"), scratch(tmp_path):
+        raise OSError("not by the system")

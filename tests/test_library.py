@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,11 @@ from tvm import te
 from hwq.artifact import load_memory
 from hwq.cache import default_cache_dir
 from hwq.compile_kernel import compile_object, load_kernels
+from hwq.errors import HwqError
 from hwq.execute import KernelSet, bind, compile_kernels, packed_constants, resident_bytes, run, to_device
 from hwq.graph import Shape
 from hwq.library import MARK, Library, build_library, kernel_steps
-from hwq.lower import Program, lower
+from hwq.lower import Program, Step, lower
 from hwq.memory_plan import aligned
 from hwq.quantize import quantize_weights
 from hwq.schedules.generic import common
@@ -130,6 +132,33 @@ def test_the_clock_is_read_between_kernels_in_order(made: tuple[Program, KernelS
     assert (np.diff([before, *read, after]) >= 0).all()
     for value, expected in zip(out, call(library, program, tmp_path), strict=True):
         np.testing.assert_array_equal(value.numpy(), expected)
+
+
+def test_a_full_temporary_folder_is_said_to_be_one(
+    made: tuple[Program, KernelSet, Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network's own object file is no kernel of the cache, and constants take no room there."""
+    program, kernels, library = made
+
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    free = len(library.code) * 4
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, free))
+    big = replace(program, steps=tuple(heavier(step, free) for step in program.steps))
+    assert len(build_library(big, kernels, HOST).constants) > free
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(HwqError, match="temporary files: No space left on device; accepted: TMPDIR set to") as caught:
+        build_library(program, kernels, HOST)
+    assert caught.value.code == "save-failed"
+
+
+def heavier(step: Step, more_bytes: int) -> Step:
+    """``step`` with ``more_bytes`` of constants behind those of the last layer."""
+    if step.name != "logits":
+        return step
+    weight, bias = step.constants
+    return replace(step, constants=(weight, np.concatenate([bias, np.zeros(more_bytes // 4, np.float32)])))
 
 
 def reversed_weights(kernel: Kernel, shape: Shape) -> Kernel:
