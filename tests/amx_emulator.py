@@ -173,15 +173,22 @@ def _multiply(amx: Amx, it: Instruction) -> None:
     left, right = amx.tiles[a, :m, :k], amx.tiles[b, : k // 4, :n]
     if it.name == "tdpbf16ps":
         sums = amx.tiles[c, :m, :n].view(np.float32)
-        x, y = (np.ascontiguousarray(part).view(ml_dtypes.bfloat16).astype(np.float32) for part in (left, right))
+        x, y = (_bf16_values(part) for part in (left, right))
         y = y.reshape(k // 4, n // 4, 2)
-        sums += x[:, 0::2] @ y[:, :, 0] + x[:, 1::2] @ y[:, :, 1]
+        with np.errstate(invalid="ignore"):  # 0 times infinity
+            sums += x[:, 0::2] @ y[:, :, 0] + x[:, 1::2] @ y[:, :, 1]
         return
     sums = amx.tiles[c, :m, :n].view(np.int32)
     x = left.view(_OPERANDS[it.name][0]).astype(np.float64)
     y = right.view(_OPERANDS[it.name][1]).reshape(k // 4, n // 4, 4).transpose(0, 2, 1).reshape(k, n // 4)
     # Exact: 64 products of at most 2^16. The sum wraps, as hardware's does.
     sums += (x @ y.astype(np.float64)).astype(np.int32)
+
+
+def _bf16_values(part: Array) -> Array:
+    """The float32 values of rows of bfloat16; those below the least normal number count as 0."""
+    values = np.ascontiguousarray(part).view(ml_dtypes.bfloat16).astype(np.float32)
+    return np.where(np.abs(values) < np.finfo(np.float32).tiny, np.float32(0), values)
 
 
 class _SigAction(ctypes.Structure):

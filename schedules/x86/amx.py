@@ -1,10 +1,9 @@
-"""Convolution and dense kernels for AMX: int8 and int4 weights on tdpb[su][su]d.
+"""Convolution and dense kernels for AMX: int8 and int4 weights on tdpb[su][su]d, bfloat16 on tdpbf16ps.
 
-bfloat16 is planned for (tiles, widths, tdpbf16ps) but not yet made: nothing rounds the input, so no target has a row.
-
-Takes conv2d (any stride, dilation, padding; one group) and dense. See ``amx_plan`` for the shape of kernels and the
-model that chooses among them, ``amx_code`` for their code. Limit: 1,024 int8 products a cycle (512 bfloat16); what of
-it the tiles of a layer use is ``Plan.utilization``, and ``amx_plan.estimate`` says what else takes cycles.
+Takes conv2d (any stride, dilation, padding; one group) and dense. See ``amx_plan`` for the shape of kernels,
+``amx_model`` for the choice among them, ``amx_code`` and ``amx_tail`` for their code. Limit: 1,024 int8 products a
+cycle (512 bfloat16); what of it the tiles of a layer use is ``Plan.utilization``, and ``amx_model.estimate`` says what
+else takes cycles.
 
 Declines groups (``conv2d`` takes them), depthwise, and dense layers of few rows (``dense``). ``seed`` samples among the
 plans, the model's choice is the default: tile shape, source and order of loops decide the code's structure, so they are
@@ -22,18 +21,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hwq import numerics
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import amx_tiles as tiles
+from hwq.schedules.x86 import table
 from hwq.schedules.x86.amx_code import kernel_code, packed_shape
-from hwq.schedules.x86.amx_plan import LANES, Plan, best_plan, candidates, sectioned
+from hwq.schedules.x86.amx_model import best_plan, sectioned
+from hwq.schedules.x86.amx_plan import LANES, Plan, candidates
 from hwq.schedules.x86.ends import kernel_function
 from hwq.schedules.x86.geometry import geometry
 from hwq.schedules.x86.packing import pack_nibbles
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/amx:1"
+NAME = "x86/amx:2"
 # With so few rows, weights that pass once are the limit, and a vector multiplies them as fast as they come: it takes a
 # cycle a row for 64 bytes, tiles one cycle however few rows they have, and the L3 gives ten bytes in one.
 FEW_ROWS = 4
@@ -51,13 +53,17 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
         return common.decline(workload, "groups")
     if shape.out_h == shape.kernel_h == shape.kernel_w == 1 and shape.out_w <= FEW_ROWS:
         return common.decline(workload, "few rows")
-    plan = make_plan(workload, target, seed)
-    stored = "float32" if plan.weight == "bfloat16" else target.activation_storage
-    shape = plan.geometry
+    return kernel_of(make_plan(workload, target, seed), target)
+
+
+def kernel_of(plan: Plan, target: Target) -> Kernel:
+    """The kernel of a plan."""
+    workload, shape = plan.workload, plan.geometry
+    stored = "float32" if plan.bf16 else target.activation_storage
+    instruction = tiles.dot_instruction(plan.weight if plan.bf16 else stored, plan.weight_type)
     tail = ep.make_epilogue(workload, stored, (shape.batch, shape.out_h, shape.out_w, shape.out_c))
-    func = kernel_function(kernel_code(plan, tail, stored), workload, tail)
-    act = "bfloat16" if plan.weight == "bfloat16" else stored
-    kernel = common.finish(workload, func, NAME, tiles.dot_instruction(act, plan.weight_type))
+    code = kernel_code(plan, tail, stored, instruction, shuffles="vpermi2b" in table.instructions(target))
+    kernel = common.finish(workload, kernel_function(code, workload, tail), NAME, instruction)
     return replace(kernel, pack=functools.partial(pack, plan))
 
 
@@ -111,4 +117,4 @@ def pack(plan: Plan, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         rows = tiled.reshape(plan.channel_blocks, math.prod(tiled.shape[1:4]), LANES * group)
         return pack_nibbles(rows)
     assert tiled.shape == packed_shape(plan)
-    return tiled
+    return numerics.to_bf16(tiled) if plan.bf16 else tiled

@@ -8,8 +8,8 @@
             sums to the scratch
         the epilogue of the last block
 
-The epilogue works by vectors of channels from the scratch, which the L1 holds. A tensor intrinsic for ``tensorize``
-would have to match rows that are moved back at a run's end; written out, one template serves every shape.
+The epilogue works by vectors of channels from the scratch, which the L1 holds: ``amx_tail``. A tensor intrinsic for
+``tensorize`` would have to match rows that are moved back at a run's end; written out, one template serves every shape.
 
 Tiles address buffers of the kernel's own by the buffer's pointer, not by an element: TVM shrinks a buffer to the
 elements that it sees used.
@@ -17,8 +17,8 @@ elements that it sees used.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,11 @@ from tvm.script.ir_builder import tirx as T
 
 from hwq.schedules import epilogue as ep
 from hwq.schedules.x86 import amx_tiles as tiles
+from hwq.schedules.x86 import bf16, table
 from hwq.schedules.x86.amx_input import padded_copy
+from hwq.schedules.x86.amx_panel import Panels, make_panels, tile_address, unpack_beside
 from hwq.schedules.x86.amx_plan import LANES, TILE_BYTES, Plan
+from hwq.schedules.x86.amx_tail import Block, Ends, finish_rows, run_and_first
 
 Expr = Any
 _NAMES = ("bias", "multiplier", "ints", "floats", "table")
@@ -37,21 +40,12 @@ _NAMES = ("bias", "multiplier", "ints", "floats", "table")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Buffers:
-    """What the sections read and write. rows: the elements that A tiles are loaded from; tail: over buffers."""
+    """What the sections read and write. rows: the elements that A tiles are loaded from."""
 
     rows: Any
     weight: Any
-    out: Any
-    tail: ep.Epilogue
+    ends: Ends
     instruction: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Block:
-    """A block of sums: of which pixels (over all runs) and of which channels."""
-
-    pixels: Expr
-    channels: Expr
 
 
 def packed_shape(plan: Plan) -> tuple[int, ...]:
@@ -66,35 +60,34 @@ def packed_shape(plan: Plan) -> tuple[int, ...]:
     return (plan.channel_blocks, plan.steps, plan.nt, *tile)
 
 
-def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str) -> Any:
+def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str, instruction: str, *, shuffles: bool) -> Any:
     """The kernel as a PrimFunc: x and the outputs flat, and behind them the scalars that ``ep.close`` defines.
 
-    stored: the type of activations in memory.
+    stored: the type of activations in memory. instruction: the product of tiles. shuffles: whether there is an
+    instruction that looks up 64 bytes of a table.
     """
     shape = plan.geometry
-    pixels = shape.batch * shape.out_h * shape.out_w
     x = tirx.decl_buffer((shape.batch * shape.in_h * shape.in_w * shape.in_c,), stored, "x")
-    weight = tirx.decl_buffer(packed_shape(plan), "uint8" if plan.weight == "int4" else plan.weight, "weight")
-    out = tirx.decl_buffer((pixels, shape.out_c), tail.dtype, "out")
+    packed = {"int8": "int8", "int4": "uint8", "bfloat16": "uint16"}[plan.weight]
+    weight = tirx.decl_buffer(packed_shape(plan), packed, "weight")
+    size = shape.batch * shape.out_h * shape.out_w * shape.out_c
+    out = tirx.decl_buffer((size,), tail.dtype, "out")
     others = {name: getattr(tail, name) for name in _NAMES}
     own = {
         name: tirx.decl_buffer(tuple(tensor.shape), tensor.dtype, name)
         for name, tensor in others.items()
         if tensor is not None
     }
-    residual = None if tail.residual is None else tirx.decl_buffer((pixels, shape.out_c), stored, "residual")
-    act = "bfloat16" if plan.weight == "bfloat16" else stored
+    residual = None if tail.residual is None else tirx.decl_buffer((size,), stored, "residual")
     with IRBuilder() as builder:
-        with T.seq_scope():
+        with (
+            T.seq_scope(),
+            T.attr(0, bf16.IMPORT, bf16.ROUND_LLVM) if plan.bf16 else contextlib.nullcontext(),
+        ):
             tiles.ask_permission()
-            rows = padded_copy(plan, x, act, tail.numbers) if plan.source.copied else x
-            buffers = Buffers(
-                rows=rows,
-                weight=weight,
-                out=out,
-                tail=replace(tail, residual=None if residual is None else lambda *at: residual[at], **own),
-                instruction=tiles.dot_instruction(act, plan.weight_type),
-            )
+            rows = padded_copy(plan, x, tail.numbers) if plan.source.copied else x
+            over = replace(tail, residual=None if residual is None else lambda at, _: residual[at], **own)
+            buffers = Buffers(rows=rows, weight=weight, ends=_ends(plan, out, over, shuffles), instruction=instruction)
             with (T.parallel if plan.parallel else T.serial)(0, plan.chunks[0] * plan.chunks[1]) as section:
                 _section(plan, buffers, section)
         body = builder.get().body
@@ -103,29 +96,39 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str) -> Any:
     return tirx.PrimFunc([*(param for param in params if param is not None), *scalars], body)
 
 
+def _ends(plan: Plan, out: Any, tail: ep.Epilogue, shuffles: bool) -> Ends:
+    """What the epilogue works with, its numbers read once."""
+    bounds, entries = None, None
+    if tail.dtype == "uint8":
+        assert tail.ints is not None
+        bounds = tuple(T.Bind(tail.ints[at]) for at in (ep.ZP_Y, ep.LO, ep.HI))
+        if tail.table is not None and shuffles:
+            entries = T.decl_buffer(table.entries_shape("vpermi2b"), "uint8", data=tail.table.data)
+    return Ends(out=out, tail=tail, bounds=bounds, entries=entries)
+
+
 def _section(plan: Plan, buffers: Buffers, section: Expr) -> None:
     """One part of the pixels with one part of the channels, on tiles of its own."""
     tiles.configure(plan)
     scratch = T.alloc_buffer((plan.block_rows, plan.block_lanes), _sum_type(plan))
-    panel = T.alloc_buffer((2 * packed_shape(plan)[1] * TILE_BYTES,), "int8") if plan.weight == "int4" else None
     first_pixels, end_pixels = _part(plan.runs * plan.blocks, section // plan.chunks[1], plan.chunks[0])
     first_channels, end_channels = _part(plan.channel_blocks, section % plan.chunks[1], plan.chunks[1])
+    panels = None
+    if plan.weight == "int4":
+        panels = make_panels(buffers.weight, first_pixels, first_channels, end_channels)
 
     def block(pixels: Expr, channels: Expr, before: Block) -> None:
         some_before = T.Bind(tirx.any(pixels > first_pixels, channels > first_channels))
-        _block(plan, buffers, Block(pixels=pixels, channels=channels), before, some_before, scratch, panel)
+        _block(plan, buffers, Block(pixels=pixels, channels=channels), before, some_before, scratch, panels)
 
     if plan.pixels_inner:
-        with T.serial(first_channels, end_channels) as channels:
-            if panel is not None:
-                _unpack(plan, buffers.weight, panel, channels)
-            with T.serial(first_pixels, end_pixels) as pixels:
-                within = pixels > first_pixels
-                before = Block(
-                    pixels=T.Bind(tirx.Select(within, pixels, end_pixels) - 1),
-                    channels=T.Bind(tirx.Select(within, channels, channels - 1)),
-                )
-                block(pixels, channels, before)
+        with T.serial(first_channels, end_channels) as channels, T.serial(first_pixels, end_pixels) as pixels:
+            within = pixels > first_pixels
+            before = Block(
+                pixels=T.Bind(tirx.Select(within, pixels, end_pixels) - 1),
+                channels=T.Bind(tirx.Select(within, channels, channels - 1)),
+            )
+            block(pixels, channels, before)
     else:
         with T.serial(first_pixels, end_pixels) as pixels, T.serial(first_channels, end_channels) as channels:
             within = channels > first_channels
@@ -135,8 +138,8 @@ def _section(plan: Plan, buffers: Buffers, section: Expr) -> None:
             )
             block(pixels, channels, before)
     last = Block(pixels=end_pixels - 1, channels=end_channels - 1)
-    with T.serial(0, plan.block_rows) as row:
-        _finish_row(plan, buffers, last, row, scratch)
+    with T.serial(0, plan.block_rows // plan.together) as group:
+        finish_rows(plan, buffers.ends, last, group * plan.together, scratch)
     tiles.release()
 
 
@@ -148,16 +151,21 @@ def _part(count: int, index: Expr, parts: int) -> tuple[Expr, Expr]:
 
 
 def _block(
-    plan: Plan, buffers: Buffers, block: Block, before: Block, some_before: Expr, scratch: Any, panel: Any
+    plan: Plan,
+    buffers: Buffers,
+    block: Block,
+    before: Block,
+    some_before: Expr,
+    scratch: Any,
+    panels: Panels | None,
 ) -> None:
     """One block's sums into the scratch, whose content, of the block ``before``, is finished meanwhile."""
     shape, source = plan.geometry, plan.source
     row_elements = source.step[1] * shape.in_c
     base = T.Bind(_first_element(plan, block))
     for tile in range(plan.mt * plan.nt):
-        tiles.zero(tile)
+        _begin(plan, buffers, block, tile)
     pixel_tiles, channel_tiles = tiles.operand_tiles(plan)
-    tile_elements = plan.width * LANES
     with T.grid(shape.kernel_h, plan.columns, plan.run_steps) as (kh, kw, k):
         step = T.Bind((kh * plan.columns + kw) * plan.run_steps + k)
         start = T.Bind(base + _tap_element(plan, kh, kw) + step_start(plan, k))
@@ -168,10 +176,10 @@ def _block(
             tiles.load(pixel_tiles[i], address, row_elements * plan.item_bytes)
 
         def load_channels(j: int) -> None:
-            if panel is None:
+            if panels is None:
                 address = T.address_of(buffers.weight[block.channels, step, j, 0, 0, 0])
             else:
-                address = T.handle_add_byte_offset(panel.data, (step * plan.nt + j) * tile_elements)
+                address = tile_address(panels, plan, block.channels, step * plan.nt + j)
             tiles.load(channel_tiles[j], address, TILE_BYTES)
 
         def multiply(i: int, j: int) -> None:
@@ -185,15 +193,17 @@ def _block(
             load_stream(other)
             for one in range(held):
                 multiply(*((one, other) if plan.mt < plan.nt else (other, one)))
+        if panels is not None:
+            unpack_beside(panels, plan, block.pixels, block.channels, step)
         slices = math.ceil(plan.block_rows / plan.slice_rows)
         with T.If(tirx.all(some_before, step >= plan.lead, step < plan.lead + slices)), T.Then():
-            with T.serial(0, plan.slice_rows) as j:
-                row = (step - plan.lead) * plan.slice_rows + j
+            with T.serial(0, plan.slice_rows // plan.together) as j:
+                row = (step - plan.lead) * plan.slice_rows + j * plan.together
                 if slices * plan.slice_rows == plan.block_rows:
-                    _finish_row(plan, buffers, before, row, scratch)
+                    finish_rows(plan, buffers.ends, before, row, scratch)
                 else:
                     with T.If(row < plan.block_rows), T.Then():
-                        _finish_row(plan, buffers, before, row, scratch)
+                        finish_rows(plan, buffers.ends, before, row, scratch)
     for i in range(plan.mt):
         for j in range(plan.nt):
             at = sum(plan.tile_rows[:i]) * plan.block_lanes + j * LANES
@@ -201,21 +211,23 @@ def _block(
             tiles.store(i * plan.nt + j, address, plan.block_lanes * 4)
 
 
-def _run_and_first(plan: Plan, block: Block) -> tuple[Expr, Expr, Expr]:
-    """The run of a block, its first output in the run, and the first that no block before it has computed."""
-    if plan.blocks == 1:
-        return block.pixels, tirx.const(0, "int32"), tirx.const(0, "int32")
-    run, index = block.pixels // plan.blocks, block.pixels % plan.blocks
-    fresh = index * plan.block_rows
-    if plan.blocks * plan.block_rows == plan.length:
-        return run, fresh, fresh
-    return run, tirx.min(fresh, plan.length - plan.block_rows), fresh
+def _begin(plan: Plan, buffers: Buffers, block: Block, tile: int) -> None:
+    """A tile of sums at zero, or at the bias of its channels, the same in every row."""
+    if not plan.biased:
+        tiles.zero(tile)
+        return
+    bias = buffers.ends.tail.bias
+    assert bias is not None
+    channel = block.channels * plan.block_lanes + tile % plan.nt * LANES
+    if plan.geometry.out_c % plan.block_lanes:  # a tile of channels that are not there is never read
+        channel = tirx.min(channel, plan.geometry.out_c - LANES)
+    tiles.load(tile, T.address_of(bias[channel]), 0)
 
 
 def _first_element(plan: Plan, block: Block) -> Expr:
     """Where the first row of the block's first tile of pixels begins, at the first tap."""
     shape, source = plan.geometry, plan.source
-    run, first, _ = _run_and_first(plan, block)
+    run, first, _ = run_and_first(plan, block)
     within = first * (source.step[1] * shape.in_c)
     if source.joined:
         return run * plan.image + within
@@ -239,87 +251,5 @@ def step_start(plan: Plan, k: Any) -> Any:
     return tirx.min(k * plan.width, plan.stretch - plan.width)
 
 
-def _unpack(plan: Plan, weight: Any, panel: Any, channels: Expr) -> None:
-    """A block of channels' int4 weights to bytes."""
-    with T.serial(0, packed_shape(plan)[1]) as pair:
-        for odd in range(2):
-            with T.vectorized(0, TILE_BYTES) as lane:
-                value = ep.nibble(weight[channels, pair, lane], tirx.const(odd, "int32"))
-                T.buffer_store(panel, value, [(2 * pair + odd) * TILE_BYTES + lane])
-
-
-def _finish_row(plan: Plan, buffers: Buffers, block: Block, row: Expr, scratch: Any) -> None:
-    """The epilogue of one row of a block, where it is an output and no earlier block has done it."""
-    shape = plan.geometry
-    run, first, fresh = _run_and_first(plan, block)
-    at = T.Bind(first + row)
-    wanted = []
-    if plan.blocks * plan.block_rows != plan.length:
-        wanted.append(at >= fresh)
-    if plan.pitch == shape.out_w:
-        pixel = run * plan.length + at
-    else:
-        wanted.append(at % plan.pitch < shape.out_w)
-        pixel = (run * shape.out_h + at // plan.pitch) * shape.out_w + at % plan.pitch
-    if wanted:
-        with T.If(tirx.all(*wanted)), T.Then():
-            _finish_channels(plan, buffers, block, row, T.Bind(pixel), scratch)
-    else:
-        _finish_channels(plan, buffers, block, row, T.Bind(pixel), scratch)
-
-
-def _finish_channels(plan: Plan, buffers: Buffers, block: Block, row: Expr, pixel: Expr, scratch: Any) -> None:
-    """The channels of one row: whole vectors, and in the last block those that its ragged end divides into."""
-    left = plan.geometry.out_c - (plan.channel_blocks - 1) * plan.block_lanes
-    channel = block.channels * plan.block_lanes
-
-    def whole() -> None:
-        _finish_vector(buffers, row, pixel, channel, 0, plan.block_lanes, scratch)
-
-    def ragged() -> None:
-        at = 0
-        for lanes in (64, 32, 16, 8, 4, 2, 1):
-            while at + lanes <= left:
-                _finish_vector(buffers, row, pixel, channel, at, lanes, scratch)
-                at += lanes
-
-    if left == plan.block_lanes:
-        whole()
-    elif plan.channel_blocks == 1:
-        ragged()
-    else:
-        with T.If(block.channels < plan.channel_blocks - 1):
-            with T.Then():
-                whole()
-            with T.Else():
-                ragged()
-
-
-def _finish_vector(buffers: Buffers, row: Expr, pixel: Expr, channel: Expr, at: int, lanes: int, scratch: Any) -> None:
-    """``lanes`` channels from ``channel`` + ``at`` on; a table has no vector form, and takes them one by one."""
-    tail = buffers.tail
-
-    def value(lane: Expr) -> Expr:
-        return ep.finish(tail, scratch[row, at + lane], (pixel, channel + at + lane))
-
-    if tail.table is None:
-        _each(lanes, lambda lane: T.buffer_store(buffers.out, value(lane), [pixel, channel + at + lane]))
-        return
-    staged = T.alloc_buffer((lanes,), tail.dtype)
-    _each(lanes, lambda lane: T.buffer_store(staged, value(lane), [lane]))
-    with T.serial(0, lanes) as lane:
-        found = ep.lookup(tail.table, staged[lane], tail.dtype)
-        T.buffer_store(buffers.out, found, [pixel, channel + at + lane])
-
-
-def _each(lanes: int, store: Callable[[Expr], None]) -> None:
-    """``store`` for every lane, at once."""
-    if lanes == 1:
-        store(tirx.const(0, "int32"))
-        return
-    with T.vectorized(0, lanes) as lane:
-        store(lane)
-
-
 def _sum_type(plan: Plan) -> str:
-    return "float32" if plan.weight == "bfloat16" else "int32"
+    return "float32" if plan.bf16 else "int32"

@@ -1,4 +1,4 @@
-"""What an AMX kernel does, decided by arithmetic alone: how pixels and channels become tiles, and what that costs.
+"""What an AMX kernel does, decided by arithmetic alone: how pixels and channels become tiles.
 
 A tile of sums is up to 16 pixels by 16 output channels. ``Source`` says where tile rows lie in memory: input pixels in
 place, or a padded copy, in which a strided convolution's columns and rows are sorted by phase so that neighbouring
@@ -6,35 +6,19 @@ outputs read neighbouring pixels. Outputs are walked as runs: one row of the pic
 of its rows in memory, whose surplus columns are computed and dropped. A run is cut into equal blocks of ``mt`` tiles;
 the last is moved back rather than cut, so that every block has the same tile rows and one configuration serves all.
 
-``cycles`` counts by the figures of Sapphire Rapids (Intel 64 and IA-32 Architectures Optimization Reference Manual,
-AMX instruction throughput and latency): a product starts every 16 cycles whatever its rows, a load takes 8 from the L1,
-a store 16, and a product's sums are ready after 52. So 2 x 2 tiles, with 4 loads beside 4 products, are bound by
-products; fewer than 4 tiles of sums, by latency.
+What a plan costs is in ``amx_model``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hwq.schedules.x86.geometry import Geometry
-from hwq.target import Target
+from hwq.schedules.x86.narrow import sharing
 from hwq.workload import Workload
 
 TILE_ROWS, TILE_BYTES, LANES, TILES = 16, 64, 16, 8
-PRODUCT_CYCLES, LATENCY_CYCLES, LOAD_CYCLES, STORE_CYCLES = 16.0, 52.0, 8.0, 16.0
-# Bytes that tile loads get from the L2 in a cycle, of the 64 that the L2 can give.
-L2_BYTES = 32.0
-# Epilogue of a vector of 16 sums: ten operations on two ports, somewhat overlapped.
-VECTOR_CYCLES = 5.0
-# Of the products and the epilogue that run beside them, what shows of the shorter one; and starting a block.
-SHADOW, BLOCK_CYCLES = 0.1, 24.0
-# Bytes that a copy of the input moves in a cycle.
-COPY_BYTES = 24.0
-# Bytes of int4 weights that are unpacked in a cycle.
-UNPACK_BYTES = 32.0
-# Work below this is not split over threads: starting them would cost a tenth of it.
-PARALLEL_LEAST_S = 30e-6
 # Blocks of sums: what is held is the smaller side, the other streams through one register or more.
 SHAPES = ((2, 2), (1, 4), (4, 1), (3, 1), (1, 3), (2, 1), (1, 2), (1, 1))
 
@@ -86,6 +70,11 @@ class Plan:
     def stretch(self) -> int:
         """Contiguous elements of a tap, or of a row of taps."""
         return self.geometry.in_c * (self.geometry.kernel_w if self.source.merged else 1)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether what is multiplied is bfloat16, in buffers of its bits."""
+        return self.weight == "bfloat16"
 
     @property
     def weight_type(self) -> str:
@@ -154,9 +143,25 @@ class Plan:
         return self.steps * self.nt * self.width * LANES * self.item_bytes
 
     @property
+    def biased(self) -> bool:
+        """Whether sums start at the bias, which is loaded like any tile: if there is one, of whole tiles."""
+        return (self.workload.has_bias or not self.bf16) and self.geometry.out_c % LANES == 0
+
+    @property
+    def together(self) -> int:
+        """Rows whose bytes are made together, to fill a register: 1 where not all of them are outputs of this block,
+        or their channels are not all there.
+        """
+        surplus = self.blocks * self.block_rows - self.length
+        whole = self.geometry.out_c % self.block_lanes == 0 and self.pitch == self.geometry.out_w
+        if not whole or self.workload.out_dtype == "float32":
+            return 1
+        return sharing(math.gcd(self.block_rows, surplus), self.nt)
+
+    @property
     def slice_rows(self) -> int:
         """Rows of the finished block's epilogue that stand in each step of the next block's reduction."""
-        return math.ceil(self.block_rows / (self.steps - self.lead))
+        return math.ceil(self.block_rows / self.together / (self.steps - self.lead)) * self.together
 
     @property
     def lead(self) -> int:
@@ -172,22 +177,6 @@ class Plan:
     def utilization(self) -> float:
         """Useful multiply-adds of one call over what its products could do: 64 bytes x 16 x 16 each."""
         return self.geometry.macs * self.item_bytes / (self.products * TILE_BYTES * TILE_ROWS * LANES)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """Cycles of one call on one core by part, and in all; bytes that tile loads read, and that come from the L2."""
-
-    products: float
-    loads: float
-    stores: float
-    epilogue: float
-    copy: float
-    unpack: float
-    weights: float
-    loaded_bytes: int
-    l2_bytes: float
-    total: float
 
 
 def sources(shape: Geometry, *, convert: bool) -> list[Source]:
@@ -269,86 +258,3 @@ def candidates(workload: Workload, shape: Geometry, item_bytes: int, weight: str
                 if plan.block_rows >= mt and (nt == 1 or shape.out_c > (nt - 1) * LANES):
                     found.append(plan)
     return found
-
-
-def best_plan(plans: list[Plan], target: Target) -> Plan:
-    """The plan of ``plans`` with the fewest cycles by the model; of equals the first."""
-    return min(plans, key=lambda plan: estimate(plan, target).total)
-
-
-def estimate(plan: Plan, target: Target) -> Estimate:
-    """What one call of ``plan`` takes on one core of ``target``, when it is called again and again."""
-    shape = plan.geometry
-    pixel_blocks = plan.runs * plan.blocks
-    tiles, step_loads = plan.mt * plan.nt, plan.mt + plan.nt
-    many = pixel_blocks * plan.channel_blocks
-    tile_bytes = TILE_ROWS * plan.width * plan.item_bytes
-    # Bytes of a block that are new to it, and those that pass before it comes back to the same weights.
-    rows = plan.block_rows * plan.source.step[1] * shape.in_c * plan.item_bytes
-    fresh = rows * min(shape.kernel_h, shape.kernel_h if plan.pixels_inner else 1)
-    weights = plan.channel_blocks * plan.panel_bytes
-    half = target.l1_bytes // 2
-    if plan.pixels_inner:
-        input_l2 = rows * plan.channel_blocks * pixel_blocks if plan.channel_blocks > 1 else fresh * pixel_blocks
-        weights_l2 = weights * (1 if plan.panel_bytes <= half else pixel_blocks)
-    else:
-        block_bytes = plan.block_rows * plan.steps * plan.width * plan.item_bytes
-        input_l2 = fresh * pixel_blocks * (1 if block_bytes <= half else plan.channel_blocks)
-        weights_l2 = weights * (1 if weights <= half else pixel_blocks)
-    l2_bytes = float(input_l2 + weights_l2)
-    products = many * plan.steps * max(tiles * PRODUCT_CYCLES, LATENCY_CYCLES)
-    loads = max(many * plan.steps * step_loads * LOAD_CYCLES, l2_bytes / L2_BYTES)
-    stores = many * tiles * STORE_CYCLES
-    epilogue = many * plan.block_rows * plan.nt * VECTOR_CYCLES
-    packed = weights // 2 if plan.weight == "int4" else weights
-    far = 0.0
-    if packed > target.l2_bytes // 2:
-        far = packed / (target.l3_bytes_per_s or target.memory_bytes_per_s) * target.clock_hz
-    copy = shape.batch * plan.image * plan.item_bytes / COPY_BYTES if plan.source.copied else 0.0
-    unpack = weights / UNPACK_BYTES if plan.weight == "int4" else 0.0
-    parts = (products, loads, stores, epilogue, far)
-    total = max(parts) + SHADOW * (sum(parts) - max(parts)) + many * BLOCK_CYCLES + copy + unpack
-    return Estimate(
-        products=products,
-        loads=loads,
-        stores=stores,
-        epilogue=epilogue,
-        copy=copy,
-        unpack=unpack,
-        weights=far,
-        loaded_bytes=many * plan.steps * step_loads * tile_bytes,
-        l2_bytes=l2_bytes,
-        total=total,
-    )
-
-
-def sectioned(plan: Plan, target: Target) -> Plan:
-    """``plan`` cut into sections. One, unless its threads pay, or its input with the output does not fit in half of the
-    L2 while the weights do: then blocks of channels pass over parts of the pixels that fit.
-
-    With threads: the cut whose busiest thread has the least to do; of equals the one that reads least twice.
-    """
-    shape = plan.geometry
-    half = target.l2_bytes // 2
-    item = 4 if plan.workload.out_dtype == "float32" else 1
-    read = shape.batch * plan.image * plan.item_bytes
-    touched = read + shape.batch * shape.out_h * shape.out_w * shape.out_c * item
-    weights = plan.channel_blocks * plan.panel_bytes
-    pixel_blocks, channel_blocks = plan.runs * plan.blocks, plan.channel_blocks
-    least = min(pixel_blocks, math.ceil(touched / half)) if plan.pixels_inner and weights <= half else 1
-    threads = plan.workload.parallel
-    if threads == 1 or estimate(plan, target).total < PARALLEL_LEAST_S * target.clock_hz:
-        return replace(plan, chunks=(least, 1))
-
-    def busiest(chunks: tuple[int, int]) -> tuple[int, int]:
-        rounds = math.ceil(chunks[0] * chunks[1] / threads)
-        each = math.ceil(pixel_blocks / chunks[0]) * math.ceil(channel_blocks / chunks[1])
-        return rounds * each, read * chunks[1] + weights * chunks[0]
-
-    cuts = [
-        (pixels, channels)
-        for pixels in range(least, min(pixel_blocks, max(least, 4) * threads) + 1)
-        for channels in range(1, min(channel_blocks, 4 * threads) + 1)
-        if pixels == least or channels == 1
-    ]
-    return replace(plan, chunks=min(cuts, key=busiest), parallel=True)

@@ -20,12 +20,20 @@ from tvm.script import tirx as T
 
 from hwq.schedules.x86.geometry import Form
 
+IMPORT = "pragma_import_llvm"
 _ROUND = "hwq_to_bf16"
-_ROUND_LLVM = f"""
+LANES = 16
+# What ``rounded`` and ``rounded_vector`` call, for a kernel to import.
+ROUND_LLVM = f"""
 define i16 @{_ROUND}(float %x) {{
   %short = fptrunc float %x to bfloat
   %bits = bitcast bfloat %short to i16
   ret i16 %bits
+}}
+define <{LANES} x i16> @{_ROUND}_{LANES}(<{LANES} x float> %x) {{
+  %short = fptrunc <{LANES} x float> %x to <{LANES} x bfloat>
+  %bits = bitcast <{LANES} x bfloat> %short to <{LANES} x i16>
+  ret <{LANES} x i16> %bits
 }}
 """
 
@@ -65,8 +73,13 @@ def as_summed(value: Any, found: Form) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """The bits (uint16) of a float32 expression rounded to bfloat16, in a kernel that has ``import_functions``."""
+    """The bits (uint16) of a float32 expression rounded to bfloat16, in a kernel that imports ``ROUND_LLVM``."""
     return tirx.call_pure_extern("uint16", _ROUND, value)
+
+
+def rounded_vector(values: Any) -> Any:
+    """``rounded`` of LANES at once: LLVM, left to itself, rounds four."""
+    return tirx.call_pure_extern(f"uint16x{LANES}", f"{_ROUND}_{LANES}", values)
 
 
 def widened(bits: Any) -> Any:
@@ -76,7 +89,7 @@ def widened(bits: Any) -> Any:
 
 def import_functions(sch: Schedule, loop: Any) -> None:
     """Gives the kernel of ``loop``, any one of its loops, what ``rounded`` and the dot products call."""
-    sch.annotate(loop, "pragma_import_llvm", _ROUND_LLVM + "".join(map(_dot_llvm, (16, 8, 4))))
+    sch.annotate(loop, IMPORT, ROUND_LLVM + "".join(map(_dot_llvm, (16, 8, 4))))
 
 
 def dot_description(lanes: int) -> Any:

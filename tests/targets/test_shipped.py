@@ -37,6 +37,7 @@ IN_CPUINFO = {
     "avx512bf16": "avx512_bf16",
     "amx-tile": "amx_tile",
     "amx-int8": "amx_int8",
+    "amx-bf16": "amx_bf16",
 }
 TUNING = re.compile(r"fast|slow|prefer|macrofusion|branchfusion|idivq|false-deps|nopl|vzeroupper|allow-light|no-bypass")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from amx_emulator import Amx, AmxFault, Instruction, decode, execute
 from amx_runs import amx_target, on_tiles
 from anchor_runs import RELU, RELU6, TABLED, anchor, check_anchor, make_arguments, result_of
-from kernel_runs import assembly
+from kernel_runs import Array, assembly
 
+from hwq import numerics
 from hwq.reference import evaluate
 from hwq.schedule import kernel_for
 from hwq.schedules.x86 import amx_tiles as tiles
@@ -22,6 +24,8 @@ from hwq.schedules.x86.amx import apply, make_plan, pack, plans_of
 from hwq.target import Target
 from hwq.workload import Workload
 
+INSTRUCTIONS = {"w8a8": "tdpbusd", "w4a8": "tdpbusd", "bf16": "tdpbf16ps"}
+SCHEMES = tuple(INSTRUCTIONS)
 SQUARE: dict[str, Any] = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
 # name: (operator, input shape, output channels, the rest of ``anchor``)
 CASES: dict[str, tuple[str, tuple[int, ...], int, dict[str, Any]]] = {
@@ -51,6 +55,7 @@ CASES: dict[str, tuple[str, tuple[int, ...], int, dict[str, Any]]] = {
     "1x1 table": ("conv2d", (3, 7, 7, 127), 24, {"activation": TABLED}),
     "1x1 residual table": ("conv2d", (1, 7, 7, 64), 100, {"activation": TABLED, "residual": True}),
     "strided 1x1": ("conv2d", (1, 15, 14, 64), 128, {"strides": (2, 2)}),
+    "few pixels, many channels": ("conv2d", (1, 3, 3, 48), 160, {}),
     "smallest": ("conv2d", (1, 5, 1, 1), 1, {}),
     "one pixel": ("conv2d", (1, 1, 1, 20), 20, SQUARE),
     "column": ("conv2d", (1, 33, 1, 1), 7, {"kernel": (3, 1), "padding": (1, 0, 1, 0)}),
@@ -62,6 +67,13 @@ CASES: dict[str, tuple[str, tuple[int, ...], int, dict[str, Any]]] = {
     "dense of one": ("dense", (7, 17), 1, {}),
 }
 
+# Weights as they are packed -> their values, and as many zeros as there may be.
+VALUES: dict[str, Callable[[Array], Array]] = {
+    "w8a8": lambda packed: packed,
+    "w4a8": lambda packed: np.stack([packed & 15, packed >> 4]).astype(np.int8) - 8,
+    "bf16": numerics.from_bf16,
+}
+
 
 def make(scheme: str, case: str) -> Workload:
     op, shape, out_c, more = CASES[case]
@@ -69,14 +81,16 @@ def make(scheme: str, case: str) -> Workload:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_equals_the_reference(scheme: str, case: str, rng: np.random.Generator) -> None:
+    """bf16: is as near as any order of sums."""
     workload, target = make(scheme, case), amx_target()
     with on_tiles() as amx:
-        check_anchor(apply, workload, target, rng)
+        kernel = check_anchor(apply, workload, target, rng)
+    assert kernel.instruction == INSTRUCTIONS[scheme]
     if amx is not None:
         plan = make_plan(workload, target)
-        assert amx.counts["tdpbusd"] == plan.products
+        assert amx.counts[kernel.instruction] == plan.products
         assert amx.counts["ldtilecfg"] == amx.counts["tilerelease"] == plan.chunks[0] * plan.chunks[1]
 
 
@@ -84,7 +98,7 @@ def test_equals_the_reference(scheme: str, case: str, rng: np.random.Generator) 
 @pytest.mark.parametrize("seed", range(2))
 def test_sampled_plans_are_right_too(case: str, seed: int, rng: np.random.Generator) -> None:
     with on_tiles():
-        for scheme in ("w8a8", "w4a8"):
+        for scheme in SCHEMES:
             check_anchor(apply, make(scheme, case), amx_target(), rng, seed=seed)
 
 
@@ -131,9 +145,12 @@ def test_extreme_values_do_not_saturate(scheme: str, rng: np.random.Generator) -
         np.testing.assert_array_equal(result, evaluate(workload, arguments))
 
 
-def test_sections_are_right_in_one_thread_and_named_parallel(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("scheme", "more"), [("w8a8", SQUARE), ("bf16", SQUARE), ("bf16", {})])
+def test_sections_are_right_in_one_thread_and_named_parallel(
+    scheme: str, more: dict[str, Any], rng: np.random.Generator
+) -> None:
     """Enough work for two threads, on one: every section configures the tiles for itself."""
-    workload, target = anchor("conv2d", "w8a8", (1, 20, 20, 64), 64, **SQUARE, parallel=2), amx_target()
+    workload, target = anchor("conv2d", scheme, (1, 20, 20, 64), 64, **more, parallel=2), amx_target()
     slow = replace(target, clock_hz=target.clock_hz / 10)
     plan = make_plan(workload, slow)
     assert plan.parallel
@@ -145,23 +162,31 @@ def test_sections_are_right_in_one_thread_and_named_parallel(rng: np.random.Gene
     assert not make_plan(workload, target).parallel
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("case", ["3x3 full steps", "1x1 residual table"])
 def test_tiles_stay_in_registers(scheme: str, case: str) -> None:
     """No load or store but the plan's; the epilogue is whole vectors, and the state is asked for at one place."""
     target = Target.load("x86-amx")
     kernel = apply(make(scheme, case), target)
     assert kernel is not None
-    assert kernel.instruction == "tdpbusd"
     lines = assembly(kernel, target)
     ops = Counter(match[1] for line in lines if (match := re.match(r"\s+(\w+)", line)))
     plan = make_plan(make(scheme, case), target)
-    assert ops["tdpbusd"] % (plan.mt * plan.nt) == 0
-    assert ops["tileloadd"] * plan.mt * plan.nt == ops["tdpbusd"] * (plan.mt + plan.nt)
+    products = ops[INSTRUCTIONS[scheme]]
+    assert products % (plan.mt * plan.nt) == 0
+    assert products > 0
+    loads = ops["tileloadd"] - plan.biased * plan.mt * plan.nt
+    assert loads * plan.mt * plan.nt == products * (plan.mt + plan.nt)
     assert ops["ldtilecfg"] == ops["tilerelease"] == 1
     assert sum("syscall" in line for line in lines) == 1
     assert [line for line in lines if "gather" in line] == []
-    assert ops["vpmovdb"] > 0
+    if scheme == "bf16":
+        assert any(re.match(r"\s+vcvtneps2bf16\s.*%ymm\d+$", line) for line in lines), "sixteen at once"
+        assert [line for line in lines if "call" in line and "bf16" in line] == []
+    else:
+        assert ops["vpackuswb"] > 0
+        assert ops["vpmovdb"] == 0
+    assert scheme != "w4a8" or ops["vpermb"] > 0
 
 
 def test_groups_depthwise_and_few_rows_are_left_to_vectors(caplog: pytest.LogCaptureFixture) -> None:
@@ -170,6 +195,7 @@ def test_groups_depthwise_and_few_rows_are_left_to_vectors(caplog: pytest.LogCap
     grouped = anchor("conv2d", "w8a8", (1, 8, 8, 32), 24, **SQUARE, groups=2)
     assert apply(grouped, target) is None
     assert kernel_for(grouped, target).instruction == "vpdpbusd"
+    assert kernel_for(replace(grouped, scheme="bf16"), target).instruction == "vdpbf16ps"
     one_row = anchor("dense", "w8a8", (1, 256), 64)
     assert apply(one_row, target) is None
     assert kernel_for(one_row, target).schedule.startswith("x86/dense")
@@ -179,20 +205,32 @@ def test_groups_depthwise_and_few_rows_are_left_to_vectors(caplog: pytest.LogCap
     assert caplog.text.count("declined") >= 4
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_packed_weights_hold_every_weight_once(scheme: str) -> None:
     """Whatever the plan: as many non-zero weights as went in; and no waste where tiles are full."""
     for case in ("residual, lopsided", "dense 17", "3x3 full steps"):
         workload = make(scheme, case)
         for plan in plans_of(workload)[::5]:
             shape = plan.geometry
-            weight = np.ones((shape.out_c, shape.kernel_h, shape.kernel_w, shape.in_c), np.int8)
-            packed = pack(plan, weight)
-            values = packed if scheme == "w8a8" else np.stack([packed & 15, packed >> 4]).astype(np.int8) - 8
-            assert int(values.sum()) == weight.size
+            kind = np.float32 if scheme == "bf16" else np.int8
+            weight = np.ones((shape.out_c, shape.kernel_h, shape.kernel_w, shape.in_c), kind)
+            assert int(VALUES[scheme](pack(plan, weight)).sum()) == weight.size
     full = make(scheme, "3x3 full steps")
     packed = pack(make_plan(full, Target.load("x86-amx")), np.zeros((64, 3, 3, 64), np.int8))
-    assert packed.nbytes == 64 * 9 * 64 // (2 if scheme == "w4a8" else 1)
+    assert packed.nbytes == 64 * 9 * 64 * {"w4a8": 1, "w8a8": 2, "bf16": 4}[scheme] // 2
+
+
+def test_the_emulator_multiplies_bfloat16() -> None:
+    """tdpbf16ps: sums + a0 * b0 + a1 * b1 over the pairs of a row; numbers below the least normal one count as 0."""
+    state = _configured(rows=(2, 2, 3), colsb=(8, 12, 8))
+    a, b = np.float32([[1, 2, -3, 0.5, 4, 1e-39], [0, 0, 7, 0, 0, 0]]), np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    sums = np.float32([[100, 0], [0, -1]])
+    state.tiles[0, :2, :8], state.tiles[1, :2, :12] = sums.view(np.uint8), numerics.to_bf16(a).view(np.uint8)
+    state.tiles[2, :3, :8] = numerics.to_bf16(b).reshape(3, 4).view(np.uint8)
+    execute(state, Instruction(name="tdpbf16ps", length=5, tile=0, first=1, second=2))
+    first = [1 * 0 + 2 * 1 - 3 * 4 + 0.5 * 5 + 4 * 8, 1 * 2 + 2 * 3 - 3 * 6 + 0.5 * 7 + 4 * 10]
+    expected = sums + np.float32([first, [7 * 4, 7 * 6]])
+    np.testing.assert_array_equal(state.tiles[0, :2, :8].view(np.float32), expected)
 
 
 def _configured(rows: tuple[int, ...] = (16, 16, 16), colsb: tuple[int, ...] = (64, 64, 64)) -> Amx:

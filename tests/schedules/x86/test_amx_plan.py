@@ -11,7 +11,8 @@ from anchor_runs import anchor
 
 from hwq.schedules.x86.amx import make_plan, plans_of
 from hwq.schedules.x86.amx_input import SLACK_BYTES
-from hwq.schedules.x86.amx_plan import LANES, PRODUCT_CYCLES, TILES, Plan, estimate, step_width
+from hwq.schedules.x86.amx_model import PRODUCT_CYCLES, estimate, row_operations
+from hwq.schedules.x86.amx_plan import LANES, TILES, Plan, step_width
 from hwq.schedules.x86.amx_tiles import operand_tiles
 from hwq.target import Target
 
@@ -59,14 +60,14 @@ def test_small_pictures_are_one_run(size: int) -> None:
     assert plan.length == (size - 1) * (size + 2) + size
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(18))
 def test_every_output_is_in_a_block_and_tiles_are_legal(case: int) -> None:
     """For every plan of some awkward layer: rows and registers within bounds, no row lost, the reduction covered."""
     size, in_c, out_c, more = [
         *((5, 3, 7, {}), (7, 33, 17, SQUARE), (13, 64, 40, {**SQUARE, "strides": (2, 2)}), (1, 1, 1, {})),
         *((9, 20, 127, {**SQUARE, "dilation": (2, 2)}), (17, 129, 16, {"strides": (3, 2)})),
     ][case % 6]
-    workload = anchor("conv2d", ("w8a8", "w4a8")[case // 6], (2, size, size, in_c), out_c, **more)
+    workload = anchor("conv2d", ("w8a8", "w4a8", "bf16")[case // 6], (2, size, size, in_c), out_c, **more)
     plans = plans_of(workload)
     assert len(plans) >= 4
     for plan in plans:
@@ -104,6 +105,36 @@ def test_the_estimate_is_of_the_work_there_is() -> None:
     assert estimate(plan_of(28, 256, 128, SQUARE), AMX).total > now.total
     assert estimate(plan_of(56, 128, 128, SQUARE), AMX).total > now.total
     assert estimate(replace(base, mt=1, nt=1), AMX).products > 3 * now.products  # bound by latency
+
+
+def test_a_vector_of_bytes_takes_six_operations() -> None:
+    """Convert, scale, bound, convert, and its share of packing four; a residual takes four more, a ragged bias one."""
+    plans = [plan for plan in plans_of(anchor("conv2d", "w8a8", (1, 56, 56, 64), 256)) if plan.nt < 3]
+    assert {plan.together for plan in plans if plan.nt == 2} == {2}
+    assert {row_operations(plan) / plan.nt for plan in plans if plan.together * plan.nt == 4} == {6.0}
+    wide = [plan for plan in plans_of(anchor("conv2d", "w8a8", (1, 56, 56, 64), 256, residual=True)) if plan.nt == 4]
+    assert {row_operations(plan) for plan in wide} == {40.0}
+    ragged = plans_of(anchor("conv2d", "w8a8", (1, 56, 56, 64), 250))
+    assert {row_operations(plan) for plan in ragged if plan.nt == 4} == {28.0}
+
+
+def test_wide_layers_are_bound_by_their_epilogue() -> None:
+    """56x56x64 -> 256: one step of products, and a sum for every output."""
+    now = estimate(plan_of(56, 64, 256, {}), AMX)
+    assert max(now.products, now.loads, now.stores) < now.epilogue == 3.0 * 56 * 56 * 16
+    assert 56 * 56 * 64 * 256 / now.total * AMX.clock_hz >= 650e9
+
+
+def test_bfloat16_takes_twice_the_steps_and_a_copy() -> None:
+    int8, floats = (estimate(plan_of(28, 128, 128, {}, scheme), AMX) for scheme in ("w8a8", "bf16"))
+    assert floats.products == 2 * int8.products
+    assert floats.copy > int8.copy == 0
+
+
+def test_unpacking_shows_little_where_there_are_several_blocks_of_channels() -> None:
+    int8, int4 = (estimate(plan_of(14, 256, 256, SQUARE, scheme), AMX) for scheme in ("w8a8", "w4a8"))
+    assert int4.unpack > 0
+    assert int4.total < 1.05 * int8.total
 
 
 def test_streamed_weights_cost_half_in_int4() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import numpy as np
 import pytest
+from amx_runs import amx_target, on_tiles
 from anchor_runs import BF16_TIER, anchor, check_anchor, packed, tier
 from kernel_runs import Array, assembly, run
 
@@ -19,33 +21,40 @@ from hwq.target import Target
 COPY = anchor("dense", "bf16", (64, 64), 64, has_bias=False)
 
 
-def copied(values: Array) -> Array:
-    """64 x 64 ``values`` as a kernel multiplies them, by one each."""
-    target = tier(BF16_TIER)
+TIERS = (BF16_TIER, "x86-amx")
+
+
+def copied(name: str, values: Array) -> Array:
+    """64 x 64 ``values`` as the kernel of the target ``name`` multiplies them, by one each."""
+    target = amx_target() if name == "x86-amx" else tier(name)
     kernel = kernel_for(COPY, target)
     arguments = packed(COPY, kernel, [values, np.eye(64, dtype=np.float32)])
-    return run(kernel, target, arguments, COPY.output_shape, "float32")
+    with on_tiles() if name == "x86-amx" else contextlib.nullcontext():
+        return run(kernel, target, arguments, COPY.output_shape, "float32")
 
 
-def test_values_are_rounded_as_numpy_rounds_them(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("name", TIERS)
+def test_values_are_rounded_as_numpy_rounds_them(name: str, rng: np.random.Generator) -> None:
     """All exponents whose numbers and products with one are normal; every third value a tie."""
     bits = rng.integers(0, 1 << 32, (64, 64), dtype=np.uint32)
     exponent = (bits >> 23 & 0xFF).clip(1, 253)
     bits = bits & np.uint32(0x807FFFFF) | exponent.astype(np.uint32) << 23
     bits[:, ::3] = bits[:, ::3] & np.uint32(0xFFFF0000) | np.uint32(0x8000)
     values = bits.view(np.float32)
-    np.testing.assert_array_equal(copied(values), numerics.round_bf16(values))
+    np.testing.assert_array_equal(copied(name, values), numerics.round_bf16(values))
 
 
-def test_denormals_count_as_zero() -> None:
+@pytest.mark.parametrize("name", TIERS)
+def test_denormals_count_as_zero(name: str) -> None:
     values = np.full((64, 64), 1e-39, np.float32)
-    assert (copied(values) == 0).all()
+    assert (copied(name, values) == 0).all()
 
 
-def test_what_is_not_finite_stays_so() -> None:
+@pytest.mark.parametrize("name", TIERS)
+def test_what_is_not_finite_stays_so(name: str) -> None:
     values = np.zeros((64, 64), np.float32)
     values[3, 5], values[9, 9] = np.inf, np.nan
-    result = copied(values)
+    result = copied(name, values)
     assert np.isnan(result[9]).all()
     assert result[3, 5] == np.inf
     assert np.isfinite(np.delete(result, (3, 9), axis=0)).all()
