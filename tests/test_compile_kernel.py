@@ -18,6 +18,7 @@ from kernel_runs import machine, make
 from hwq import compile_kernel
 from hwq.compile_kernel import compile_many, compile_object, link, load_kernels, mnemonic, object_path
 from hwq.errors import HwqError
+from hwq.graph import Activation
 from hwq.schedule import kernel_for
 from hwq.target import Target
 from hwq.workload import Kernel
@@ -94,6 +95,22 @@ def test_a_present_instruction_is_found(tmp_path: Path) -> None:
     target = Target.load("x86-avx2")
     for instruction in ("vmulps", "avx2.vcvtdq2ps", "generic.mul", None):
         compile_object(replace(kernel, instruction=instruction), target, tmp_path)
+
+
+@pytest.mark.parametrize("op", ["add", "unary"])
+def test_instructions_that_the_assembly_spells_otherwise_are_found(op: str, tmp_path: Path) -> None:
+    """packuswb has a v in front since AVX, and LLVM writes vpermt2b for vpermi2b."""
+    shape = (1, 8, 8, 128)
+    workload = make(
+        op,
+        "w8a8",
+        [shape] * (2 if op == "add" else 1),
+        shape,
+        activation=Activation(kind="relu" if op == "add" else "silu"),
+    )
+    for name in ("x86-avx2", "x86-avx512-vnni", "x86-avx512-bf16"):
+        target = Target.load(name)
+        assert compile_object(kernel_for(workload, target), target, tmp_path).exists()
 
 
 @pytest.mark.parametrize(
