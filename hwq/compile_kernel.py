@@ -123,11 +123,7 @@ def compile_code(functions: Mapping[str, Any], instruction: str | None, target: 
     except Exception as error:  # TVM raises many kinds
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise HwqError("compile-failed", f"kernel {symbol} does not compile for {target}: {last[0]}") from error
-    pattern = mnemonic(instruction)
-    # Where there are two encodings, the assembly names the older one in front.
-    found = pattern and re.search(rf"^\s*(?:{{vex}}\s*)?(?:{pattern})", module.inspect_source("asm"), re.MULTILINE)
-    if pattern is not None and not found:
-        raise HwqError("instruction-missing", f"kernel {symbol} was to use {instruction}, but its assembly does not")
+    require_instruction(symbol, instruction, module.inspect_source("asm"))
     return _object_code(module)
 
 
@@ -145,6 +141,14 @@ def mnemonic(instruction: str | None) -> str | None:
         return None
     name = instruction.rsplit(".", 1)[-1]
     return MNEMONICS.get(name, re.escape(name))
+
+
+def require_instruction(symbol: str, instruction: str | None, assembly: str) -> None:
+    """Raises HwqError "instruction-missing" if a kernel's assembly lacks what it was to use."""
+    pattern = mnemonic(instruction)
+    # Where there are two encodings, the assembly names the older one in front.
+    if pattern is not None and not re.search(rf"^\s*(?:{{vex}}\s*)?(?:{pattern})", assembly, re.MULTILINE):
+        raise HwqError("instruction-missing", f"kernel {symbol} was to use {instruction}, but its assembly does not")
 
 
 def compile_many(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
+from hwq.compile_kernel import require_instruction
 from hwq.graph import Activation, Shape
 from hwq.lowering import pipeline
 from hwq.reference import evaluate
@@ -68,8 +69,9 @@ def ints(storage: str) -> Array:
 
 
 def run(kernel: Kernel, target: Target, arguments: Sequence[Array], shape: Shape, dtype: str) -> Array:
-    """The kernel's output, over a buffer of values that it has to overwrite."""
+    """The kernel's output, over a buffer of values that it has to overwrite; its assembly holds its instruction."""
     library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm(), tir_pipeline=pipeline())
+    require_instruction(kernel.symbol, kernel.instruction, library.mod.inspect_source("asm"))
     out = tvm.runtime.tensor(np.full(shape, 99, dtype))
     library[kernel.symbol](*(tvm.runtime.tensor(np.asarray(value, order="C")) for value in arguments), out)
     return np.asarray(out.numpy())
