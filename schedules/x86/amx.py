@@ -55,7 +55,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
     shape = geometry(workload)
     if shape.groups > 1:
         return common.decline(workload, "groups")
-    if shape.out_h == shape.kernel_h == shape.kernel_w == 1 and shape.out_w <= FEW_ROWS:
+    if shape.out_h == shape.kernel_h == shape.kernel_w == 1 and shape.batch * shape.out_w <= FEW_ROWS:
         return common.decline(workload, "few rows")
     return kernel_of(make_plan(workload, target, seed), target)
 

@@ -81,7 +81,7 @@ def _copy_row(plan: Plan, x: Any, rows: Any, fill: Expr, start: Expr, to: Expr, 
     """The pixels of phase ``phase_w`` of the input's row at ``start``, with its padding, to the row at ``to``."""
     shape, source = plan.geometry, plan.source
     apart = source.phase[1]
-    first = max(0, math.ceil((shape.pad_left - phase_w) / apart))
+    first = min(source.wide, max(0, math.ceil((shape.pad_left - phase_w) / apart)))
     end = max(first, min(source.wide, math.ceil((shape.in_w + shape.pad_left - phase_w) / apart)))
     left = first * apart + phase_w - shape.pad_left
     _fill(rows, fill, to, first * shape.in_c)

@@ -98,7 +98,7 @@ def estimate(plan: Plan, target: Target) -> Estimate:
     tile_bytes = TILE_ROWS * plan.width * plan.item_bytes
     # Bytes of a block that are new to it, and those that pass before it comes back to the same weights.
     rows = plan.block_rows * plan.source.step[1] * shape.in_c * plan.item_bytes
-    fresh = rows * min(shape.kernel_h, shape.kernel_h if plan.pixels_inner else 1)
+    fresh = rows * (shape.kernel_h if plan.pixels_inner else 1)
     weights = plan.channel_blocks * plan.panel_bytes
     half = target.l1_bytes // 2
     if plan.pixels_inner:

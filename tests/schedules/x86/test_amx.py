@@ -60,6 +60,13 @@ CASES: dict[str, tuple[str, tuple[int, ...], int, dict[str, Any]]] = {
     "one pixel": ("conv2d", (1, 1, 1, 20), 20, SQUARE),
     "column": ("conv2d", (1, 33, 1, 1), 7, {"kernel": (3, 1), "padding": (1, 0, 1, 0)}),
     "tall input, few pixels": ("conv2d", (1, 16, 4, 7), 127, {"kernel": (4, 3), "strides": (4, 1)}),
+    "all reads in padding": (
+        "conv2d",
+        (1, 1, 3, 64),
+        32,
+        {"kernel": (1, 3), "strides": (10, 10), "padding": (0, 5, 0, 0)},
+    ),
+    "strided to a pixel of each picture": ("conv2d", (5, 2, 2, 32), 32, {"strides": (2, 2)}),
     "dense 5": ("dense", (5, 200), 100, {"out": "float32"}),
     "dense 16": ("dense", (16, 64), 64, {"activation": RELU}),
     "dense 17": ("dense", (17, 127), 33, {"residual": True}),
