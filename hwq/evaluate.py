@@ -54,8 +54,9 @@ def prepare(evaluate: Any, kept: tuple[Batch, ...], runner: Runner, inputs: Inpu
     "evaluate-invalid", "labels-invalid" and those of ``hwq.samples``.
     """
     reference = float_call(runner, inputs)
-    usable = kept if samples.batch_size(inputs) is not None else kept[:1]
-    batch = {name: np.concatenate([part[name] for part in usable]) for name in inputs} if kept else None
+    batch: Batch | None = kept[0] if kept else None
+    if kept and samples.batch_size(inputs) is not None:
+        batch = {name: np.concatenate([part[name] for part in kept]) for name in inputs}
     if evaluate is None or callable(evaluate):
         score = None if evaluate is None else _score(evaluate, reference)
         if batch is None:

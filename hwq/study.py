@@ -6,7 +6,6 @@ it and ``hwq.deliver`` builds the pick. Interrupted anywhere, the same call goes
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -237,11 +236,15 @@ def _calibrate(
         if any(scheme != "f32" for names in candidates.values() for scheme in names):
             raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
         return {}, {}, (), 0, ""
-    # What can be read twice is hashed first, so that a finished result is found; a generator is streamed once.
+    # What can be read twice is read first, so that a finished result is found; a generator is streamed once.
     repeatable = isinstance(calibration, np.ndarray | Mapping | list | tuple)
-    digest, total = _hashed(samples_of.stream(calibration, inputs)) if repeatable else ("", None)
-    batches = samples_of.stream(calibration, inputs)
-    room = max(1, KEPT_SAMPLES // max(1, next(iter(inputs.values()))[0][0]))
+    room = max(1, KEPT_SAMPLES // (samples_of.batch_size(inputs) or 1))
+    first: tuple[Batch, ...] = ()
+    digest, total = "", None
+    if repeatable or not integers:
+        first, digest, total = _read(samples_of.stream(calibration, inputs), room)
+    if not integers:
+        return {}, {}, first, total or 0, digest
     tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
     needed = frozenset(
         tensor
@@ -251,18 +254,17 @@ def _calibrate(
     )
     finished = work.file("ranges", ".json", sorted(tensors), sorted(needed), digest, observer)
     finished_means = work.file("means", ".json", sorted(tensors), digest)
-    known = load_qparams(finished, tensors) if integers and repeatable else None
+    known = load_qparams(finished, tensors) if repeatable else None
     known_means = load_means(finished_means) if known is not None else None
-    if not integers or (known is not None and known_means is not None):
-        first = tuple(itertools.islice(batches, room))
-        return known or {}, known_means or {}, first, total or len(first), digest
+    if known is not None and known_means is not None:
+        return known, known_means, first, total or 0, digest
     kept: list[Batch] = []
     streamed = samples_of.Digest()
     count = 0
 
     def watched() -> Iterable[Batch]:
         nonlocal count
-        for batch in batches:
+        for batch in samples_of.stream(calibration, inputs):
             streamed.add(batch)
             count += 1
             if len(kept) < room:
@@ -281,13 +283,16 @@ def _calibrate(
     return qparams, means, tuple(kept), count, streamed.hex()
 
 
-def _hashed(batches: Iterable[Batch]) -> tuple[str, int]:
-    """The digest of all batches, and how many there are."""
+def _read(batches: Iterable[Batch], room: int) -> tuple[tuple[Batch, ...], str, int]:
+    """The first ``room`` batches, the digest of all, and how many there are."""
+    kept: list[Batch] = []
     hashed, count = samples_of.Digest(), 0
     for batch in batches:
         hashed.add(batch)
         count += 1
-    return hashed.hex(), count
+        if count <= room:
+            kept.append(batch)
+    return tuple(kept), hashed.hex(), count
 
 
 def _constant_bytes(programs: Sequence[Program], kernels: KernelSet) -> tuple[dict[Workload, int], dict[Workload, int]]:

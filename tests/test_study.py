@@ -142,6 +142,19 @@ def test_a_generator_is_streamed_once(work: Work) -> None:
     same(found, studied(work))
 
 
+def test_losses_are_those_of_the_samples_given_even_where_nothing_is_calibrated(work: Work) -> None:
+    """Without an int8 candidate a generator is read as well: its samples name the losses, and are counted."""
+    if "bf16" not in HOST.schemes:
+        pytest.skip("this machine multiplies no bfloat16, the only scheme with losses and without ranges")
+    schemes = ["f32", "bf16"]
+    many = np.concatenate([FEW, 3 * FEW] * 6)
+    found = studied(work, (picture[None] for picture in many), schemes=schemes)
+    assert (found.samples, len(found.kept)) == (72, KEPT_SAMPLES)
+    other = studied(work, (picture[None] for picture in 1 - FEW), schemes=schemes)
+    assert other.losses != found.losses
+    assert other.losses == studied(work, 1 - FEW, schemes=schemes).losses
+
+
 def test_the_first_samples_are_kept(work: Work) -> None:
     found = studied(work, np.concatenate([FEW] * 12), schemes=["f32", "w8a8"])
     assert found.samples == 72

@@ -54,6 +54,27 @@ def test_one_tensor_under_two_names(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(y, np.maximum(x @ weight, 0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", ["f32", "w8a8"])
+def test_the_first_input_may_be_a_number(scheme: str, rng: np.random.Generator) -> None:
+    """y = (x * s) @ w. Such an input has no batch axis, so a sample is all inputs, whole."""
+    weight = rng.standard_normal((8, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "s"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])],
+        "scaled",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("s", []), ("x", [1, 8]))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = hwq.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+    x = rng.uniform(-1, 1, (6, 1, 8)).astype(np.float32)
+    samples = [{"s": np.float32(1 + at / 8), "x": one} for at, one in enumerate(x)]
+    artifact = hwq.compile(model, calibration=samples, schemes=[scheme], measure=False, threads=1)
+    assert artifact.report["calibration_samples"] == 6
+    # x, s, their product, w and y may each be off by half a step, at most 1/254 of its largest value.
+    limit = 5 / 254 * 8 * 1.625 * float(np.abs(weight).max())
+    np.testing.assert_allclose(artifact(samples[5]), 1.625 * x[5] @ weight, atol=limit if scheme == "w8a8" else 1e-5)
+
+
 def test_calls_from_several_threads(artifact: hwq.Artifact) -> None:
     _, _, (inputs, _) = load_demo()
     expected = artifact(inputs)
