@@ -3,7 +3,8 @@
 What a budget leaves free is minimized, latency first; kernel times carry some noise, so within ``SLACK`` of the least
 latency the least loss is taken, and where bytes are free fewer bits must lead more of them by ``LEAD`` to be a choice.
 A drop budget is held against real outputs: while the proposal's drop is too large the loss is bounded tighter and
-proposed again. Nothing is built here: candidates run kernel by kernel.
+proposed again; within a latency as well it is bytes that are left to be minimized. Nothing is built here: candidates
+run kernel by kernel.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def uniforms(study: Study) -> dict[str, Solution]:
 def run_accuracy(study: Study, work: Work, solution: Solution, evaluation: Evaluation) -> Accuracy:
     """How the assignment's outputs compare with float's, run kernel by kernel."""
     program = study.program(solution.schemes)
-    kernels = study.kernels | compile_kernels([program], study.target, work.cache)
+    kernels = compile_kernels([program], study.target, work.cache, known=study.kernels)
     return judge(evaluation, float_call(bind(program, kernels), inputs_of(study.graph)))
 
 
@@ -128,13 +129,13 @@ def choose(
     Raises HwqError "budget-impossible" with the closest budget that can be met.
     """
     problem = problem_of(study)
-    if budget.weight_bytes is None:
+    small = wants_bytes(budget)
+    if budget.weight_bytes is None and not small:
         problem = replace(problem, candidates=leading(problem.candidates))
     bound = None if budget.latency_s is None else budget.latency_s / latency_ratio
     limits = Limits(latency_s=bound, weight_bytes=budget.weight_bytes)
-    first = assign(problem, limits, slack=SLACK)
     if budget.drop is None:
-        return Choice(solution=first)
+        return Choice(solution=assign(problem, limits, slack=SLACK))
     if evaluation is None:
         raise HwqError(
             "evaluate-missing",
@@ -157,6 +158,16 @@ def choose(
             )
         return choice.accuracy.drop
 
+    def propose(loss: float | None) -> Solution:
+        if not small:
+            return assign(problem, replace(limits, loss=loss), slack=SLACK)
+        if loss is None:
+            assign(problem, limits)  # raises what cannot be met, in the budget's own terms
+            loss = math.fsum(one.loss for one in problem.candidates)
+        least = assign(problem, replace(limits, loss=loss))
+        return assign(problem, replace(limits, weight_bytes=least.weight_bytes))  # of its size the least loss
+
+    first = propose(None)
     if drop(run(first)) <= budget.drop:
         return run(first)
     # A limit beyond every sum frees the program to minimize the loss instead of the latency.
@@ -167,10 +178,13 @@ def choose(
     for _ in range(BISECTIONS if good else 0):
         middle = math.sqrt(low * high)
         try:
-            choice = run(assign(problem, replace(limits, loss=middle), slack=SLACK))
-        except HwqError:  # no assignment between: the bound is below what the other limits allow
-            low = middle
+            solution = propose(middle)
+        except HwqError as error:
+            if error.code != "budget-impossible":
+                raise
+            low = middle  # no assignment between: the bound is below what the other limits allow
             continue
+        choice = run(solution)
         if drop(choice) <= budget.drop:
             good.append(choice)
             low = middle
@@ -184,7 +198,12 @@ def choose(
             f"{drop(closest):.2%} (predicted {closest.solution.latency_s * 1e3:.3g} ms, "
             f"{closest.solution.weight_bytes} bytes)",
         )
-    return min(good, key=lambda choice: choice.solution.latency_s)
+    return min(good, key=lambda choice: choice.solution.weight_bytes if small else choice.solution.latency_s)
+
+
+def wants_bytes(budget: Budget) -> bool:
+    """Whether of latency, loss and bytes it is bytes that ``budget`` leaves to be minimized first."""
+    return budget.drop is not None and budget.latency_s is not None and budget.weight_bytes is None
 
 
 def _most_s(border: Border) -> float:

@@ -98,12 +98,15 @@ def _samples(path: str | None, names: Sequence[str]) -> Any:
     return None if path is None else read_file(path, names)[0]
 
 
-def _job(given: Mapping[str, Any], target: str) -> tuple[Any, Any, dict[str, Any]]:
-    """(model, target, keyword arguments) of ``hwq.compile`` or ``hwq.plan`` from the options of ``_job_options``."""
+def _job(given: Mapping[str, Any], target: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    """(model, target, keyword arguments) of ``hwq.compile`` or ``hwq.plan`` from the options of ``_job_options``.
+
+    A target of None, which ``hwq.build`` takes, stays None.
+    """
     import hwq
 
     budget = _budget(given["max_drop"], given["max_latency"], given["max_size"])
-    machine = hwq.Target.load(target)
+    machine = None if target is None else hwq.Target.load(target)
     model = hwq.load(given["model"], batch=given["batch"], shapes=dict(map(_shape, given["shapes"])))
     names = tuple(model.graph.inputs)
     evaluate = None
@@ -193,7 +196,7 @@ def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None,
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--{option} does not go with --plan, which has it settled.", ctx)
         plan = hwq.Plan.load(plan_path)
-        model, target, job = _job(given, given["target"] or plan.target)
+        model, target, job = _job(given, given["target"])
         keep = ("evaluate", "threads", "progress", "work_dir")
         artifact = hwq.build(model, plan, target, **{key: job[key] for key in keep})
     artifact.save(output)

@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from hwq import evaluate as evaluation_of
+from hwq.arguments import (
+    check_budget,
+    check_model,
+    check_plan,
+    check_threads,
+    check_trials,
+    machine_here,
+    machine_of_plan,
+    schemes_on,
+)
 from hwq.artifact import Artifact
 from hwq.assign import assign
 from hwq.assignment import Limits, Solution
-from hwq.choose import SLACK, Choice, choose, problem_of, uniforms
+from hwq.choose import SLACK, Choice, choose, problem_of, uniforms, wants_bytes
 from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, weight_bytes
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
@@ -25,7 +35,7 @@ from hwq.lower import legal_schemes
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.progress import Stages, silent
-from hwq.scheme import SCHEMES, Budget, Scheme, parse_schemes
+from hwq.scheme import SCHEMES, Budget
 from hwq.study import Study, inputs_of, study, study_of_plan
 from hwq.target import Target
 from hwq.verify import Accuracy
@@ -71,9 +81,19 @@ def compile(
     measure: time kernels on this machine; None does where they can run. Raises HwqError for whatever the caller can
     mend, "budget-impossible" among them, with the closest budget that can be met.
     """
-    budget = _check_budget(budget)
+    budget = check_budget(budget)
     found, work = _study(
-        model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress
+        model,
+        target,
+        calibration=calibration,
+        schemes=schemes,
+        trials=trials,
+        work_dir=work_dir,
+        threads=threads,
+        seed=seed,
+        observer=observer,
+        measure=measure,
+        progress=progress,
     )
     evaluation = _evaluation(found, evaluate, progress)
     return _dispose(found, work, budget, evaluation, progress)
@@ -96,9 +116,19 @@ def plan(
     progress: Stages = silent,
 ) -> Plan:
     """The assignment that ``compile`` would start from, without building it. Arguments and errors as ``compile``."""
-    budget = _check_budget(budget)
+    budget = check_budget(budget)
     found, work = _study(
-        model, target, calibration, schemes, trials, work_dir, threads, seed, observer, measure, progress
+        model,
+        target,
+        calibration=calibration,
+        schemes=schemes,
+        trials=trials,
+        work_dir=work_dir,
+        threads=threads,
+        seed=seed,
+        observer=observer,
+        measure=measure,
+        progress=progress,
     )
     evaluation = _evaluation(found, evaluate, progress) if budget.drop is not None else None
     with progress("assign") as callback:
@@ -115,14 +145,16 @@ def build(
     threads: int | None = None,
     progress: Stages = silent,
 ) -> Artifact:
-    """Build exactly ``plan``, for its own target if none is given.
+    """Build exactly ``plan``; without a target for its own, which must be host or one that hwq ships.
 
     Raises HwqError "plan-layers" for a layer that the model lacks or the plan forgets, "plan-illegal" for a scheme that
     the target has no kernel for, "plan-other" for a plan of another model, "plan-ranges" for an integer layer whose
-    ranges the plan does not hold, and for a target as ``compile`` does.
+    ranges the plan does not hold, and for model and target as ``compile`` does.
     """
-    _check_threads(threads)
-    machine = _machine(plan.target if target is None else target)
+    check_model(model)
+    check_plan(plan)
+    check_threads(threads)
+    machine = machine_of_plan(plan) if target is None else machine_here(target)
     graph = model.graph
     plan.check_layers([layer.name for layer in graph.layers])
     for layer in graph.layers:
@@ -152,7 +184,7 @@ def plan_of(found: Study, choice: Choice) -> Plan:
     solution = choice.solution
     return Plan(
         model=found.model.fingerprint,
-        target=found.target.name,
+        target=found.target.known_as,
         threads=found.threads,
         schemes=dict(solution.schemes),
         layers={
@@ -167,47 +199,10 @@ def plan_of(found: Study, choice: Choice) -> Plan:
     )
 
 
-def _check_threads(threads: Any) -> None:
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise HwqError("threads-invalid", f"threads is {threads!r}; accepted: a whole number of at least 1, or None")
-
-
-def _check_schemes(asked: Iterable[Scheme], machine: Target) -> None:
-    for scheme in asked:
-        if scheme.name not in machine.schemes:
-            raise HwqError(
-                "scheme-not-here",
-                f"scheme {scheme.name!r} is asked for, but {machine.name} has no instruction for it; "
-                f"accepted: {', '.join(machine.schemes)}",
-            )
-
-
-def _check_budget(budget: Any) -> Budget:
-    """The budget, without bounds for None."""
-    if budget is None:
-        return Budget()
-    if not isinstance(budget, Budget):
-        raise HwqError("budget-invalid", f"budget is {budget!r}; accepted: a hwq.Budget, as hwq.Budget(drop=0.005)")
-    return budget
-
-
-def _machine(target: Target | str | Path) -> Target:
-    """The target, if code for it can be built and run here. Raises HwqError "target-no-build", "target-not-here"."""
-    machine = Target.load(target)
-    machine.require_builds()
-    missing = machine.missing_flags()
-    if missing:
-        raise HwqError(
-            "target-not-here",
-            f"target {machine.name} needs {', '.join(missing)}, which this CPU lacks, and its kernels are calibrated "
-            "and measured here; accepted: host, or a target that this CPU can run",
-        )
-    return machine
-
-
 def _study(
     model: Model,
     target: Target | str | Path,
+    *,
     calibration: Any,
     schemes: Iterable[str] | None,
     trials: int,
@@ -219,15 +214,11 @@ def _study(
     progress: Stages,
 ) -> tuple[Study, Work]:
     """The arguments of compile and plan checked, then studied."""
-    if not isinstance(model, Model):
-        raise HwqError("model-type", f"model is {type(model).__name__}; accepted: what hwq.load returns")
-    if trials != 0:
-        raise HwqError("trials-unsupported", f"trials is {trials!r}; accepted: 0 (auto-scheduling is not there yet)")
-    allowed = parse_schemes(schemes)
-    machine = _machine(target)
-    if schemes is not None:
-        _check_schemes(allowed, machine)
-    _check_threads(threads)
+    check_model(model)
+    check_trials(trials)
+    machine = machine_here(target)
+    allowed = schemes_on(machine, schemes)
+    check_threads(threads)
     del seed  # no stage draws random numbers yet
     work = open_work(model.fingerprint, model.name, work_dir)
     timed = True if measure is None else measure
@@ -243,7 +234,8 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
     """Build what the program proposes and the uniform assignments that could beat it, and deliver the best that fits.
 
     That is the least loss among those as fast as the fastest but for ``NOISE``; among all of them under a budget of
-    latency. Raises HwqError "budget-impossible" where what was measured misses the budget.
+    latency; and there, with a budget of drop too, the least bytes. Raises HwqError "budget-impossible" where what was
+    measured misses the budget.
     """
     choice, artifact = _propose(found, work, budget, evaluation, progress)
     contenders = {"chosen": artifact}
@@ -257,9 +249,9 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
         accuracies: dict[str, Accuracy | None] = {}
         misses: dict[str, list[str]] = {}
         for done, (name, one) in enumerate(contenders.items()):
-            # Beside a proposal that fits, what is hopelessly slower can be delivered only for a budget of latency.
-            hopeless = times[name] > HOPELESS * min(times.values()) and budget.latency_s is None
-            judged = not hopeless or misses.get("chosen") != []
+            # Slower than a proposal that fits, it can be delivered only for a budget of latency.
+            hopeless = misses.get("chosen") == [] and times[name] > HOPELESS * times["chosen"]
+            judged = not hopeless or budget.latency_s is not None
             accuracies[name] = evaluation_of.judge(evaluation, one) if evaluation is not None and judged else None
             misses[name] = _misses(one, times[name], accuracies[name], budget)
             callback(done + 1, len(contenders))
@@ -268,13 +260,13 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
             raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(misses['chosen'])}")
         least_s = min(times[name] for name in fitting)
         fast = [name for name in fitting if budget.latency_s is not None or times[name] <= least_s * (1 + NOISE)]
-        picked = min(fast, key=lambda name: (contenders[name].plan.loss, name != "chosen"))
+        sizes = {name: weight_bytes(contenders[name]) if wants_bytes(budget) else 0 for name in fast}
+        picked = min(fast, key=lambda name: (sizes[name], contenders[name].plan.loss, name != "chosen"))
         best = contenders[picked]
         alternatives = {
             name: _figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
         }
-        describe(found, best, accuracies[picked], evaluation)
-    best.report["measured"]["latency_s"] = times[picked]
+        describe(found, best, times[picked], accuracies[picked], evaluation)
     best.report["verdict"] = _verdict(picked, times, misses["chosen"])
     best.report["alternatives"] = alternatives
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}

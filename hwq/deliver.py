@@ -8,16 +8,16 @@ from typing import Any
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact, open_library
 from hwq.evaluate import Evaluation
-from hwq.execute import KernelSet, bind, compile_kernels, packed_constants
+from hwq.execute import bind, compile_kernels
 from hwq.graph import ANCHORS, Layer
-from hwq.library import build_library
+from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
 from hwq.plan import Plan
 from hwq.samples import made_up
 from hwq.store import tool_versions
 from hwq.study import Study, inputs_of
 from hwq.switches import verify_wanted
-from hwq.verify import Accuracy, require_equal
+from hwq.verify import Accuracy, require_equal, require_same_bits
 from hwq.work import Work
 
 BENCH_RUNS = 30
@@ -27,32 +27,38 @@ LAYER_RUNS = 10
 def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None) -> Artifact:
     """The artifact of ``plan`` with its report. Raises as ``assemble``."""
     artifact = assemble(study, work, plan)
-    describe(study, artifact, None if evaluation is None else evaluation_of.judge(evaluation, artifact), evaluation)
+    accuracy = None if evaluation is None else evaluation_of.judge(evaluation, artifact)
+    latency_s = artifact.benchmark(network_input(study), runs=BENCH_RUNS).median_s
+    describe(study, artifact, latency_s, accuracy, evaluation)
     return artifact
 
 
 def assemble(study: Study, work: Work, plan: Plan) -> Artifact:
     """The artifact of ``plan``, built and loaded; its report holds nothing but what the library weighs.
 
-    Raises HwqError "kernel-differs" if HWQ_VERIFY is set and an integer kernel does not equal the NumPy reference.
+    Raises HwqError "kernel-differs" if HWQ_VERIFY is set and an integer kernel does not equal the NumPy reference, or
+    the library gives other bits than its kernels one by one.
     """
     program = study.program(plan.schemes)
-    kernels = study.kernels | compile_kernels([program], study.target, work.cache)
-    if verify_wanted() and study.kept:
-        require_equal(bind(program, kernels), study.kept[0], study.target)
-    library = build_library(program, kernels, study.target)
+    kernels = compile_kernels([program], study.target, work.cache, known=study.kernels)
+    packed = pack(program, kernels)
+    library = build_library(program, kernels, packed, study.target)
     calls = tuple((kernels.of(step).symbol, step.name) for step in program.steps if step.workload is not None)
-    sizes = packed_sizes(program, kernels)
-    return open_library(
+    artifact = open_library(
         library,
         plan=plan,
-        report={"sizes": sizes},
+        report={"sizes": packed_sizes(program, packed)},
         target=study.target,
         threads=study.threads,
         inputs=inputs_of(study.graph),
         outputs={spec.name: (spec.shape, spec.dtype) for spec in study.model.outputs},
         calls=calls,
     )
+    if verify_wanted():
+        runner, x = bind(program, kernels), network_input(study)
+        require_equal(runner, x, study.target)
+        require_same_bits(artifact, runner, x)
+    return artifact
 
 
 def weight_bytes(artifact: Artifact) -> int:
@@ -65,12 +71,12 @@ def network_input(study: Study) -> dict[str, Any]:
     return study.kept[0] if study.kept else made_up(inputs_of(study.graph))
 
 
-def describe(study: Study, artifact: Artifact, accuracy: Accuracy | None, evaluation: Evaluation | None) -> None:
-    """Fill in the artifact's report: each layer and the whole, predicted against measured."""
+def describe(
+    study: Study, artifact: Artifact, latency_s: float, accuracy: Accuracy | None, evaluation: Evaluation | None
+) -> None:
+    """Fill in the artifact's report: each layer and the whole, predicted against measured (a call in ``latency_s``)."""
     plan = artifact.plan
-    x = network_input(study)
-    latency_s = artifact.benchmark(x, runs=BENCH_RUNS).median_s
-    times = artifact.layer_times(x, runs=LAYER_RUNS)
+    times = artifact.layer_times(network_input(study), runs=LAYER_RUNS)
     sizes: dict[str, int] = artifact.report.pop("sizes")
     layers = {layer.name for layer in study.graph.layers}
     rows = [
@@ -124,13 +130,13 @@ def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight
     }
 
 
-def packed_sizes(program: Program, kernels: KernelSet) -> dict[str, int]:
+def packed_sizes(program: Program, packed: Packed) -> dict[str, int]:
     """Bytes of each layer's constants as the library holds them: packed weights, biases, multipliers, tables.
 
     A conversion's zero point and scale are not weights; the library's size has them.
     """
     return {
-        step.name: sum(array.nbytes for array in packed_constants(step, kernels))
+        step.name: sum(array.nbytes for array in packed[step.name])
         for step in program.steps
         if step.workload is not None and step.workload.op not in CONVERSIONS and step.constants
     }

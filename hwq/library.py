@@ -35,6 +35,8 @@ from hwq.workload import Kernel
 MARK = 2
 CLOCK_MONOTONIC = 1
 
+Packed = Mapping[str, Sequence[Array]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
@@ -57,9 +59,16 @@ class _Layout:
     expanded_bytes: int
 
 
-def build_library(program: Program, kernels: KernelSet, target: Target) -> Library:
-    """The library of ``program`` for ``target``. Raises HwqError as ``compile_code``, ``link`` and ``scratch``."""
-    packed = {step.name: packed_constants(step, kernels) for step in kernel_steps(program)}
+def pack(program: Program, kernels: KernelSet) -> Packed:
+    """The constants of each step that calls a kernel, as the library holds them."""
+    return {step.name: packed_constants(step, kernels) for step in kernel_steps(program)}
+
+
+def build_library(program: Program, kernels: KernelSet, packed: Packed, target: Target) -> Library:
+    """The library of ``program`` for ``target``; packed: its constants, by ``pack``.
+
+    Raises HwqError as ``compile_code``, ``link`` and ``scratch``.
+    """
     layout = _layout(program, kernels, packed)
     constants = bytearray(layout.constants_bytes)
     for name, arrays in packed.items():
@@ -84,7 +93,7 @@ def kernel_steps(program: Program) -> Iterator[Step]:
     return (step for step in program.steps if step.workload is not None)
 
 
-def _layout(program: Program, kernels: KernelSet, packed: Mapping[str, Sequence[Array]]) -> _Layout:
+def _layout(program: Program, kernels: KernelSet, packed: Packed) -> _Layout:
     constants: dict[str, tuple[int, ...]] = {}
     expanded: dict[str, int] = {}
     at = grown = 0
@@ -110,9 +119,7 @@ def _layout(program: Program, kernels: KernelSet, packed: Mapping[str, Sequence[
 # The functions, as TIR
 
 
-def network_functions(
-    program: Program, kernels: KernelSet, layout: _Layout, packed: Mapping[str, Sequence[Array]]
-) -> dict[Any, Any]:
+def network_functions(program: Program, kernels: KernelSet, layout: _Layout, packed: Packed) -> dict[Any, Any]:
     """main, timed and prepare; and for each kernel a private function that wraps its arguments and calls it."""
     found: dict[Any, Any] = {}
     callees: dict[str, Any] = {}

@@ -29,7 +29,8 @@ _COST = ("latency_s", "interval_s", "source", "weight_bytes", "loss")
 class Plan:
     """Schemes of a network's layers, in its order; totals are predictions, conversions included.
 
-    model: the fingerprint of the network that the layers belong to. target: the machine's name. threads: the worker
+    model: the fingerprint of the network that the layers belong to. target: the machine, as ``Target.known_as`` names
+    it: one of a file of the user's has to be given again where the plan is built. threads: the worker
     threads that prices are for. layers: each layer's predicted cost and loss, where there is a prediction. why: the
     reason in words. qparams: of each tensor that an integer scheme needs. means: of each channel of the tensors that
     weights read, where biases are corrected by them.

@@ -69,13 +69,12 @@ def measure(
     A journal of an interrupted call on the same network, ranges and samples is taken up after its last whole sample.
     """
     noise, signal, skip = _taken_up(journal, units)
-    runners = {unit: bind(program, kernels) for unit, program in units.items()}
+    left = batches[skip:]
+    runners = {unit: bind(program, kernels) for unit, program in units.items()} if left else {}
     scratch = Runner(program=reference.program, steps=reference.steps)
-    tails = {unit: downstream(reference, runners[unit].program.outputs[0]) for unit in units}
+    tails = {unit: downstream(reference, runners[unit].program.outputs[0]) for unit in runners}
     outputs = reference.program.outputs
-    for done, batch in enumerate(batches):
-        if done < skip:
-            continue
+    for done, batch in enumerate(left, skip):
         env = run(reference, to_device(batch))
         clean = [env[name].numpy().astype(np.float64) for name in outputs]
         signal += sum(float(np.square(value).sum()) for value in clean)

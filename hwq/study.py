@@ -129,7 +129,7 @@ def study(
     }
     programs = list(units.values())
     with stages("compile") as progress:
-        kernels |= compile_kernels(programs, target, work.cache, progress)
+        kernels = compile_kernels(programs, target, work.cache, progress, known=kernels)
     losses = dict.fromkeys(units, 0.0)
     # What only passes values through loses nothing of its own: where it is int8, a neighbour is, whose loss has the
     # quantized tensor in it (between float layers int8 costs two conversions, and is never chosen).

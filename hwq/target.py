@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TARGETS_AT = Path(__file__).parent / "targets"
 SCHEDULES_AT = Path(__file__).parent / "schedules"
+# What a plan writes behind the name of a machine that is not found by it.
+FROM_FILE = " (a file)"
 # The files that "host" may become, best first: the first whose flags the CPU has.
 HOST_TIERS = ("x86-amx", "x86-avx512-bf16", "x86-avx512-vnni", "x86-avx-vnni", "x86-avx2", "x86-generic")
 
@@ -163,6 +165,12 @@ class Target:
         if self.mattr:
             config["mattr"] = list(self.mattr)
         return TvmTarget(config)
+
+    @property
+    def known_as(self) -> str:
+        """The name by which ``load`` finds this machine; with FROM_FILE behind it where it finds none, or another."""
+        shipped = self.name in _shipped() and _load_file(TARGETS_AT / f"{self.name}.toml") == self
+        return self.name if shipped or (self.name == "host" and self.cpu_model) else f"{self.name}{FROM_FILE}"
 
     @property
     def fingerprint(self) -> str:

@@ -46,6 +46,18 @@ def require_equal(runner: Runner, batch: Batch, target: Target) -> None:
         raise HwqError("kernel-differs", f"integer kernels differ from the NumPy reference: {rows}; accepted: equality")
 
 
+def require_same_bits(call: Run, runner: Runner, batch: Batch) -> None:
+    """Raises HwqError "kernel-differs" naming the outputs in which ``call`` gives other bits than ``runner`` does."""
+    env = run(runner, to_device(batch))
+    pairs = zip(runner.program.outputs, outputs_of(call, batch), strict=True)
+    wrong = [name for name, mine in pairs if mine.tobytes() != env[name].numpy().tobytes()]
+    if wrong:
+        raise HwqError(
+            "kernel-differs",
+            f"the library gives other outputs than its kernels one by one: {', '.join(wrong)}; accepted: the same bits",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """One run compared with float's on the same inputs. drop is float's score minus this one's (a fraction).

@@ -162,6 +162,45 @@ def test_drop_budget_is_honoured_as_fast_as_may_be(study: Study, part: float, mo
         assert found.solution.latency_s < uniforms(study)["f32"].latency_s, "float is not the only way"
 
 
+@pytest.mark.parametrize("part", [1.5, 0.9, 0.5, 0.1, 0.01, 0.0])
+def test_within_a_latency_and_a_drop_bytes_are_minimized(
+    study: Study, part: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Solution] = []
+    fake_accuracy(ran, 1.0, monkeypatch)
+    every = uniforms(study)
+    latency_s, drop = 1.01 * every["f32"].latency_s, part * every["w4a8"].loss
+    found = choose(study, demo_work(), Budget(drop=drop, latency_s=latency_s), demo_evaluation()).solution
+    assert found.loss <= drop
+    assert found.latency_s <= latency_s
+    kept = [one for one in ran if one.loss <= drop]
+    assert found.weight_bytes == min(one.weight_bytes for one in kept)
+    if part > 1:
+        assert found.weight_bytes <= every["w4a8"].weight_bytes
+        assert len(ran) == 1, "the first proposal was good"
+    if part == 0.5:
+        assert every["w4a8"].weight_bytes < found.weight_bytes < 0.9 * every["w8a8"].weight_bytes
+    if part == 0:
+        assert {found.schemes[name] for name in anchors(study)} == {"f32"}
+
+
+def test_a_kernel_at_fault_is_no_budget_that_cannot_be_met(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What running a candidate raises is not taken for a bound without an assignment."""
+    ran: list[Solution] = []
+
+    def run(_: Study, __: Work, solution: Solution, ___: Evaluation) -> Accuracy:
+        ran.append(solution)
+        if len(ran) == 3:  # the first within the bisection
+            raise HwqError("kernel-missing", "no kernel")
+        return Accuracy(score=0.0, float_score=1.0, drop=solution.loss, agreement=None, sqnr_db=(), samples=1)
+
+    monkeypatch.setattr(module, "run_accuracy", run)
+    fastest = choose(study, demo_work(), Budget(), None).solution
+    with pytest.raises(HwqError, match="no kernel") as caught:
+        choose(study, demo_work(), Budget(drop=0.5 * fastest.loss), demo_evaluation())
+    assert caught.value.code == "kernel-missing"
+
+
 def test_drop_budget_holds_within_the_others(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_accuracy([], 1.0, monkeypatch)
     size = 1.5 * uniforms(study)["w8a8"].weight_bytes

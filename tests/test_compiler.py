@@ -195,6 +195,24 @@ def test_within_a_latency_budget_the_least_loss_is_delivered(monkeypatch: pytest
     assert "since the proposal misses the budget (latency is" in late.report["verdict"]
 
 
+def test_within_a_latency_and_a_drop_the_least_bytes_are_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"chosen": 1.0, "all f32": 0.5, "all w8a8": 0.6, "all w4a8": 0.7}
+    bench = Bench(monkeypatch, times)
+    limit = uniforms(bench.study)["f32"].latency_s * 1e6
+    small = bench.dispose(Budget(latency_s=limit, drop=1.0))
+    assert small.report["measured"]["weight_bytes"] <= size_of("w4a8")
+    large = Bench(monkeypatch, times).dispose(Budget(latency_s=limit, drop=0.0))
+    assert large.report["measured"]["drop"] <= 0.0
+
+
+def test_what_is_delivered_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is twice as slow as what misses the budget of bytes, and yet the fastest that keeps it."""
+    times = {"chosen": 1.2, "all f32": 0.1, "all w8a8": 0.5, "all w4a8": 0.9}
+    artifact = Bench(monkeypatch, times).dispose(Budget(weight_bytes=0.8 * size_of("w8a8")))
+    assert artifact.report["verdict"].startswith("uniform w4a8")
+    assert artifact.report["measured"]["accuracy"]["samples"] > 0
+
+
 def test_slow_uniforms_are_not_built_but_float_always_is(monkeypatch: pytest.MonkeyPatch) -> None:
     study = priced(demo_study(), {"f32": 50.0, "w8a8": 4.0, "w4a8": 40.0})
     bench = Bench(monkeypatch, {"chosen": 1.0, "all f32": 5.0}, study)

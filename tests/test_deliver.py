@@ -10,13 +10,15 @@ import pytest
 from demo_study import demo_evaluation, demo_pictures, demo_study, demo_work, random_schemes
 
 from hwq import deliver as module
+from hwq import execute, library
 from hwq.artifact import Artifact
 from hwq.choose import Choice, uniforms
 from hwq.compiler import plan_of
-from hwq.deliver import assemble, deliver, explain_choices, network_input, notes, packed_sizes, weight_bytes
+from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, notes, packed_sizes, weight_bytes
 from hwq.errors import HwqError
 from hwq.evaluate import float_call
 from hwq.execute import bind, compile_kernels
+from hwq.library import pack
 from hwq.plan import Plan
 from hwq.study import Study, inputs_of
 from hwq.verify import Accuracy
@@ -53,7 +55,7 @@ def test_report_adds_up(study: Study, mixed: Artifact) -> None:
     measured = report["measured"]
     program = study.program(mixed.plan.schemes)
     kernels = compile_kernels([program], study.target, demo_work().cache)
-    sizes = packed_sizes(program, kernels)
+    sizes = packed_sizes(program, pack(program, kernels))
     assert measured["weight_bytes"] == sum(sizes.values())
     assert measured["code_bytes"] == len(mixed.library.code) > 0
     assert measured["library_bytes"] == len(mixed.library.code) + len(mixed.library.constants)
@@ -108,9 +110,47 @@ def test_kernels_are_verified_where_that_is_wanted(study: Study, monkeypatch: py
     monkeypatch.setattr(module, "verify_wanted", lambda: True)
     with pytest.raises(HwqError, match="so it is"):
         assemble(study, demo_work(), uniform_plan(study, "w8a8"))
+    with pytest.raises(HwqError, match="so it is"):  # where a plan alone is built there are no samples
+        assemble(replace(study, kept=()), demo_work(), uniform_plan(study, "w8a8"))
     monkeypatch.undo()
     monkeypatch.setattr(module, "verify_wanted", lambda: True)
     assemble(study, demo_work(), uniform_plan(study, "w4a8"))  # which are right
+
+
+def test_the_library_that_ships_is_held_against_its_kernels(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit of a constant altered on its way into the library changes outputs, and kernels one by one do not see it."""
+    plan = uniform_plan(study, "w8a8")
+    monkeypatch.setattr(module, "open_library", altered(module.open_library))
+    assemble(study, demo_work(), plan)
+    monkeypatch.setattr(module, "verify_wanted", lambda: True)
+    with pytest.raises(HwqError, match="the library gives other outputs than its kernels one by one") as caught:
+        assemble(study, demo_work(), plan)
+    assert caught.value.code == "kernel-differs"
+
+
+def altered(opened: Any) -> Any:
+    """``open_library`` with the constants back to front."""
+    return lambda library, **fields: opened(replace(library, constants=library.constants[::-1]), **fields)
+
+
+def test_assembling_schedules_nothing_that_the_study_has(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduled: list[Any] = []
+    packed: list[str] = []
+    kernel_for, pack_one = execute.kernel_for, library.packed_constants
+    monkeypatch.setattr(execute, "kernel_for", lambda *args: scheduled.append(args[0]) or kernel_for(*args))
+    monkeypatch.setattr(library, "packed_constants", lambda *args: packed.append(args[0].name) or pack_one(*args))
+    artifact = assemble(study, demo_work(), uniform_plan(study, "f32"))
+    assert scheduled == []
+    assert packed == [name for _, name in artifact.calls], "each weight once"
+    assemble(study, demo_work(), uniform_plan(study, "w8a8"))
+    assert all(one not in study.kernels.kernels for one in scheduled)
+
+
+def test_a_known_latency_is_not_measured_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = assemble(study, demo_work(), uniform_plan(study, "f32"))
+    monkeypatch.setattr(Artifact, "benchmark", lambda *_, **__: pytest.fail("measured"))
+    describe(study, artifact, 0.125, None, None)
+    assert artifact.report["measured"]["latency_s"] == 0.125
 
 
 def test_every_layer_has_its_reason(study: Study) -> None:

@@ -53,7 +53,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     (
         "assembly",
         None,
-        ("pipeline", "model", "work", "plan", "study", "choose", "memory_plan", "library", "artifact", "deliver"),
+        (
+            *("pipeline", "model", "work", "plan", "arguments"),
+            *("study", "choose", "memory_plan", "library", "artifact", "deliver"),
+        ),
     ),
     ("whole", None, ("compiler", "demo", "report")),
     ("face", None, ("__init__",)),

@@ -25,7 +25,7 @@ from hwq.compile_kernel import compile_object, load_kernels
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, bind, compile_kernels, packed_constants, resident_bytes, run, to_device
 from hwq.graph import Shape
-from hwq.library import MARK, Library, build_library, kernel_steps
+from hwq.library import MARK, Library, build_library, kernel_steps, pack
 from hwq.lower import Program, Step, lower
 from hwq.memory_plan import aligned
 from hwq.quantize import quantize_weights
@@ -47,7 +47,7 @@ def made() -> tuple[Program, KernelSet, Library]:
     candidates = {layer.name: (SCHEMES.get(layer.name, "f32"),) for layer in GRAPH.layers}
     program = lower(GRAPH, SCHEMES, params, quantize_weights(GRAPH, candidates, params, {}), HOST, 1)
     kernels = compile_kernels([program], HOST, default_cache_dir())
-    return program, kernels, build_library(program, kernels, HOST)
+    return program, kernels, build_library(program, kernels, pack(program, kernels), HOST)
 
 
 def load(library: Library, folder: Path) -> Any:
@@ -108,7 +108,7 @@ assert "hwq" not in sys.modules
 
 def test_same_program_same_library(made: tuple[Program, KernelSet, Library]) -> None:
     program, kernels, library = made
-    assert build_library(program, kernels, HOST) == library
+    assert build_library(program, kernels, pack(program, kernels), HOST) == library
 
 
 def test_library_holds_each_constant_once(made: tuple[Program, KernelSet, Library]) -> None:
@@ -146,10 +146,10 @@ def test_a_full_temporary_folder_is_said_to_be_one(
     free = len(library.code) * 4
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, free))
     big = replace(program, steps=tuple(heavier(step, free) for step in program.steps))
-    assert len(build_library(big, kernels, HOST).constants) > free
+    assert len(build_library(big, kernels, pack(big, kernels), HOST).constants) > free
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(HwqError, match="temporary files: No space left on device; accepted: TMPDIR set to") as caught:
-        build_library(program, kernels, HOST)
+        build_library(program, kernels, pack(program, kernels), HOST)
     assert caught.value.code == "save-failed"
 
 
@@ -196,7 +196,7 @@ def test_weights_are_expanded_once_when_a_library_is_loaded(
     stored = packed_constants(stem, changed)
     assert stored[0].ndim == 1
     assert resident_bytes(stem, changed, stored) == sum(array.nbytes for array in packed)
-    library = build_library(program, changed, HOST)
+    library = build_library(program, changed, pack(program, changed), HOST)
     assert library.expanded_bytes == aligned(packed[0].nbytes)
     assert stored[0].tobytes() in library.constants
     for value, name in zip(call(library, program, tmp_path), GRAPH.outputs, strict=True):
@@ -206,7 +206,7 @@ def test_weights_are_expanded_once_when_a_library_is_loaded(
 
 def test_a_network_without_kernels(tmp_path: Path) -> None:
     program = lower(tiny.alone(tiny.flat("x", "y", 3)), {}, {}, {}, HOST, 1)
-    library = build_library(program, compile_kernels([program], HOST, default_cache_dir()), HOST)
+    library = build_library(program, compile_kernels([program], HOST, default_cache_dir()), {}, HOST)
     x = np.arange(3, dtype=np.float32).reshape(1, 1, 1, 3)
     (found,) = call(library, program, tmp_path, x)
     np.testing.assert_array_equal(found, x.reshape(1, 3))

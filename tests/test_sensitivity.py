@@ -115,7 +115,11 @@ def test_progress_counts_units_of_all_samples(prepared: Prepared) -> None:
 
 @pytest.mark.parametrize("stop_at", [1, len(UNITS), len(UNITS) + 3, 3 * len(UNITS) + 1])
 def test_an_interrupted_call_goes_on_after_its_last_whole_sample(
-    stop_at: int, prepared: Prepared, losses: dict[tuple[str, str], float], tmp_path: Path
+    stop_at: int,
+    prepared: Prepared,
+    losses: dict[tuple[str, str], float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     journal = tmp_path / "sensitivity.json"
 
@@ -131,6 +135,7 @@ def test_an_interrupted_call_goes_on_after_its_last_whole_sample(
     assert seen[0] == whole * len(UNITS) + 1
     assert found == pytest.approx(losses, rel=1e-12)
     again: list[int] = []
+    monkeypatch.setattr(sensitivity, "bind", lambda *_: pytest.fail("weights are put on the device for nothing"))
     assert prepared.measure(journal=journal, progress=lambda done, total: again.append(done)) == found
     assert again == [], "all is in the journal"
 

@@ -1,0 +1,69 @@
+"""What callers give: refused with what is accepted; a plan knows whether its machine is found by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from demo_study import demo_model, demo_study
+
+from hwq import compiler
+from hwq.arguments import machine_of_plan
+from hwq.choose import Choice, uniforms
+from hwq.compiler import plan_of
+from hwq.errors import HwqError
+from hwq.plan import Plan
+from hwq.target import TARGETS_AT, Target
+
+
+def plan_for(target: Target) -> Plan:
+    """A plan of float for the demo network on ``target``."""
+    return plan_of(replace(demo_study(), target=target), Choice(solution=uniforms(demo_study())["f32"]))
+
+
+def own(folder: Path, name: str) -> Path:
+    """A target file of the user's: x86-generic with another number of cores."""
+    text = (TARGETS_AT / "x86-generic.toml").read_text().replace('"x86-generic"', f'"{name}"', 1)
+    text = text.replace("cores = { value = 2,", "cores = { value = 3,")
+    path = folder / "own.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("given", ["demo.onnx", None, object()])
+def test_build_takes_models_only(given: Any) -> None:
+    with pytest.raises(HwqError, match=r"accepted: what hwq\.load returns") as caught:
+        compiler.build(given, plan_for(Target.load("host")))
+    assert caught.value.code == "model-type"
+
+
+@pytest.mark.parametrize("given", ["plan.json", {}, None])
+def test_build_takes_plans_only(given: Any) -> None:
+    with pytest.raises(HwqError, match=r"accepted: what hwq\.plan or hwq\.Plan\.load returns") as caught:
+        compiler.build(demo_model(), given)
+    assert caught.value.code == "plan-invalid"
+
+
+@pytest.mark.parametrize("name", ["host", "x86-generic"])
+def test_a_plan_for_a_machine_with_a_name_is_for_that_machine(name: str) -> None:
+    plan = plan_for(Target.load(name))
+    assert plan.target == name
+    assert machine_of_plan(Plan.from_dict(plan.to_dict())) == replace(
+        Target.load(name), clock_hz=machine_of_plan(plan).clock_hz
+    )
+
+
+@pytest.mark.parametrize("name", ["mine", "x86-generic", "host"])
+def test_a_plan_for_a_file_of_the_user_s_wants_it_again(name: str, tmp_path: Path) -> None:
+    """Also one that is named as a shipped machine, which would be built without a word."""
+    path = own(tmp_path, name)
+    target = Target.load(path)
+    assert (target.name, target.cores) == (name, 3)
+    plan = Plan.from_dict(plan_for(target).to_dict())
+    with pytest.raises(HwqError, match=f"the plan is for target '{name}' of a file of its own.* as target=") as caught:
+        compiler.build(demo_model(), plan)
+    assert caught.value.code == "target-unknown"
+    artifact = compiler.build(demo_model(), plan, path)
+    assert artifact.target == target
