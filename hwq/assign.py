@@ -2,22 +2,21 @@
 
 Stands after price and sensitivity, before quantize. A layer's candidates differ in latency, bytes, loss; tensors that
 cross between int8 and float layers cost a conversion, shared by all who read it. Of latency, loss and size those
-without a limit are minimized, in that order, each among the best of the one before.
+without a limit are minimized, in that order, each among the best of the one before. Besides the best there are the
+front of all that none beats, what lies near a solution, and what a layer costs that is forced into a scheme.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from hwq.assignment import QUANTITIES, Border, Limits, Problem, Solution, evaluate, prune, within
+from hwq.assignment import QUANTITIES, Limits, Problem, Solution, within
 from hwq.errors import HwqError
 from hwq.mixed_integer import Program, formulate, solve
-
-__all__ = ["Border", "Limits", "Problem", "Solution", "assign", "closest", "evaluate", "pareto", "prune"]
 
 # Differences below this part of a quantity are ties, for the next quantity to break.
 TIE = 1e-6
@@ -60,26 +59,100 @@ def closest(problem: Problem, limits: Limits) -> dict[str, Solution]:
     return {name: one for name, one in together.items() if one}
 
 
-def pareto(problem: Problem, points: int, limits: Limits | None = None) -> tuple[Solution, ...]:
-    """Distinct solutions of which none beats another in every quantity, within ``limits``, by rising latency.
+def forced(
+    problem: Problem, solution: Solution, ways: Iterable[tuple[str, str]], limits: Limits | None = None
+) -> dict[tuple[str, str], Solution | None]:
+    """For each (layer, scheme) what the other layers make of it if it has to be.
 
-    Sweeps ``points`` latencies and ``points`` sizes between the extremes, with the least loss for each.
+    That is the least loss at no more latency than ``solution``'s, within ``limits``; where there is none, the least
+    latency within their size; None where nothing has it.
+    """
+    size = Limits(weight_bytes=None if limits is None else limits.weight_bytes)
+    within_time = replace(size, latency_s=solution.latency_s)
+    program = formulate(problem, whole=True)
+
+    def with_it(fixed: Mapping[str, str]) -> Solution | None:
+        return solve(program, "loss", within_time, fixed=fixed) or solve(program, "latency_s", size, fixed=fixed)
+
+    return {(layer, scheme): with_it({layer: scheme}) for layer, scheme in ways}
+
+
+def near(
+    problem: Problem,
+    solution: Solution,
+    count: int,
+    *,
+    tolerance: float = 0.02,
+    among: Sequence[str] | None = None,
+    limits: Limits | None = None,
+) -> tuple[Solution, ...]:
+    """Up to ``count`` distinct solutions as good as ``solution`` but for ``tolerance``, by rising latency.
+
+    They exceed it in no quantity by more than this fraction, keep ``limits``, and differ from it and from one another
+    in the scheme of at least one layer of ``among``, which is all layers by default. Each is the fastest of those that
+    are left: the ones before are cut off. A candidate that another of its layer beats in every quantity is not taken.
+    """
+    limits = limits or Limits()
+    for name in QUANTITIES:
+        reached, limit = getattr(solution, name), getattr(limits, name)
+        bound = reached + tolerance * abs(reached)
+        limits = replace(limits, **{name: bound if limit is None else min(bound, limit)})
+    program = formulate(problem)
+    layers = list(solution.schemes if among is None else among)
+    found = [solution]
+    while len(found) <= count:
+        without = [{layer: one.schemes[layer] for layer in layers} for one in found]
+        best = solve(program, "latency_s", limits, without=without)
+        if best is None:
+            break
+        found.append(best)
+    return tuple(found[1:])
+
+
+def pareto(problem: Problem, points: int, limits: Limits | None = None) -> tuple[Solution, ...]:
+    """At most ``points`` distinct solutions of which none beats another in every quantity, by rising latency.
+
+    The least of each quantity within ``limits``, and between them the least loss for sizes between the extremes, and
+    for latencies between those that each size allows; of more than ``points`` those that lie farthest apart are kept.
     """
     limits = limits or Limits()
     program = formulate(problem)
-    found: list[Solution] = []
-    for name in ("latency_s", "weight_bytes"):
-        least = _minimize(program, [name, "loss", "weight_bytes"], limits)
-        most = _minimize(program, ["loss", name, "latency_s"], limits)
-        if least is None or most is None:
-            raise _impossible(problem, limits)
-        for bound in np.linspace(getattr(least, name), getattr(most, name), points)[1:-1]:
-            between = _minimize(program, ["loss", name, "latency_s"], replace(limits, **{name: float(bound)}))
-            found += [between] if between else []
-        found += [least, most]
-    distinct = {tuple(one.schemes.items()): one for one in found}.values()
+    ends = [_minimize(program, order, limits) for order in _ENDS]
+    if None in ends:
+        raise _impossible(problem, limits)
+    found = [one for one in ends if one is not None]
+    sizes = [one.weight_bytes for one in found]
+    rows = 1 if min(sizes) == max(sizes) else max(2, round(math.sqrt(points)))
+    for size in np.linspace(min(sizes), max(sizes), rows):
+        within_size = replace(limits, weight_bytes=float(size))
+        row = [_minimize(program, order, within_size) for order in _ENDS[:2]]
+        times = [one.latency_s for one in row if one is not None]
+        for bound in np.linspace(min(times), max(times), max(3, -(-2 * points // rows)))[1:-1] if times else ():
+            row.append(_minimize(program, ("loss", "latency_s"), replace(within_size, latency_s=float(bound))))
+        found += [one for one in row if one is not None]
+    distinct = list({tuple(one.schemes.items()): one for one in found}.values())
     front = [one for one in distinct if not any(_better(other, one) for other in distinct)]
+    front = _apart(front, points)
     return tuple(sorted(front, key=lambda one: (one.latency_s, one.loss, one.weight_bytes, *one.schemes.values())))
+
+
+# What is minimized to find the ends of a front.
+_ENDS = (("latency_s", "loss", "weight_bytes"), ("loss", "latency_s", "weight_bytes"), ("weight_bytes", "loss"))
+
+
+def _apart(front: list[Solution], points: int) -> list[Solution]:
+    """``points`` of ``front``: the best in each quantity, then again and again the one farthest from those taken.
+
+    Distances are between ranks, since a loss of 1e-4 is as far from 1e-3 as that is from 1e-2.
+    """
+    places = np.array([[np.mean([getattr(other, name) < getattr(one, name) for other in front]) for name in QUANTITIES]
+                       for one in front])  # fmt: skip
+    taken = list(dict.fromkeys(min(range(len(front)), key=lambda i: tuple(places[i, [k, k - 1]])) for k in range(3)))
+    while len(taken) < min(points, len(front)):
+        gaps = np.abs(places[:, None] - places[taken]).max(axis=2).min(axis=1)
+        gaps[taken] = -1.0
+        taken.append(int(gaps.argmax()))
+    return [front[i] for i in taken[:points]]
 
 
 def _better(other: Solution, one: Solution) -> bool:

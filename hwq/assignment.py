@@ -38,12 +38,38 @@ class Border:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tie:
+    """A unit of shared tensors: layers that only pass values through, and those that write or read what they pass.
+
+    What passes values through is priced as losing nothing, which holds where a neighbour has the error already: one of
+    ``passing`` may be int8 only if one of ``neighbours`` is. A layer that can be nothing but int8 is free of that.
+    """
+
+    passing: tuple[str, ...]
+    neighbours: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """What two layers in these schemes lose together beyond the sum of their own losses; of either sign."""
+
+    layers: tuple[str, str]
+    schemes: tuple[str, str]
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Candidates of every layer, in the order of execution; the tensors between; latency that no choice changes."""
+    """Candidates of every layer, in the order of execution; the tensors between; what layers are to each other.
+
+    fixed_s: latency that no choice changes.
+    """
 
     candidates: tuple[Candidate, ...]
     borders: tuple[Border, ...] = ()
     fixed_s: float = 0.0
+    ties: tuple[Tie, ...] = ()
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +97,25 @@ def evaluate(problem: Problem, schemes: Mapping[str, str]) -> Solution:
     layers = list(by_layer(problem.candidates))
     chosen = [table[layer, schemes[layer]] for layer in layers]
     conversions = [conversion_s(border, schemes) for border in problem.borders]
+    pairs = [pair.loss for pair in problem.pairs if tuple(schemes[layer] for layer in pair.layers) == pair.schemes]
     return Solution(
         schemes={layer: schemes[layer] for layer in layers},
         latency_s=math.fsum([problem.fixed_s, *(candidate.cost.latency_s for candidate in chosen), *conversions]),
         weight_bytes=sum(candidate.cost.weight_bytes for candidate in chosen),
-        loss=math.fsum(candidate.loss for candidate in chosen),
+        loss=math.fsum([*(candidate.loss for candidate in chosen), *pairs]),
+    )
+
+
+def keeps_ties(problem: Problem, schemes: Mapping[str, str]) -> bool:
+    """Whether no layer that only passes values through is int8 between float neighbours, where it could be float."""
+    able = {one.layer for one in problem.candidates if SCHEMES[one.scheme].domain == "f32"}
+
+    def is_integer(layer: str) -> bool:
+        return SCHEMES[schemes[layer]].domain == "int8"
+
+    return all(
+        any(map(is_integer, tie.neighbours)) or not any(is_integer(layer) and layer in able for layer in tie.passing)
+        for tie in problem.ties
     )
 
 
@@ -89,17 +129,21 @@ def conversion_s(border: Border, schemes: Mapping[str, str]) -> float:
     return border.dequantize_s if any(integer) or border.direct_s is None else border.direct_s
 
 
-def prune(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+def prune(candidates: tuple[Candidate, ...], pairs: tuple[Pair, ...] = ()) -> tuple[Candidate, ...]:
     """``candidates`` without those that another of the same layer and domain beats or equals in every quantity.
 
-    Across domains nothing is dropped, since neighbours decide what a conversion costs. Of equals the first stays.
+    Across domains nothing is dropped, since neighbours decide what a conversion costs; nor by or for one of ``pairs``,
+    whose loss is not its own. Of equals the first stays.
     """
+    paired = {unit for pair in pairs for unit in zip(pair.layers, pair.schemes, strict=True)}
     kept: list[Candidate] = []
     for group in by_layer(candidates).values():
+        alone = [(i, one) for i, one in enumerate(group) if (one.layer, one.scheme) not in paired]
         for i, candidate in enumerate(group):
             domain = SCHEMES[candidate.scheme].domain
-            rivals = [(j, other) for j, other in enumerate(group) if SCHEMES[other.scheme].domain == domain]
-            if not any(_beats(other, candidate, j < i) for j, other in rivals if j != i):
+            rivals = [(j, other) for j, other in alone if SCHEMES[other.scheme].domain == domain and j != i]
+            own = (candidate.layer, candidate.scheme) in paired
+            if own or not any(_beats(other, candidate, j < i) for j, other in rivals):
                 kept.append(candidate)
     return tuple(kept)
 

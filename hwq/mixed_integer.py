@@ -1,8 +1,8 @@
 """The mixed-integer program behind ``hwq.assign``: its columns and rows, and SciPy's HiGHS to solve it exactly.
 
 Columns: one binary for each candidate; then for each border four numbers in [0, 1]: the tensor is quantized, converted
-back, written as float by its producer, and wanted as int8 by somebody. Once the binaries are set, the rows leave these
-one value each, or their cost pushes them down to it.
+back, written as float by its producer, and wanted as int8 by somebody; then one for each pair: both are so. Once the
+binaries are set, the rows leave these one value each, or their cost pushes them down to it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, sparse
 
-from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate, prune, within
-from hwq.scheme import SCHEMES
+from hwq.assignment import Border, Limits, Problem, Solution, Tie, by_layer, evaluate, prune, within
+from hwq.scheme import SCHEMES, Candidate
 
 # HiGHS's tolerances are absolute, 1e-6: sums are scaled to this size for them to mean little.
 _SIZE = 1e4
@@ -28,6 +29,7 @@ _SIZE = 1e4
 _CUTS = 100
 
 Vector = npt.NDArray[np.float64]
+Row = tuple[dict[int, float], float, float]  # coefficients, lower and upper bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,39 +37,55 @@ class Program:
     """A problem's rows, lower <= rows @ columns <= upper, and what each column adds to each of QUANTITIES."""
 
     problem: Problem
+    column: Mapping[tuple[str, str], int]
     sums: Mapping[str, Vector]
     rows: sparse.csr_array
     lower: Vector
     upper: Vector
 
 
-def formulate(problem: Problem) -> Program:
-    """The program of ``problem``, dominated candidates left out."""
-    problem = replace(problem, candidates=prune(problem.candidates))
+def formulate(problem: Problem, *, whole: bool = False) -> Program:
+    """The program of ``problem``, dominated candidates left out unless it is to be ``whole``."""
+    if not whole:
+        problem = replace(problem, candidates=prune(problem.candidates, problem.pairs))
     groups = by_layer(problem.candidates)
     column = {(c.layer, c.scheme): i for i, c in enumerate(problem.candidates)}
     integer = {
         layer: {column[layer, c.scheme]: 1.0 for c in group if SCHEMES[c.scheme].domain == "int8"}
         for layer, group in groups.items()
     }
-    rows: list[tuple[dict[int, float], float, float]] = []
-    for layer, group in groups.items():
-        rows.append(({column[layer, c.scheme]: 1.0 for c in group}, 1.0, 1.0))
+    rows: list[Row] = [({column[layer, c.scheme]: 1.0 for c in group}, 1.0, 1.0) for layer, group in groups.items()]
     latency = [c.cost.latency_s for c in problem.candidates]
     for border in problem.borders:
         quantized, back, direct, wanted = range(len(latency), len(latency) + 4)
         latency += [border.quantize_s, border.dequantize_s, border.direct_s or 0.0, 0.0]
         rows += _border_rows(border, integer, quantized, back, direct, wanted)
+    for tie in problem.ties:
+        rows += _tie_rows(tie, integer, groups)
+    pairs: dict[int, float] = {}
+    for pair in problem.pairs:
+        units = [column.get(unit) for unit in zip(pair.layers, pair.schemes, strict=True)]
+        if None in units:  # not a choice here
+            continue
+        first, second = (unit for unit in units if unit is not None)
+        both = len(latency) + len(pairs)
+        pairs[both] = pair.loss
+        rows += [({both: 1.0, one: -1.0}, -math.inf, 0.0) for one in (first, second)]
+        rows.append(({both: 1.0, first: -1.0, second: -1.0}, -1.0, math.inf))
+    latency += [0.0] * len(pairs)
     width = len(latency)
     sums = {"latency_s": np.array(latency), "loss": np.zeros(width), "weight_bytes": np.zeros(width)}
     for i, candidate in enumerate(problem.candidates):
         sums["loss"][i], sums["weight_bytes"][i] = candidate.loss, candidate.cost.weight_bytes
+    for both, loss in pairs.items():
+        sums["loss"][both] = loss
     matrix = sparse.lil_array((len(rows), width))
     for i, (row, _, _) in enumerate(rows):
         for j, value in row.items():
             matrix[i, j] = value
     return Program(
         problem=problem,
+        column=column,
         sums=sums,
         rows=sparse.csr_array(matrix),
         lower=np.array([low for _, low, _ in rows]),
@@ -77,8 +95,8 @@ def formulate(problem: Problem) -> Program:
 
 def _border_rows(
     border: Border, integer: Mapping[str, dict[int, float]], quantized: int, back: int, direct: int, wanted: int
-) -> list[tuple[dict[int, float], float, float]]:
-    """Rows (coefficients, lower, upper) that tie one border's columns to the domains of its layers."""
+) -> list[Row]:
+    """Rows that tie one border's columns to the domains of its layers."""
     made = integer[border.producer] if border.producer is not None else {}
     readers = [integer[layer] for layer in dict.fromkeys(border.consumers)]
     floats = [*readers, {}] if border.output else readers  # the caller is a reader that is never int8
@@ -98,6 +116,13 @@ def _border_rows(
     return rows
 
 
+def _tie_rows(tie: Tie, integer: Mapping[str, dict[int, float]], groups: Mapping[str, list[Candidate]]) -> list[Row]:
+    """int8 of a passing layer <= how many neighbours are int8, for each that could be float."""
+    around = _add(*(_minus(integer[layer]) for layer in tie.neighbours))
+    able = [layer for layer in tie.passing if len(integer[layer]) < len(groups[layer])]
+    return [(_add(integer[layer], around), -math.inf, 0.0) for layer in able]
+
+
 def _minus(terms: Mapping[int, float]) -> dict[int, float]:
     return {column: -value for column, value in terms.items()}
 
@@ -110,44 +135,67 @@ def _add(*parts: Mapping[int, float]) -> dict[int, float]:
     return total
 
 
-def solve(program: Program, name: str, limits: Limits) -> Solution | None:
-    """The solution of least ``name`` within ``limits``, checked by ``evaluate``; None if there is none."""
+def solve(
+    program: Program,
+    name: str,
+    limits: Limits,
+    *,
+    without: Sequence[Mapping[str, str]] = (),
+    fixed: Mapping[str, str] | None = None,
+) -> Solution | None:
+    """The solution of least ``name`` within ``limits``, checked by ``evaluate``; None if there is none.
+
+    without: it agrees with none of these assignments in all the layers that they name. fixed: it agrees with this one,
+    whose schemes must be candidates of the program.
+    """
     candidates = program.problem.candidates
     if not candidates:
         nothing = evaluate(program.problem, {})
-        return nothing if within(nothing, limits) else None
+        return nothing if within(nothing, limits) and not without else None
     width = len(program.sums[name])
-    binary = np.zeros(width)
+    binary, least = np.zeros(width), np.zeros(width)
     binary[: len(candidates)] = 1
+    least[[program.column[unit] for unit in (fixed or {}).items()]] = 1
     rows, lower, upper = [program.rows], [program.lower], [program.upper]
+
+    def at_most(coefficients: Vector, bound: float) -> None:
+        rows.append(sparse.csr_array(coefficients[None]))
+        lower.append(np.array([-math.inf]))
+        upper.append(np.array([bound]))
+
     for quantity, sums in program.sums.items():
         limit = getattr(limits, quantity)
         if limit is not None:
             limit -= program.problem.fixed_s if quantity == "latency_s" else 0.0
             unit = _SIZE / (max(abs(limit), float(np.abs(sums).max())) or 1.0)
-            rows.append(sparse.csr_array(sums[None] * unit))
-            lower.append(np.array([-math.inf]))
-            upper.append(np.array([limit * unit]))
+            at_most(sums * unit, limit * unit)
+    for schemes in without:
+        units = [program.column.get(unit) for unit in schemes.items()]
+        if None not in units:  # else it is out already
+            at_most(_marked(width, units), len(units) - 1.0)
     objective = program.sums[name]
     objective = objective * (_SIZE / (float(np.abs(objective).max()) or 1.0))
     for _ in range(_CUTS):
         constraint = optimize.LinearConstraint(sparse.vstack(rows), np.concatenate(lower), np.concatenate(upper))
         with _stdout_to_stderr():
             answer = optimize.milp(
-                objective, integrality=binary, bounds=(0, 1), constraints=constraint, options={"mip_rel_gap": 0.0}
+                objective, integrality=binary, bounds=(least, 1), constraints=constraint, options={"mip_rel_gap": 0.0}
             )
         if answer.x is None:
             return None
-        on = answer.x[: len(candidates)] > 0.5
-        found = evaluate(program.problem, {c.layer: c.scheme for c, yes in zip(candidates, on, strict=True) if yes})
+        on = np.flatnonzero(answer.x[: len(candidates)] > 0.5)
+        found = evaluate(program.problem, {candidates[i].layer: candidates[i].scheme for i in on})
         if within(found, limits):
             return found
-        cut = np.zeros((1, width))
-        cut[0, : len(candidates)] = on
-        rows.append(sparse.csr_array(cut))
-        lower.append(np.array([-math.inf]))
-        upper.append(np.array([on.sum() - 1.0]))
+        at_most(_marked(width, on), len(on) - 1.0)
     return None
+
+
+def _marked(width: int, columns: Any) -> Vector:
+    """1 in these columns, else 0."""
+    found = np.zeros(width)
+    found[columns] = 1.0
+    return found
 
 
 @contextmanager
