@@ -24,6 +24,7 @@ from hwq.lower import layer_workload, writes_float
 from hwq.progress import Callback
 from hwq.scheme import SCHEMES, Budget, Candidate
 from hwq.study import Study, inputs_of
+from hwq.ties import passing_units
 from hwq.verify import Accuracy
 from hwq.work import Work
 
@@ -73,7 +74,7 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
                 direct_s=None if integer is None else float_output_s(integer, study.target, study.threads),
             )
         )
-    return Problem(candidates=candidates, borders=tuple(borders))
+    return Problem(candidates=candidates, borders=tuple(borders), ties=passing_units(study.graph))
 
 
 def leading(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

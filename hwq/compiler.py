@@ -266,7 +266,8 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
         alternatives = {
             name: _figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
         }
-        describe(found, best, times[picked], accuracies[picked], evaluation)
+        limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
+        describe(found, best, times[picked], accuracies[picked], evaluation, limits)
     best.report["verdict"] = _verdict(picked, times, misses["chosen"])
     best.report["alternatives"] = alternatives
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}

@@ -7,8 +7,13 @@ from typing import Any
 
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact, open_library
+from hwq.assignment import Limits
+from hwq.assignment import evaluate as sums_of
+from hwq.certificate import certify, predicted_drop
+from hwq.choose import problem_of
 from hwq.evaluate import Evaluation
 from hwq.execute import bind, compile_kernels
+from hwq.explain import explain
 from hwq.graph import ANCHORS, Layer
 from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
@@ -72,9 +77,18 @@ def network_input(study: Study) -> dict[str, Any]:
 
 
 def describe(
-    study: Study, artifact: Artifact, latency_s: float, accuracy: Accuracy | None, evaluation: Evaluation | None
+    study: Study,
+    artifact: Artifact,
+    latency_s: float,
+    accuracy: Accuracy | None,
+    evaluation: Evaluation | None,
+    limits: Limits | None = None,
 ) -> None:
-    """Fill in the artifact's report: each layer and the whole, predicted against measured (a call in ``latency_s``)."""
+    """Fill in the artifact's report: each layer and the whole, predicted against measured, and what else there was.
+
+    latency_s: a call, as measured. limits: what the choice was held to. Of a plan that was given no alternatives are
+    known, so none are told.
+    """
     plan = artifact.plan
     times = artifact.layer_times(network_input(study), runs=LAYER_RUNS)
     sizes: dict[str, int] = artifact.report.pop("sizes")
@@ -97,7 +111,30 @@ def describe(
     }
     if accuracy is not None and evaluation is not None:
         measured["accuracy"] = evaluation_of.summary(accuracy, evaluation.source)
-    predicted = {"latency_s": plan.latency_s, "weight_bytes": plan.weight_bytes, "loss": plan.loss}
+    predicted = {
+        "latency_s": plan.latency_s,
+        "weight_bytes": plan.weight_bytes,
+        "loss": plan.loss,
+        "drop": _predicted_drop(plan, evaluation),
+    }
+    costs = {name: study.costs[name, scheme] for name, scheme in plan.schemes.items() if name in times}
+    certificate = certify(
+        predicted_s=plan.latency_s,
+        measured_s=latency_s,
+        costs=costs,
+        times_s=times,
+        predicted_bytes=plan.weight_bytes,
+        sizes=sizes,
+        drop=predicted["drop"],
+        loss=plan.loss,
+        accuracy=accuracy,
+    )
+    if study.losses:
+        problem = problem_of(study)
+        weighted = [layer.name for layer in study.graph.layers if layer.op in ANCHORS]
+        told = explain(problem, sums_of(problem, plan.schemes), limits or Limits(), weighted)
+        rows = [{**row, **told["layers"][row["name"]]} for row in rows]
+        artifact.report.update({"front": told["front"], "near": told["near"]})
     artifact.report.update(
         {
             "model": study.model.name,
@@ -109,9 +146,17 @@ def describe(
             "layers": rows,
             "predicted": predicted,
             "measured": measured,
+            "certificate": certificate,
             "notes": notes(study, accuracy),
         }
     )
+
+
+def _predicted_drop(plan: Plan, evaluation: Evaluation | None) -> float | None:
+    """What the plan's loss does to float's answers on the evaluation's samples; None for a score of the user's own."""
+    if evaluation is None or evaluation.function is not None:
+        return None
+    return predicted_drop(evaluation.float_outputs[0], evaluation.labels, plan.loss)
 
 
 def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight_bytes: int) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Which tensors must share a scale and a zero point.
 
 An operator of ``PASS_THROUGH`` copies values, or takes some between them, so its inputs and its output are one number
-format. Stands after ``hwq.layers``; calibration gives each group one QParams.
+format. Stands after ``hwq.layers``; calibration gives each group one QParams, and the program treats it as a unit.
 """
 
 from __future__ import annotations
 
 import networkx as nx
 
+from hwq.assignment import Tie
 from hwq.graph import PASS_THROUGH, Graph
 
 
@@ -24,3 +25,14 @@ def tied_tensors(graph: Graph) -> tuple[frozenset[str], ...]:
     order = {name: index for index, name in enumerate(graph.shapes)}
     groups = [frozenset(group) for group in nx.connected_components(ties)]
     return tuple(sorted(groups, key=lambda group: min(order[name] for name in group)))
+
+
+def passing_units(graph: Graph) -> tuple[Tie, ...]:
+    """The layers that only pass values through, by the tensors they share, each unit with the layers around it."""
+    found = []
+    for group in tied_tensors(graph):
+        at_it = [layer for layer in graph.layers if group & {*layer.inputs, layer.output}]
+        passing = tuple(layer.name for layer in at_it if layer.op in PASS_THROUGH)
+        around = tuple(layer.name for layer in at_it if layer.op not in PASS_THROUGH)
+        found += [Tie(passing=passing, neighbours=around)] if passing else []
+    return tuple(found)

@@ -63,7 +63,8 @@ class Accuracy:
     """One run compared with float's on the same inputs. drop is float's score minus this one's (a fraction).
 
     agreement: share of samples of the same class, None where the first output is not (N, classes). score: None without
-    labels; then drop is the share of samples whose class changed, which bounds the accuracy lost from above.
+    labels; then drop is the share of samples whose class changed, which bounds the accuracy lost from above. changes:
+    how many samples are wrong that float had right, and the other way round (without labels: changed, 0), if known.
     """
 
     score: float | None
@@ -72,6 +73,7 @@ class Accuracy:
     agreement: float | None
     sqnr_db: tuple[float, ...]
     samples: int
+    changes: tuple[int, int] | None = None
 
 
 def outputs_of(call: Run, inputs: Any) -> tuple[Array, ...]:
@@ -97,9 +99,13 @@ def compare(
     mine = outputs_of(call, inputs)
     count = _count(inputs)
     classes = mine[0].ndim == 2 and mine[0].shape[0] == count and mine[0].shape[1] > 1
-    agreement = float((mine[0].argmax(axis=1) == float_outputs[0].argmax(axis=1)).mean()) if classes else None
+    changed = mine[0].argmax(axis=1) != float_outputs[0].argmax(axis=1) if classes else None
+    agreement = None if changed is None else float((~changed).mean())
+    changes = None if changed is None or score is not None else (int(changed.sum()), 0)
     if labels is not None:
         score, float_score = top1(mine[0], labels), top1(float_outputs[0], labels)
+        right, before = (output.argmax(axis=1) == labels for output in (mine[0], float_outputs[0]))
+        changes = int((before & ~right).sum()), int((right & ~before).sum())
     drop = float_score - score if score is not None and float_score is not None else None
     if drop is None and agreement is not None:
         drop = 1.0 - agreement
@@ -110,6 +116,7 @@ def compare(
         agreement=agreement,
         sqnr_db=tuple(numerics.sqnr_db(good, got) for good, got in zip(float_outputs, mine, strict=True)),
         samples=count,
+        changes=changes,
     )
 
 

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         ("numpy", "scipy"),
         (
             *("errors", "scheme", "numerics", "group_scales", "operators", "observers"),
-            *("assignment", "mixed_integer", "assign"),
+            *("assignment", "mixed_integer", "assign", "explain"),
             *("cache", "cpu", "files", "switches", "units"),
         ),
     ),
@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         ("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
     ),
-    ("stages", None, ("calibrate", "sensitivity", "measure", "verify", "evaluate")),
+    ("stages", None, ("calibrate", "sensitivity", "measure", "verify", "evaluate", "certificate")),
     (
         "assembly",
         None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx_nets import network, node, same_as_onnxruntime, weights
 
+from hwq.assignment import Tie
 from hwq.model import load
-from hwq.ties import tied_tensors
+from hwq.ties import passing_units, tied_tensors
 
 
 def test_every_float_tensor_is_in_one_group() -> None:
@@ -26,6 +27,7 @@ def test_every_float_tensor_is_in_one_group() -> None:
     assert frozenset({"a", "b", "c", "p", "r"}) in groups
     assert frozenset({"d"}) in groups
     assert frozenset({"y"}) in groups
+    assert passing_units(model.graph) == (Tie(passing=("c", "p", "r"), neighbours=("a", "b", "d")),)
     members = [name for group in groups for name in group]
     assert len(members) == len(set(members))
     assert set(members) == {name for name, dtype in model.graph.dtypes.items() if dtype == "float32"}

@@ -1,0 +1,139 @@
+"""The certificate: what was predicted of an artifact against what was measured, whole and by layer, intervals of 90%.
+
+Stands in every report, made by ``hwq.deliver`` of plain figures. Of the latency and of each layer's time the interval
+is the prediction's, and the measured value should lie in it. Of the drop it is the measurement's, since so many samples
+tell no more: the predicted drop should lie in it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq.scheme import Cost
+from hwq.verify import Accuracy
+
+# The standard normal's 95th percentile: 5% on either side are outside.
+Z = 1.6449
+
+Array = npt.NDArray[Any]
+
+
+def certify(
+    *,
+    predicted_s: float,
+    measured_s: float,
+    costs: Mapping[str, Cost],
+    times_s: Mapping[str, float],
+    predicted_bytes: int,
+    sizes: Mapping[str, int],
+    drop: float | None,
+    loss: float | None,
+    accuracy: Accuracy | None,
+) -> dict[str, Any]:
+    """The certificate as a report holds it.
+
+    costs: each layer's prediction, for those with a kernel; times_s and sizes: what the same layers take as built.
+    drop: as ``predicted_drop`` has it, None where there is none. loss: None where nothing is predicted of it.
+    """
+    whole = sum_interval(predicted_s, list(costs.values()))
+    rows = {layer: _figure(cost.latency_s, times_s[layer], cost.interval_s) for layer, cost in costs.items()}
+    stray = {layer: size - costs[layer].weight_bytes for layer, size in sizes.items() if layer in costs}
+    errors = {layer: abs(row["error"]) for layer, row in rows.items() if row["error"] is not None}
+    found: dict[str, Any] = {
+        "latency_s": _figure(predicted_s, measured_s, whole),
+        "weight_bytes": _figure(predicted_bytes, sum(sizes.values()), None),
+        "layers": {
+            "count": len(rows),
+            "inside": sum(bool(row["inside"]) for row in rows.values()),
+            "median_error": statistics.median(errors.values()) if errors else None,
+            "worst": max(errors, key=lambda layer: errors[layer], default=None),
+            "other_bytes": {layer: more for layer, more in stray.items() if more},
+            "times": rows,
+        },
+        "drop": None,
+        "sqnr_db": None,
+    }
+    if accuracy is not None:
+        interval = drop_interval(accuracy)
+        found["drop"] = {
+            "predicted": drop,
+            "measured": accuracy.drop,
+            "interval": interval,
+            "samples": accuracy.samples,
+            "inside": None if interval is None or drop is None else interval[0] <= drop <= interval[1],
+        }
+        if loss:
+            found["sqnr_db"] = {"predicted": -10 * math.log10(loss), "measured": list(accuracy.sqnr_db)}
+    return found
+
+
+def sum_interval(total: float, costs: Sequence[Cost]) -> tuple[float, float]:
+    """The interval around ``total``, which is the sum of ``costs`` and of what is certain.
+
+    Errors of single measurements are independent, so their squares add; those of a model are likely to go the same way,
+    so they add themselves.
+    """
+    ends = []
+    for end in (0, 1):
+        errors = [(abs(cost.interval_s[end] - cost.latency_s), cost.source) for cost in costs]
+        alone = math.sqrt(math.fsum(error**2 for error, source in errors if source == "measured"))
+        ends.append(alone + math.fsum(error for error, source in errors if source != "measured"))
+    return max(0.0, total - ends[0]), total + ends[1]
+
+
+def predicted_drop(outputs: Array, labels: Array | None, loss: float) -> float | None:
+    """What noise of this loss does to float's ``outputs`` (N, classes): the share of right answers lost.
+
+    loss: noise power over the outputs' power, spread evenly, so that a sample whose two best classes are a margin m
+    apart changes its class with probability P(N(0, 2 s^2) > m), s^2 = loss * mean(outputs^2). With ``labels`` (N,) a
+    change from the right class counts, and one to it counts back; without, every change does. None for other outputs.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or loss < 0:
+        return None
+    values = outputs.astype(np.float64)
+    best, second = np.argsort(-values, axis=1, kind="stable")[:, :2].T
+    rows = np.arange(len(values))
+    margins = values[rows, best] - values[rows, second]
+    noise = math.sqrt(loss * float(np.square(values).mean()))
+    changed = np.array([0.5 * math.erfc(margin / (2 * noise)) if noise else 0.0 for margin in margins])
+    counted = 1.0 if labels is None else (best == labels) * 1.0 - (second == labels)
+    return float((changed * counted).mean())
+
+
+def drop_interval(accuracy: Accuracy) -> tuple[float, float] | None:
+    """Where the drop lies for all samples of the same kind, with 90%; None if the samples' changes are not known.
+
+    Of ``lost`` and ``gained`` answers among n: Wald's interval for matched pairs with z^2 / 8 samples more in each of
+    the four cells (Agresti and Min 2005, which is for 95%: half a sample). Where nothing can be gained, Wilson's.
+    """
+    n = accuracy.samples
+    if accuracy.changes is None or n == 0:
+        return None
+    lost, gained = accuracy.changes
+    if accuracy.score is None:
+        share = lost / n
+        middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+        return max(0.0, middle - half), min(1.0, middle + half)
+    more = Z**2 / 8
+    total, b, c = n + 4 * more, lost + more, gained + more
+    middle = (b - c) / total
+    half = Z * math.sqrt(b + c - (b - c) ** 2 / total) / total
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def _figure(predicted: float, measured: float, interval: tuple[float, float] | None) -> dict[str, Any]:
+    """One value: error is (predicted - measured) / measured."""
+    return {
+        "predicted": predicted,
+        "measured": measured,
+        "error": predicted / measured - 1 if measured else None,
+        "interval": None if interval is None else list(interval),
+        "inside": None if interval is None else interval[0] <= measured <= interval[1],
+    }
