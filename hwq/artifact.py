@@ -74,7 +74,7 @@ class Artifact:
         """Run on one array (or one for each input, or one dict): samples first, any number of them.
 
         Returns one array, or a tuple where the network has several outputs, with as many samples. Raises HwqError
-        "input-shape", "input-type", "input-nan", "input-name", "samples-empty".
+        "input-shape", "input-type", "input-nan", "input-name", "samples-empty", "kernel-failed".
         """
         return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs)
 
@@ -90,18 +90,19 @@ class Artifact:
         return Benchmark(median_s=statistics.median(times), min_s=min(times), runs=runs)
 
     def times(self, *values: Any, runs: int = 50, warm_up: int = 10) -> list[float]:
-        """The seconds of each of ``runs`` calls, in order. Raises HwqError "runs-invalid" for less than one."""
-        if runs < 1:
-            raise HwqError("runs-invalid", f"runs is {runs!r}; accepted: a whole number of at least 1")
+        """The seconds of each of ``runs`` calls, in order. Raises HwqError "runs-invalid", "kernel-failed"."""
+        _check_runs(runs)
         args = self._example(*values)
         main = self.module["main"]
         found = []
         with self.lock:
             for turn in range(warm_up + runs):
                 start = time.perf_counter()
-                main(*args)
+                code = main(*args)
+                passed_s = time.perf_counter() - start
+                _succeed(code)
                 if turn >= warm_up:
-                    found.append(time.perf_counter() - start)
+                    found.append(passed_s)
         return found
 
     def _arguments(self, part: Mapping[str, Array]) -> list[Any]:
@@ -119,7 +120,9 @@ class Artifact:
         """Median seconds of each layer, and of each conversion ("tensor:quantize", ...), inside runs of the library.
 
         The clock is read between kernels; what that costs is read off two readings with nothing between, and taken off.
+        Raises HwqError "runs-invalid", "kernel-failed".
         """
+        _check_runs(runs)
         args = self._example(*values)
         marks = tvm.runtime.empty((MARK * (len(self.calls) + 2),), "int64")
         timed = self.module["timed"]
@@ -241,10 +244,15 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _check_runs(runs: Any) -> None:
+    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
+        raise HwqError("runs-invalid", f"runs is {runs!r}; accepted: a whole number of at least 1")
+
+
 def _succeed(code: Any) -> None:
-    """Raises RuntimeError if a function of a library says that a kernel of it failed."""
+    """Raises HwqError "kernel-failed" if a function of a library says that a kernel of it failed."""
     if code is not None:
-        raise RuntimeError(f"a kernel of the library failed (code {code})")
+        raise HwqError("kernel-failed", f"a kernel of the library failed (code {code}); please report the network")
 
 
 def _specs(raw: Mapping[str, Any]) -> dict[str, tuple[Shape, str]]:

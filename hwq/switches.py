@@ -4,9 +4,12 @@
 |-------------------|------------------------------------------------------------------------------------------|
 | `HWQ_DEBUG=1`     | debug lines on stderr (why a schedule declined), and whole tracebacks                     |
 | `HWQ_DUMP=dir`    | the IR after every pass, in numbered files                                                |
-| `HWQ_VERIFY=1`    | every compile checks its integer kernels against the NumPy reference on a real sample     |
+| `HWQ_VERIFY=1`    | the IR is checked after every pass; of all that is built the integer kernels are compared |
+|                   | with the NumPy reference, and the library with the kernels; kernels check arguments       |
 | `HWQ_CACHE=dir`   | where compiled kernels and measured records are kept (``hwq.cache``)                      |
+| `XDG_CACHE_HOME`  | the user's cache folder, for those without ``HWQ_CACHE``                                  |
 | `HWQ_DATA=dir`    | where the tests look for real networks and samples                                        |
+| `HWQ_FULL=1`      | the tests take all samples of real networks, not a few                                    |
 """
 
 from __future__ import annotations

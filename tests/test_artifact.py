@@ -20,8 +20,8 @@ from demo_study import demo_artifact, demo_pictures
 from hwq import artifact as module
 from hwq import cpu
 from hwq.artifact import Artifact
+from hwq.cpu import available_cpus
 from hwq.errors import HwqError
-from hwq.threads import available_cpus
 
 PICTURES = demo_pictures()[0]
 
@@ -95,6 +95,22 @@ def test_benchmark_is_of_one_call() -> None:
     assert 0 < result.min_s <= result.median_s < 1
     with pytest.raises(HwqError, match="runs is 0; accepted: a whole number of at least 1"):
         demo_artifact().benchmark(PICTURES, runs=0)
+
+
+@pytest.mark.parametrize("runs", [0, -1, 2.5, True, "two"])
+def test_a_number_of_runs_that_is_none_is_refused(runs: Any) -> None:
+    for timed in (demo_artifact().times, demo_artifact().benchmark, demo_artifact().layer_times):
+        with pytest.raises(HwqError, match=r"runs is .*; accepted: a whole number of at least 1") as caught:
+            timed(PICTURES[:1], runs=runs)
+        assert caught.value.code == "runs-invalid"
+
+
+def test_a_kernel_that_fails_is_said_whatever_is_called() -> None:
+    broken = replace(demo_artifact(), module={"main": lambda *_: -1, "timed": lambda *_: -1})
+    for called in (broken, broken.times, broken.benchmark, broken.layer_times):
+        with pytest.raises(HwqError, match="a kernel of the library failed") as caught:
+            called(PICTURES[:1])
+        assert caught.value.code == "kernel-failed"
 
 
 def test_layer_times_name_every_kernel_and_fit_in_the_whole() -> None:
