@@ -60,14 +60,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Candidates of every layer, in the order of execution; the tensors between; what layers are to each other.
-
-    fixed_s: latency that no choice changes.
-    """
+    """Candidates of every layer, in the order of execution; the tensors between; what layers are to each other."""
 
     candidates: tuple[Candidate, ...]
     borders: tuple[Border, ...] = ()
-    fixed_s: float = 0.0
     ties: tuple[Tie, ...] = ()
     pairs: tuple[Pair, ...] = ()
 
@@ -83,7 +79,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """A scheme for each layer, and what that makes in sum: conversions and fixed time included."""
+    """A scheme for each layer, and what that makes in sum: conversions included."""
 
     schemes: Mapping[str, str]
     latency_s: float
@@ -100,7 +96,7 @@ def evaluate(problem: Problem, schemes: Mapping[str, str]) -> Solution:
     pairs = [pair.loss for pair in problem.pairs if tuple(schemes[layer] for layer in pair.layers) == pair.schemes]
     return Solution(
         schemes={layer: schemes[layer] for layer in layers},
-        latency_s=math.fsum([problem.fixed_s, *(candidate.cost.latency_s for candidate in chosen), *conversions]),
+        latency_s=math.fsum([*(candidate.cost.latency_s for candidate in chosen), *conversions]),
         weight_bytes=sum(candidate.cost.weight_bytes for candidate in chosen),
         loss=math.fsum([*(candidate.loss for candidate in chosen), *pairs]),
     )

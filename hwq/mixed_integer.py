@@ -166,7 +166,6 @@ def solve(
     for quantity, sums in program.sums.items():
         limit = getattr(limits, quantity)
         if limit is not None:
-            limit -= program.problem.fixed_s if quantity == "latency_s" else 0.0
             unit = _SIZE / (max(abs(limit), float(np.abs(sums).max())) or 1.0)
             at_most(sums * unit, limit * unit)
     for schemes in without:

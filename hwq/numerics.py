@@ -194,20 +194,6 @@ def fold_zero_point(bias: Ints, weight: Array, zero_point: int) -> Ints:
     return np.asarray(bias.astype(np.int64) - zero_point * sums).astype(np.int32)
 
 
-def pack_int4(q: Array) -> npt.NDArray[np.uint8]:
-    """Values in [-8, 7], two to a byte: (..., n) -> (..., ceil(n / 2)), even index in the low four bits."""
-    if q.shape[-1] % 2:
-        q = np.concatenate([q, np.zeros((*q.shape[:-1], 1), q.dtype)], axis=-1)
-    nibbles = q.astype(np.int8).view(np.uint8) & 0x0F
-    return np.asarray(nibbles[..., 0::2] | nibbles[..., 1::2] << 4, np.uint8)
-
-
-def unpack_int4(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
-    """The inverse of ``pack_int4``: (..., ceil(count / 2)) -> int8 (..., count)."""
-    nibbles = np.stack([packed & 0x0F, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-    return ((nibbles[..., :count] ^ 8).astype(np.int8) - 8).astype(np.int8)
-
-
 # Requantization
 
 

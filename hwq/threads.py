@@ -8,8 +8,6 @@ import tvm
 
 from hwq.cpu import available_cpus
 
-__all__ = ["available_cpus", "use_threads"]
-
 _SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 
 

@@ -57,9 +57,7 @@ def random_problem(seed: int, layers: int) -> Problem:
         if first.layer != second.layer and rng.random() < 0.4:
             loss = float(rng.uniform(-0.5, 0.5)) * (first.loss + second.loss)
             pairs.append(Pair(layers=(first.layer, second.layer), schemes=(first.scheme, second.scheme), loss=loss))
-    return Problem(
-        candidates=tuple(candidates), borders=tuple(borders), fixed_s=unit, ties=tuple(ties), pairs=tuple(pairs)
-    )
+    return Problem(candidates=tuple(candidates), borders=tuple(borders), ties=tuple(ties), pairs=tuple(pairs))
 
 
 def everything_of(problem: Problem) -> list[Solution]:

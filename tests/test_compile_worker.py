@@ -10,7 +10,6 @@ from typing import Any
 import tvm
 from kernel_runs import machine, make
 
-from hwq import compile_worker
 from hwq.compile_kernel import _start_worker
 from hwq.schedule import kernel_for
 
@@ -41,7 +40,3 @@ def test_each_job_gets_one_answer_and_errors_end_nothing(tmp_path: Path) -> None
     assert process.returncode == 0
     assert good.stat().st_size > 0
     assert not bad.exists()
-
-
-def test_it_has_a_main_to_start() -> None:
-    assert callable(compile_worker.main)

@@ -49,7 +49,3 @@ def test_where_a_buffer_is(size: int, scope: str, pooled: bool) -> None:
 def test_a_wide_element_counts_whole() -> None:
     assert re.search("BackendAllocWorkspace", asm_of(LARGEST_BYTES // 8 + 1, "local", "int64")[0])
     assert not re.search("BackendAllocWorkspace", asm_of(LARGEST_BYTES // 8, "local", "int64")[0])
-
-
-def test_it_is_registered_once() -> None:
-    assert pipeline() is pipeline()

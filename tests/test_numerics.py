@@ -155,19 +155,6 @@ def test_folded_zero_point_gives_the_same_accumulator(zero_point: int, seed: int
     assert np.array_equal((weight @ u + folded).astype(np.int32), direct)
 
 
-@given(st.lists(st.integers(-8, 7), min_size=1, max_size=41), st.integers(1, 3))
-def test_unpacking_gives_what_was_packed(values: list[int], rows: int) -> None:
-    q = np.array([values] * rows, np.int8)
-    packed = numerics.pack_int4(q)
-    assert packed.dtype == np.uint8
-    assert packed.shape == (rows, (len(values) + 1) // 2)
-    assert np.array_equal(numerics.unpack_int4(packed, len(values)), q)
-
-
-def test_even_index_is_in_the_low_bits() -> None:
-    assert numerics.pack_int4(np.array([1, -1, -8], np.int8)).tolist() == [0xF1, 0x08]
-
-
 # Requantization
 
 

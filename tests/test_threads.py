@@ -11,7 +11,8 @@ import pytest
 import tvm
 
 from hwq import threads
-from hwq.threads import available_cpus, use_threads
+from hwq.cpu import available_cpus
+from hwq.threads import use_threads
 
 
 @pytest.fixture(autouse=True)
