@@ -7,7 +7,7 @@ Three functions are written for the network and linked with the very object file
     prepare(constants, expanded)   once after loading: the weights of kernels that want them in a larger form
 
 constants, expanded and workspace are bytes; where each array lies in them is written into the code. A call of a kernel
-costs some 20 ns this way, where TVM's virtual machine takes 450: more than the kernels of a small network.
+costs some 10 ns this way, where TVM's virtual machine takes 450: more than the kernels of a small network.
 """
 
 from __future__ import annotations
