@@ -17,8 +17,8 @@ from hwq.store import Record
 from hwq.target import Target
 from hwq.workload import Workload
 
-# One call of a kernel from a network's "main", with what the kernel does on entry. Measured on Zen 4: networks of 40 and
-# of 160 different kernels, of eight additions each, differ by 9 ns a kernel; by 7 where all call the same one.
+# One call of a kernel from a network's "main", with what the kernel does on entry. Measured on Zen 4: networks of 40
+# and 160 different kernels, of eight additions each, differ by 9 ns a kernel; by 7 where all call the same one.
 CALL_OVERHEAD_S = 9e-9
 # How much faster (a core with two multiply ports where the file's has one) and slower than the file's rates a kernel
 # may well be on a machine that the file fits.
