@@ -1,4 +1,4 @@
-"""Every kernel family alone, on this machine: time, GMAC/s, bytes/s, and the share of the limit that binds.
+"""The kernels of ``kernel_cases`` alone, on this machine: time, GMAC/s, bytes/s, and the share of the limit that binds.
 
     python benchmarks/bench_kernels.py [--schemes w8a8,f32] [--ops conv2d,dense] [--match 56x56] [--threads 1]
                                        [--target host] [--json FILE]
@@ -7,9 +7,9 @@ First the machine's limits are measured (``limits``). A call of a kernel takes a
 instruction's limit, and at least that of its bytes, each touched once, at the limit of the level that holds them
 all (weights "in memory" at the memory's): the longer one binds, and its share of the measured time is printed.
 What is read and written at once, or comes from a nearer level than assumed, can pass 100%, and so can Winograd
-convolutions: products are counted as a direct convolution has them. N threads have N times one
-core's limits, but for the memory's. A depthwise kernel's limit is that of its instruction with every product in use,
-which no schedule of nine taps reaches.
+convolutions: products are counted as a direct convolution has them. Of such a layer the direct kernel is timed too, at
+the table's end, and VNNI's bar is held to that one. N threads have N times one core's limits, but for the memory's. A
+depthwise kernel's limit is that of its instruction with every product in use, which no schedule of nine taps reaches.
 
 Times are the least over several rounds through all kernels (``hwq.measure.time_step``): what else runs here only adds.
 """
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from hwq.cache import default_cache_dir
+from hwq.compile_kernel import compile_many, load_kernels
 from hwq.cost import moved_bytes, op_macs, weight_bytes
 from hwq.cpu import cpu_model
 from hwq.errors import HwqError
@@ -34,6 +35,7 @@ from hwq.execute import KernelSet, compile_kernels, packed_constants, resident_b
 from hwq.graph import ANCHORS
 from hwq.lower import Program, Step
 from hwq.measure import time_step
+from hwq.schedules.x86 import conv2d
 from hwq.scheme import SCHEMES
 from hwq.store import tool_versions
 from hwq.target import Target
@@ -44,6 +46,7 @@ from kernel_cases import CASES, Case, program_of, schemes_of
 from limits import Limits, measure, shown
 
 ROUNDS = 4
+WINOGRAD, DIRECT = "x86/winograd", "direct"
 # What the project wants in w8a8: of the VNNI instruction's limit, and of AMX's where GMAC/s fall short.
 LEAST_SHARE_VNNI = 0.75
 LEAST_SHARE_AMX = 0.45
@@ -68,10 +71,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What was found for one kernel. limit names what binds; share is of it; bar is "" where none is set."""
+    """What was found for one kernel. schedule: the family that made it. limit names what binds; share is of it; bar is
+    "" where none is set.
+    """
 
     name: str
     scheme: str
+    schedule: str
     us: float
     gmacs: float
     gbytes: float
@@ -156,6 +162,22 @@ def compiled(jobs: Sequence[Job], target: Target) -> tuple[list[Job], KernelSet]
     return kept, kernels
 
 
+def beside_winograd(jobs: Sequence[Job], kernels: KernelSet, target: Target) -> tuple[list[Job], KernelSet]:
+    """The layers in w8a8 whose kernels are Winograd's, named "... direct", and their direct kernels."""
+    found, made = [], {}
+    for job in jobs:
+        if job.scheme == "w8a8" and kernels.of(job.step).schedule.startswith(WINOGRAD):
+            assert job.step.workload is not None
+            kernel = conv2d.apply(job.step.workload, target)
+            assert kernel is not None
+            made[job.step.workload] = kernel
+            found.append(replace(job, case=replace(job.case, name=f"{job.case.name} {DIRECT}")))
+    paths = compile_many(list(made.values()), target, default_cache_dir())
+    objects = {workload: paths[kernel.symbol] for workload, kernel in made.items()}
+    library = load_kernels(objects.values())
+    return found, KernelSet(kernels=made, objects=objects, libraries=dict.fromkeys(made, library))
+
+
 def bound(
     macs: int, instruction: str, held: Sequence[tuple[int, str]], limits: Limits, threads: int
 ) -> tuple[str, float]:
@@ -195,6 +217,7 @@ def row_of(job: Job, seconds: float, kernels: KernelSet, limits: Limits, target:
     row = Row(
         name=job.case.name,
         scheme=job.scheme,
+        schedule=kernels.of(job.step).schedule,
         us=seconds * 1e6,
         gmacs=macs / seconds / 1e9,
         gbytes=(constants + activations) / seconds / 1e9,
@@ -213,12 +236,12 @@ def instruction_of(op: str, scheme: str, target: Target) -> str:
 
 def bar_of(case: Case, row: Row, instruction: str, limits: Limits, threads: int) -> str:
     """ "met" or "missed" for an int8 convolution that there is a bar for, else ""."""
-    if row.scheme != "w8a8" or case.least_gmacs_amx is None or threads > 1:
+    if row.scheme != "w8a8" or threads > 1:
         return ""
     share = row.gmacs * 1e9 / limits.macs_per_s[instruction] if instruction in limits.macs_per_s else 0.0
-    if instruction.startswith("tdp"):
+    if instruction.startswith("tdp") and case.least_gmacs_amx is not None:
         enough = row.gmacs >= case.least_gmacs_amx or share >= LEAST_SHARE_AMX
-    elif instruction == "vpdpbusd":
+    elif instruction == "vpdpbusd" and case.barred and not row.schedule.startswith(WINOGRAD):
         enough = share >= LEAST_SHARE_VNNI
     else:
         return ""
@@ -241,7 +264,7 @@ def shown_row(row: Row) -> str:
     """A line of the table."""
     products = f"{row.gmacs:.1f}" if row.gmacs else ""
     figures = f"{row.us:.1f} | {products} | {row.gbytes:.1f} | {row.limit} | {row.share:.0%} | {row.bar}"
-    return f"| {row.name} | {row.scheme} | {figures} |"
+    return f"| {row.name} | {row.scheme} | {row.schedule} | {figures} |"
 
 
 def machine(target: Target, threads: int) -> str:
@@ -272,10 +295,14 @@ def main() -> None:
     limits = measure(target)
     print(f"{shown(limits)}\n", flush=True)
     jobs, kernels = compiled(jobs_of(options, target), target)
-    times = time_all(jobs, kernels, target, options.threads)
-    rows = [row_of(job, s, kernels, limits, target, options.threads) for job, s in zip(jobs, times, strict=True)]
-    head = ("kernel", "scheme", "us", "GMAC/s", "GB/s", "limit", "share of it", "bar")
-    print("\n".join([f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---|---:|---|", *map(shown_row, rows)]))
+    rows = []
+    for some, compiled_of in ((jobs, kernels), beside_winograd(jobs, kernels, target)):
+        times = time_all(some, compiled_of, target, options.threads)
+        rows += [
+            row_of(job, s, compiled_of, limits, target, options.threads) for job, s in zip(some, times, strict=True)
+        ]
+    head = ("kernel", "scheme", "schedule", "us", "GMAC/s", "GB/s", "limit", "share of it", "bar")
+    print("\n".join([f"| {' | '.join(head)} |", "|---|---|---|---:|---:|---:|---|---:|---|", *map(shown_row, rows)]))
     print("\n".join(int4_lines(rows)))
     if options.json is not None:
         found: dict[str, Any] = {"machine": machine(target, options.threads), "limits": asdict(limits)}

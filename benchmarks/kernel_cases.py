@@ -1,7 +1,8 @@
 """The layers that kernels are timed on, and how one becomes a program of one kernel.
 
-ResNet-50's convolutions, MobileNetV2's and EfficientNet's depthwise ones, products with weights that are in no cache,
-pools, sums, tables and conversions.
+ResNet-50's convolutions, one in groups, MobileNetV2's and EfficientNet's depthwise ones, products with weights that are
+in no cache; pools, sums, tables, resizes, conversions, a network's input among them; softmax, layer norm, transpose.
+Not there: slices, padding, and what TVM legalizes (``float_func``).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from hwq.graph import ANCHORS, Activation, Graph, Layer, Shape
-from hwq.lower import Program, Step, lower
+from hwq.lower import CONVERSIONS, Program, Step, convert_workload, lower
 from hwq.numerics import QParams
+from hwq.operators import linear_sources
 from hwq.quantize import IntegerWeights, quantize_layer
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -26,7 +28,8 @@ NAME, OUT = "layer", "y"
 class Case:
     """One layer. home: where its weights are when it is called: "l2" (near the core) or "memory".
 
-    least_gmacs_amx: the GMAC/s that the project wants of it in w8a8 on AMX; None: no bar.
+    What the project wants of it in w8a8. barred: the least share of VNNI's limit that all such cases have
+    (``bench_kernels``). least_gmacs_amx: the GMAC/s on AMX; None: no bar there.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Case:
     activation: Activation = field(default_factory=Activation)
     residual: bool = False
     home: str = "l2"
+    barred: bool = False
     least_gmacs_amx: float | None = None
 
 
@@ -51,19 +55,29 @@ def _window(kernel: int, stride: int, pad: int | None = None) -> dict[str, Any]:
 
 
 def _conv(
-    size: int, depth: int, out: int, kernel: int, stride: int = 1, *, residual: bool = False, least: float | None = None
+    size: int,
+    depth: int,
+    out: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    residual: bool = False,
+    least: float | None = None,
 ) -> Case:
     side = (size - 1) // stride + 1
     shape = (1, side, side, out)
+    more = (f" {groups} groups" if groups > 1 else "") + (" +residual" if residual else "")
     return Case(
-        name=f"conv2d {size}x{size}x{depth}->{out} {kernel}x{kernel}/{stride}{' +residual' if residual else ''}",
+        name=f"conv2d {size}x{size}x{depth}->{out} {kernel}x{kernel}/{stride}{more}",
         op="conv2d",
         inputs=((1, size, size, depth), *((shape,) if residual else ())),
         output=shape,
-        attrs=_window(kernel, stride) | {"groups": 1},
-        weight=(out, kernel, kernel, depth),
+        attrs=_window(kernel, stride) | {"groups": groups},
+        weight=(out, kernel, kernel, depth // groups),
         activation=RELU,
         residual=residual,
+        barred=groups == 1,
         least_gmacs_amx=least,
     )
 
@@ -112,6 +126,28 @@ def _elementwise(op: str, size: int, channels: int, kind: str = "none") -> Case:
     )
 
 
+def _resize(op: str, size: int, channels: int) -> Case:
+    """To twice the size."""
+    places = tuple(at // 2 for at in range(2 * size))
+    return Case(
+        name=f"{op} {size}x{size}x{channels}->{2 * size}",
+        op=op,
+        inputs=((1, size, size, channels),),
+        output=(1, 2 * size, 2 * size, channels),
+        attrs={"map_h": places, "map_w": places} if op == "resize_nearest" else {},
+    )
+
+
+def _moved(op: str, shape: Shape, axes: tuple[int, ...]) -> Case:
+    output = tuple(shape[axis] for axis in axes)
+    name = f"{op} {'x'.join(map(str, shape))} to {'x'.join(map(str, output))}"
+    return Case(name=name, op=op, inputs=(shape,), output=output, attrs={"axes": axes})
+
+
+def _plain(op: str, shape: Shape, **attrs: Any) -> Case:
+    return Case(name=f"{op} {'x'.join(map(str, shape))}", op=op, inputs=(shape,), output=shape, attrs=attrs)
+
+
 def _concat(size: int, channels: int) -> Case:
     shape = (1, size, size, channels)
     return Case(
@@ -149,6 +185,8 @@ CASES = (
     _conv(7, 512, 2048, 1, least=1300),
     _conv(7, 2048, 512, 1, least=1300),
     _conv(7, 512, 512, 3, least=1300),
+    # ResNeXt-50
+    _conv(56, 128, 128, 3, groups=32),
     # MobileNetV2, and 5x5 of EfficientNet
     *(_depthwise(112, 32, 3), _depthwise(112, 96, 3, 2), _depthwise(56, 144, 3), _depthwise(56, 144, 3, 2)),
     *(_depthwise(28, 192, 3), _depthwise(28, 192, 3, 2), _depthwise(14, 384, 3), _depthwise(14, 576, 3)),
@@ -161,18 +199,25 @@ CASES = (
     *(_pool("max_pool2d", 112, 64, 3, 2, 1), _pool("avg_pool2d", 7, 2048, 7, 1, 0)),
     *(_elementwise("add", 56, 256), _elementwise("add", 14, 1024), _elementwise("multiply", 28, 240)),
     *(_elementwise("unary", 28, 192, "sigmoid"), _elementwise("unary", 14, 672, "hard_swish")),
-    _concat(55, 64),
+    *(_concat(55, 64), _resize("resize_nearest", 28, 64), _resize("resize_linear", 28, 64)),
+    *(_moved("quantize", (1, 3, 224, 224), (0, 2, 3, 1)), _plain("quantize", (1, 56, 56, 256))),
+    *(_plain("dequantize", (1, 7, 7, 2048)), _moved("transpose", (1, 64, 56, 56), (0, 2, 3, 1))),
+    *(_plain("softmax", (12, 128, 128), axis=-1), _plain("layer_norm", (1, 128, 768), epsilon=1e-5)),
 )
 
 
 def schemes_of(case: Case, target: Target) -> tuple[str, ...]:
-    """The schemes ``target`` has kernels for; without weights all integer schemes are one."""
+    """The schemes ``target`` has kernels for; without weights all integer schemes are one, conversions' too."""
+    if case.op in CONVERSIONS:
+        return ("w8a8",)
     able = target.schemes_for(case.op)
     return able if case.op in ANCHORS else tuple(scheme for scheme in able if scheme in ("f32", "w8a8"))
 
 
 def program_of(case: Case, scheme: str, target: Target, threads: int) -> tuple[Program, Step]:
     """A network of this one layer in ``scheme``, and the layer's step in it; made-up weights, bytes in and out."""
+    if case.op in CONVERSIONS:
+        return _conversion(case, target, threads)
     rng = np.random.default_rng(0)
     names = tuple(f"x{i}" for i in range(len(case.inputs)))
     weight = bias = None
@@ -191,6 +236,7 @@ def program_of(case: Case, scheme: str, target: Target, threads: int) -> tuple[P
         bias=bias,
         activation=case.activation,
         residual=case.residual,
+        constants=_constants(case),
     )
     shapes = dict(zip(names, case.inputs, strict=True)) | {OUT: case.output}
     graph = Graph(inputs=names, outputs=(OUT,), shapes=shapes, dtypes=dict.fromkeys(shapes, "float32"), layers=(layer,))
@@ -201,3 +247,34 @@ def program_of(case: Case, scheme: str, target: Target, threads: int) -> tuple[P
     program = lower(graph, {NAME: scheme}, dict.fromkeys(shapes, same), weights, target, threads, direct=False)
     (step,) = (step for step in program.steps if step.name == NAME)
     return program, step
+
+
+def _constants(case: Case) -> tuple[Any, ...]:
+    """The constant arguments of a layer without weights."""
+    if case.op == "layer_norm":
+        return (np.ones(case.output[-1], np.float32), np.zeros(case.output[-1], np.float32))
+    if case.op == "resize_linear":
+        sources = [linear_sources(case.inputs[0][axis], case.output[axis], "half_pixel") for axis in (1, 2)]
+        return tuple(part for source in sources for part in source)
+    return ()
+
+
+def _conversion(case: Case, target: Target, threads: int) -> tuple[Program, Step]:
+    """``program_of`` a conversion between float32 and bytes, which is no layer."""
+    (shape,) = case.inputs
+    moved = Layer(
+        name=NAME,
+        op="transpose",
+        inputs=("x0",),
+        output=OUT,
+        input_shapes=case.inputs,
+        output_shape=case.output,
+        attrs=case.attrs,
+    )
+    workload = convert_workload(case.op, case.output, threads, moved if case.attrs else None)
+    types = ("float32", target.activation_storage)
+    read, written = types if case.op == "quantize" else types[::-1]
+    constants = (np.array([3 + target.activation_offset], np.int32), np.array([0.05], np.float32))
+    step = Step(name=NAME, workload=workload, inputs=("x0",), output=OUT, constants=constants)
+    values = {"x0": (shape, read), OUT: (case.output, written)}
+    return Program(inputs=("x0",), outputs=(OUT,), values=values, steps=(step,)), step

@@ -1,7 +1,8 @@
 """What one core of this machine can do at most: multiply-accumulates by instruction, bytes read by level.
 
 An instruction's limit is a loop of it and nothing else, on registers: as many chains of sums as hide its latency, and
-operands that stay where they are. A level's is the summing of a buffer that it holds (``hwq.probe``).
+operands that stay where they are; vpmaddwd, which adds to nothing, has the vpaddd that a sum of its products takes
+beside it. A level's is the summing of a buffer that it holds (``hwq.probe``).
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def vector_loop(instruction: Instruction, lanes: int) -> Any:
         if instruction.name == "fma":
             return call(number, x, y, acc, dtype=sums)
         if instruction.name == "vpmaddwd":  # of the sums: the same product again would be taken out of the loop
-            return call(number, T.reinterpret(acc, dtype=operands), y, dtype=sums)
+            return acc + call(number, T.reinterpret(acc, dtype=operands), y, dtype=sums)
         return call(number, acc, x, y, dtype=sums)
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]

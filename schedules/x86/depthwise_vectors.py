@@ -12,14 +12,11 @@ from typing import Any
 
 from tvm import tirx
 
-# Channels that the interleaving keeps together: 16 bytes of 4 each.
-UNIT = 4
+from hwq.schedules.x86.narrow import _BYTES, _ROUND, _WORDS, UNIT
+
 # A channel's group of taps in bytes: 4 uint8, or 2 int16.
 GROUP_BYTES = 4
-# Per bits of a register. The conversion of 512 bits has a mask and a rounding mode (4: the current one, nearest even).
-_ROUND = {128: "llvm.x86.sse2.cvtps2dq", 256: "llvm.x86.avx.cvt.ps2dq.256", 512: "llvm.x86.avx512.mask.cvtps2dq.512"}
-_WORDS = {128: "llvm.x86.sse2.packssdw.128", 256: "llvm.x86.avx2.packssdw", 512: "llvm.x86.avx512.packssdw.512"}
-_BYTES = {128: "llvm.x86.sse2.packuswb.128", 256: "llvm.x86.avx2.packuswb", 512: "llvm.x86.avx512.packuswb.512"}
+# Per bits of a register.
 _PAIRS = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}
 
 

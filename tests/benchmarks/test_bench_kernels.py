@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from bench_kernels import (
     INT4_BARS,
-    Job,
     Options,
     Row,
     bar_of,
+    beside_winograd,
     bound,
     compiled,
     instruction_of,
@@ -48,7 +48,16 @@ def _case(name: str) -> Case:
 
 
 def _row(scheme: str = "w8a8", us: float = 10.0, gmacs: float = 100.0, name: str = "conv2d") -> Row:
-    return Row(name=name, scheme=scheme, us=us, gmacs=gmacs, gbytes=1.0, limit="vpdpbusd", share=0.5)
+    return Row(
+        name=name,
+        scheme=scheme,
+        schedule="x86/conv2d:1",
+        us=us,
+        gmacs=gmacs,
+        gbytes=1.0,
+        limit="vpdpbusd",
+        share=0.5,
+    )
 
 
 def test_everything_is_selected_by_default() -> None:
@@ -83,7 +92,11 @@ def test_what_is_not_known_is_refused(arguments: list[str], named: str, capsys: 
 
 
 @pytest.mark.parametrize(
-    "op", ["depthwise_conv2d", "dense", "max_pool2d", "avg_pool2d", "add", "multiply", "unary", "concat"]
+    "op",
+    [
+        *("depthwise_conv2d", "dense", "max_pool2d", "avg_pool2d", "add", "multiply", "unary", "concat"),
+        *("resize_nearest", "resize_linear", "quantize", "dequantize", "transpose", "softmax", "layer_norm"),
+    ],
 )
 def test_a_program_is_the_layer_it_says(op: str) -> None:
     case = min((it for it in CASES if it.op == op), key=lambda it: int(np.prod(it.output)))
@@ -92,7 +105,31 @@ def test_a_program_is_the_layer_it_says(op: str) -> None:
         _, step = program_of(case, scheme, target, 1)
         assert step.workload is not None
         assert (step.workload.scheme, step.workload.op, step.workload.output_shape) == (scheme, op, case.output)
-        assert step.workload.out_dtype == ("int8" if SCHEMES[scheme].domain == "int8" else "float32")
+        to_bytes = SCHEMES[scheme].domain == "int8" and op != "dequantize"
+        assert step.workload.out_dtype == ("int8" if to_bytes else "float32")
+
+
+@pytest.mark.parametrize(
+    ("match", "scheme"),
+    [
+        *(("quantize 1x3x224", "w8a8"), ("dequantize", "w8a8"), ("resize_linear", "w8a8"), ("32 groups", "w8a8")),
+        *(("layer_norm", "f32"), ("softmax", "f32")),
+    ],
+)
+def test_a_program_runs_and_equals_the_reference(match: str, scheme: str, rng: np.random.Generator) -> None:
+    """Those of steps or numbers that the benchmark makes itself. Floats are within 1e-4: the families' own tests have
+    what they may differ by."""
+    target = Target.load("host")
+    jobs, kernels = compiled(jobs_of(parse(["--match", match, "--schemes", scheme]), target), target)
+    assert jobs
+    for job in jobs:
+        inputs = {name: rng.integers(0, 100, shape).astype(dtype)
+                  for name, (shape, dtype) in job.program.values.items() if name in job.step.inputs}  # fmt: skip
+        found = run(bind(job.program, kernels), to_device(inputs))[job.step.output].numpy()
+        assert job.step.workload is not None
+        wanted = evaluate(job.step.workload, (*inputs.values(), *job.step.constants), target.activation_storage)
+        limit = 1e-4 if scheme == "f32" else 0.0
+        np.testing.assert_allclose(found, wanted, rtol=limit, atol=limit)
 
 
 def test_convolutions_have_the_products_of_their_shape() -> None:
@@ -136,10 +173,29 @@ def test_bars_are_shares_or_rates() -> None:
     words = [bar_of(case, _row(gmacs=gmacs), instruction, LIMITS, 1) for instruction, gmacs in held]
     assert words == ["missed", "met", "missed", "met", "met"]
     assert bar_of(_case("conv2d 7x7x512->512 3x3/1"), _row(gmacs=910.0), "tdpbusd", LIMITS, 1) == "met"  # 45%
+    for name in ("conv2d 56x56x64->256 1x1/1 +residual", "conv2d 224x224x3->64 7x7/2", "conv2d 56x56x128->128 3x3/2"):
+        assert bar_of(_case(name), _row(gmacs=151.0), "vpdpbusd", LIMITS, 1) == "met"
+        assert bar_of(_case(name), _row(gmacs=149.0), "vpdpbusd", LIMITS, 1) == "missed"
+        assert bar_of(_case(name), _row(gmacs=910.0), "tdpbusd", LIMITS, 1) == ""
+    winograd = replace(_row(gmacs=400.0), schedule="x86/winograd:3")
+    assert bar_of(_case("conv2d 28x28x128->128 3x3/1"), winograd, "vpdpbusd", LIMITS, 1) == ""
+    assert bar_of(_case("conv2d 56x56x128->128 3x3/1 32 groups"), _row(), "vpdpbusd", LIMITS, 1) == ""
     assert bar_of(case, _row("w4a8"), "vpdpbusd", LIMITS, 1) == ""
     assert bar_of(case, _row(), "vpdpbusd", LIMITS, 2) == ""
     assert bar_of(case, _row(), "vpmaddwd", LIMITS, 1) == ""
     assert bar_of(_case("dense 1x2048->1000"), _row(), "vpdpbusd", LIMITS, 1) == ""
+
+
+def test_a_layer_of_winograd_is_timed_directly_too() -> None:
+    jobs, kernels = compiled(jobs_of(parse(["--match", "28x28x128->128 3x3/1", "--schemes", "w8a8"]), VNNI), VNNI)
+    assert [kernels.of(job.step).schedule.split(":")[0] for job in jobs] == ["x86/winograd"]
+    (job,), direct = beside_winograd(jobs, kernels, VNNI)
+    row = row_of(job, 1e-3, direct, LIMITS, VNNI, 1)
+    assert row.name == "conv2d 28x28x128->128 3x3/1 direct"
+    assert row.schedule.startswith("x86/conv2d")
+    assert row.bar == "missed"
+    jobs, kernels = compiled(jobs_of(parse(["--match", "dense 1x2048", "--schemes", "w8a8"]), VNNI), VNNI)
+    assert beside_winograd(jobs, kernels, VNNI)[0] == []
 
 
 def test_int4_is_held_against_int8() -> None:
@@ -160,7 +216,8 @@ def test_a_kernel_is_compiled_and_its_figures_follow_from_its_time(capsys: pytes
     assert row.gmacs == pytest.approx(2048 * 1000 / 1e-3 / 1e9)
     assert row.gbytes * 1e9 * 1e-3 == pytest.approx(2048 * 1000 + 2048 + 1000 + 8 * 1000, rel=0.05)
     assert row.bar == ""
-    assert shown_row(row).count("|") == 9
+    assert row.schedule.startswith("x86/dense")
+    assert shown_row(row).count("|") == 10
     inputs = {name: np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
               for name, (shape, dtype) in job.program.values.items() if name in job.step.inputs}  # fmt: skip
     found = run(bind(job.program, kernels), to_device(inputs))[job.step.output].numpy()
@@ -186,4 +243,3 @@ def test_a_job_without_a_kernel_is_named_and_left_out(
     assert [job.scheme for job in kept] == ["w8a8"]
     assert [workload.scheme for workload in kernels.kernels] == ["w8a8"]
     assert "in f32 is left out: kernel-missing" in capsys.readouterr().out
-    assert all(isinstance(job, Job) for job in kept)
