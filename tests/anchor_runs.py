@@ -19,8 +19,10 @@ from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 Apply = Callable[..., Kernel | None]
-TIERS = ("x86-avx512-vnni", "x86-avx2", "x86-generic")
+TIERS = ("x86-avx512-vnni", "x86-avx-vnni", "x86-avx2", "x86-generic")
 SCHEMES = ("f32", "w8a8", "w4a8")
+# In float AVX-VNNI is AVX2.
+TIER_SCHEMES = [(name, scheme) for name in TIERS for scheme in SCHEMES if (name, scheme) != ("x86-avx-vnni", "f32")]
 BF16_TIER = "x86-avx512-bf16"
 RELU = Activation(kind="relu")
 RELU6 = Activation(kind="clip", lo=0.0, hi=6.0)
@@ -29,8 +31,16 @@ TABLED = Activation(kind="silu")
 
 
 def tier(name: str) -> Target:
-    """The target of that name; skips where this CPU cannot run its code."""
+    """The target of that name; skips where this CPU cannot run its code.
+
+    AVX-VNNI's vpdpbusd has another encoding in AVX-512VL: where only that one is there, the tier's kernels, vectors of
+    256 bits and all, are compiled to it.
+    """
     target = Target.load(name)
+    if target.missing_flags() == ("avx_vnni",):
+        encoded = ("avx512f", "avx512vl", "avx512_vnni")
+        flags = (*(flag for flag in target.cpu_flags if flag != "avx_vnni"), *encoded)
+        target = replace(target, mattr=tuple(f"+{flag.replace('_', '')}" for flag in encoded), cpu_flags=flags)
     if target.missing_flags():
         pytest.skip(f"{name} needs {', '.join(target.missing_flags())}, which this CPU lacks")
     return target

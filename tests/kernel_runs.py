@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tvm
+import tvm_ffi
 
 from hwq.compile_kernel import require_instruction
 from hwq.graph import Activation, Shape
@@ -21,6 +24,8 @@ from hwq.workload import Kernel, Workload
 
 Array = npt.NDArray[Any]
 STORAGES = ("uint8", "int8")
+# Bytes: TVM's tensors begin at multiples of this, and so do those of a loaded model.
+ALIGNMENT = 64
 # Channel counts at which vector code goes wrong.
 CHANNELS = (1, 7, 16, 17, 33, 127)
 # Stores of one byte, word or float, but of constants.
@@ -68,13 +73,33 @@ def ints(storage: str) -> Array:
     return np.array([-5, 7, 1, -100, 90], np.int32) + np.int32(128 if storage == "uint8" else 0)
 
 
+def at_the_edge(value: Array) -> Array:
+    """A copy of ``value`` in front of a page that nobody may touch, so that reading or writing beyond its end ends the
+    process. Kernels are promised a start at a multiple of ALIGNMENT: up to one byte less of that may lie between."""
+    page = mmap.PAGESIZE
+    held = -(-value.nbytes // page) * page
+    pages = np.frombuffer(mmap.mmap(-1, held + page), np.uint8)
+    assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(pages.ctypes.data + held), page, 0) == 0
+    first = (held - value.nbytes) // ALIGNMENT * ALIGNMENT
+    copy = pages[first : first + value.nbytes].view(value.dtype).reshape(value.shape)
+    copy[...] = value
+    return copy
+
+
+def shared(value: Array) -> Any:
+    """The tensor in the memory of ``value``."""
+    return tvm_ffi.from_dlpack(value, require_alignment=ALIGNMENT)
+
+
 def run(kernel: Kernel, target: Target, arguments: Sequence[Array], shape: Shape, dtype: str) -> Array:
-    """The kernel's output, over a buffer of values that it has to overwrite; its assembly holds its instruction."""
+    """The kernel's output, over a buffer of values that it has to overwrite; every argument is ``at_the_edge``, and the
+    assembly holds the kernel's instruction.
+    """
     library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm(), tir_pipeline=pipeline())
     require_instruction(kernel.symbol, kernel.instruction, library.mod.inspect_source("asm"))
-    out = tvm.runtime.tensor(np.full(shape, 99, dtype))
-    library[kernel.symbol](*(tvm.runtime.tensor(np.asarray(value, order="C")) for value in arguments), out)
-    return np.asarray(out.numpy())
+    out = at_the_edge(np.full(shape, 99, dtype))
+    library[kernel.symbol](*(shared(at_the_edge(value)) for value in arguments), shared(out))
+    return out.copy()
 
 
 def check(

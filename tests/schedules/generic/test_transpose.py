@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from kernel_runs import CHANNELS, assembly, check, machine, make, numbers, run
 
 from hwq.graph import Activation, Shape
@@ -73,7 +74,7 @@ def test_tiles_are_shuffled_in_registers() -> None:
     assert kernel is not None
     lines = assembly(kernel, target)
     if not any(flag in target.cpu_flags for flag in ("avx2", "avx512f")):
-        return  # nothing wider than four lanes to shuffle
+        pytest.skip(f"{target.name} has no vectors of more than four lanes to shuffle")
     assert any("unpck" in line or "perm" in line or "shuf" in line for line in lines)
     assert [line for line in lines if "gather" in line] == []
 

@@ -17,6 +17,7 @@ from anchor_runs import (
     RELU6,
     SCHEMES,
     TABLED,
+    TIER_SCHEMES,
     TIERS,
     anchor,
     check_anchor,
@@ -61,8 +62,7 @@ def make(scheme: str, case: str, **more: Any) -> Workload:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize(("name", "scheme"), TIER_SCHEMES)
 def test_equals_the_reference(name: str, scheme: str, case: str, rng: np.random.Generator) -> None:
     workload, target = make(scheme, case), tier(name)
     found = form(workload, target)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anchor_runs import RELU, RELU6, SCHEMES, TABLED, TIERS, anchor, check_anchor, loop_bodies, tier
+from anchor_runs import RELU, RELU6, SCHEMES, TABLED, TIER_SCHEMES, anchor, check_anchor, loop_bodies, tier
 from kernel_runs import assembly
 
 from hwq.schedules.x86.depthwise import apply
@@ -47,8 +47,7 @@ def make(scheme: str, case: str, **more: Any) -> Workload:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize(("name", "scheme"), TIER_SCHEMES)
 def test_equals_the_reference(name: str, scheme: str, case: str, rng: np.random.Generator) -> None:
     check_anchor(apply, make(scheme, case), tier(name), rng)
 

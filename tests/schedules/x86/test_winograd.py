@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tvm
 from anchor_runs import RELU, TABLED, anchor, loop_bodies, make_arguments, packed, tier
-from kernel_runs import Array, assembly
+from kernel_runs import Array, assembly, at_the_edge, shared
 
 from hwq.lowering import pipeline
 from hwq.reference import evaluate
@@ -21,7 +21,7 @@ from hwq.schedules.x86.geometry import form
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAMES = ("x86-avx512-vnni", "x86-avx2")
+NAMES = ("x86-avx512-vnni", "x86-avx-vnni", "x86-avx2")
 SAME = (1, 1, 1, 1)
 # name: (input shape, output channels, the rest of ``anchor``)
 CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
@@ -56,13 +56,13 @@ def result_of(workload: Workload, target: Target, kernel: Kernel, *turns: list[A
     dtype = target.activation_storage if workload.out_dtype == "int8" else "float32"
     at, results = len(workload.input_shapes), []
     for arguments in turns:
-        values = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in packed(workload, kernel, arguments)]
+        values = [shared(at_the_edge(value)) for value in packed(workload, kernel, arguments)]
         assert kernel.expand is not None
-        expanded = tvm.runtime.tensor(np.full(kernel.expand.shape, 99, kernel.expand.dtype))
+        expanded = shared(at_the_edge(np.full(kernel.expand.shape, 99, kernel.expand.dtype)))
         library[kernel.expand.symbol](values[at], expanded)
-        out = tvm.runtime.tensor(np.full(workload.output_shape, 99, dtype))
-        library[kernel.symbol](*values[:at], expanded, *values[at + 1 :], out)
-        results.append(np.asarray(out.numpy()))
+        out = at_the_edge(np.full(workload.output_shape, 99, dtype))
+        library[kernel.symbol](*values[:at], expanded, *values[at + 1 :], shared(out))
+        results.append(out)
     return results
 
 
