@@ -1,6 +1,9 @@
 """add and multiply, of integers with requantize and of floats, with a clamp or any float activation at the end.
 
 The second input has the first one's shape, or (N, 1, 1, C) against (N, H, W, C), or any shape that NumPy broadcasts.
+
+Limit: bytes in float, on one Zen 4 core 108 to 114 GB/s of reads and writes where its L2 gives 115. In integers
+arithmetic, with conversions one by one: 21 to 23 GB/s, where ``x86/binary`` has 28 to 30.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 log = logging.getLogger(__name__)
-# A parallel loop pays where the work takes this many times what starting it costs.
+# A parallel loop pays where the work takes one core this many times what starting the loop costs: two threads then
+# take three quarters of the time.
 PARALLEL_GAIN = 4.0
 # Bytes a core moves in a second, whatever its caches could: these kernels compute a little with each.
 CORE_BYTES_PER_S = 40e9
@@ -85,6 +86,11 @@ def rounded(value: Any, origin: Any, dtype: str) -> Any:
     return (rounder_bits(value) + origin).astype(dtype)
 
 
+def wide(number: Any, lanes: int) -> Any:
+    """``number`` in each of ``lanes``; itself where that is one."""
+    return tirx.Broadcast(number, lanes) if lanes > 1 else number
+
+
 def fma(a: Any, b: Any, c: Any) -> Any:
     """a * b + c with one rounding, whatever LLVM thinks of contraction."""
     return tirx.call_llvm_pure_intrin("float32", "llvm.fma", a, b, c)
@@ -96,10 +102,14 @@ def moved_bytes(workload: Workload, item_bytes: int) -> int:
     return elements * item_bytes
 
 
+def worth_threads(parallel: int, work_s: float, target: Target) -> bool:
+    """Whether there are threads, and splitting what takes one core ``work_s`` gains more than starting them costs."""
+    return parallel > 1 and work_s > PARALLEL_GAIN * target.parallel_overhead_s
+
+
 def worth_parallel(parallel: int, work_bytes: int, target: Target) -> bool:
-    """Whether splitting a kernel that moves ``work_bytes`` over threads gains more than starting them costs."""
-    seconds = work_bytes / min(target.l2_bytes_per_s, CORE_BYTES_PER_S)
-    return parallel > 1 and seconds > PARALLEL_GAIN * target.parallel_overhead_s
+    """``worth_threads`` of a kernel that moves ``work_bytes`` and computes little with each."""
+    return worth_threads(parallel, work_bytes / min(target.l2_bytes_per_s, CORE_BYTES_PER_S), target)
 
 
 def even_split(extent: int, parallel: int) -> int:

@@ -4,6 +4,9 @@ exp, tanh, sigmoid and erf of float32 become expressions that vectorize. Then ev
 elementwise work is one outer loop and a plain innermost loop, for LLVM to vectorize; a reduction with an output axis
 innermost in memory walks that axis innermost; a reduction along the innermost axis of its input is summed in lanes.
 A block that none of this fits keeps its loops: always right, perhaps slow.
+
+Limits, on one Zen 4 core: of a product of matrices the multiply-adds, 58 of 59 GMAC/s for 12 of 128x64 with 64x128; of
+a mean the bytes, 95 to 117 GB/s where the L2 gives 115; of an exponential arithmetic, 4.5 a nanosecond.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hwq.graph import Shape
 from hwq.schedules.generic import common
+from hwq.schedules.generic.common import wide
 from hwq.schedules.x86 import narrow
 from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
@@ -113,17 +114,13 @@ class _Numbers:
 
     def right(self, bits: Any, many: int) -> Any:
         value = _centred(bits, self.ints[1], many)
-        return value * _wide(self.floats[1], many) if self.op == "add" else value
+        return value * wide(self.floats[1], many) if self.op == "add" else value
 
     def value(self, left: Any, right: Any, many: int) -> Any:
-        factor = _wide(self.floats[0], many)
+        factor = wide(self.floats[0], many)
         if self.op == "multiply":
             return left * right * factor  # the first product is exact
         return tirx.call_llvm_pure_intrin(_kind("float32", many), "llvm.fma", left, factor, right)
-
-
-def _wide(number: Any, many: int) -> Any:
-    return tirx.Broadcast(number, many) if many > 1 else number
 
 
 def _kind(name: str, many: int) -> str:
@@ -133,7 +130,7 @@ def _kind(name: str, many: int) -> str:
 def _centred(bits: Any, zero_point: Any, many: int) -> Any:
     """float32(byte - zero_point), exactly, of the bits of 2^23 plus the byte."""
     origin = zero_point.astype("float32") + tirx.const(WHOLE, "float32")
-    return tirx.reinterpret(_kind("float32", many), bits) - _wide(origin, many)
+    return tirx.reinterpret(_kind("float32", many), bits) - wide(origin, many)
 
 
 def _bits(byte: Any) -> Any:

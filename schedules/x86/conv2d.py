@@ -5,8 +5,9 @@
     sums     acc[n, oh, ow, block, lane], a register tile at a time, whole tiles only
     out      bias, requantize, residual, activation; ragged edges are cut here
 
-Takes conv2d (any stride, dilation, padding, groups) and dense, in every scheme, on the instructions of
-``geometry.form``. Declines depthwise (see ``depthwise``) and instructions it has no form for.
+Takes conv2d (any stride, dilation, padding, groups) and dense, on the instructions of ``geometry.form``. Declines
+depthwise (see ``depthwise``), schemes with a scale for each group of inputs (``grouped``), and instructions it has no
+form for.
 
 The limit is compute: the multiplies, and on the same ports half of the epilogue. Of a Zen 4 core's 230 GMAC/s in int8,
 ResNet-50's layers get 82 to 102% (the least 56x56x64->256 with a residual; its first layer 85%, since seven columns of
@@ -37,7 +38,7 @@ from hwq.schedules.x86.ends import (
     schedule_tail,
     table_entries,
 )
-from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry
+from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry, no_form
 from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
@@ -45,9 +46,7 @@ from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/conv2d:7"
-# Work below this is not split over threads: starting them would cost a tenth of it.
-PARALLEL_LEAST_S = 30e-6
+NAME = "x86/conv2d:8"
 # Pixels behind whose products the unpacking of a vector of weights does not show.
 HIDING_SPOTS = 6
 
@@ -80,6 +79,11 @@ class Plan:
         channels = self.tile.vectors * self.tile.lanes
         able = (name for name in self.form.shuffles if channels % table.LANES[name] == 0)
         return next(able, None) if self.packed and self.staged else None
+
+    @property
+    def apart(self) -> bool:
+        """Whether groups have axes of their own, in the sums and in the output: their channels do not fill vectors."""
+        return self.ragged and self.geometry.groups > 1
 
     @property
     def biased(self) -> bool:
@@ -169,7 +173,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
         return common.decline(workload, "neither conv2d nor dense")
     found = form(workload, target)
     if found is None:
-        return common.decline(workload, f"no x86 form for it on {target.name}")
+        return common.decline(workload, no_form(workload, target))
     plan = make_plan(workload, found, core_of(workload, found, target))
     func, tail = computation(plan)
     sch = Schedule(func, seed=seed, debug_mask="none")
@@ -225,7 +229,9 @@ def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
     k = te.reduce_axis((0, plan.run_steps), "k")
     i = te.reduce_axis((0, r), "i")
 
-    def product(n: Any, h: Any, w: Any, b: Any, lane: Any) -> Any:
+    def product(n: Any, h: Any, w: Any, *channel: Any) -> Any:
+        *axes, lane = channel
+        b = axes[0] * plan.blocks + axes[1] if plan.apart else axes[0]
         group = b // plan.blocks * shape.group_in if shape.groups > 1 else 0
         at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + group + k * r + i
         value = rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
@@ -233,18 +239,25 @@ def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
         value, factor = (bf16.as_summed(one, found) for one in (value, weight_at(b, step, lane, i)))
         return te.sum(value * factor, axis=[kh, kw, k, i])
 
-    acc = te.compute((shape.batch, plan.out_h, plan.out_w, vectors, lanes), product, name="acc")
+    axes = (shape.groups, plan.blocks) if plan.apart else (vectors,)
+    acc = te.compute((shape.batch, plan.out_h, plan.out_w, *axes, lanes), product, name="acc")
 
-    def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
-        if plan.ragged and shape.groups > 1:
-            within = c % shape.group_out
-            total = acc[n, h, w, c // shape.group_out * plan.blocks + within // lanes, within % lanes]
-        else:
-            total = acc[n, h, w, c // lanes, c % lanes]
+    def sums(*at: Any) -> Any:
+        *place, c = at
+        total = acc[(*place, c // lanes, c % lanes)]
         return total >> SCALE_BITS if plan.scaled else total
 
     entries = table_entries(plan.shuffle)
-    out = finished(tail, sums, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.biased, entries=entries)
+    out = finished(
+        tail,
+        sums,
+        (*out_shape[:-1], shape.groups, shape.group_out) if plan.apart else out_shape,
+        staged=plan.staged,
+        packed=plan.packed,
+        biased=plan.biased,
+        apart=plan.apart,
+        entries=entries,
+    )
     arguments = [*tail.arguments(x, weight, out), *([] if entries is None else [entries])]
     return from_bias(arguments) if plan.biased else te.create_prim_func(arguments), tail
 
@@ -259,10 +272,13 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         return sch.split(loop, sch.sample_perfect_tile(loop, 2, max_innermost_factor=most, decision=decision))
 
     acc = sch.get_sblock("acc")
-    n, h, w, b, lane, kh, kw, k, i = sch.get_loops(acc)
+    n, h, w, *group, b, lane, kh, kw, k, i = sch.get_loops(acc)
     h_out, h_in = sch.split(h, [None, tile.rows])
     w_out, w_in = split(w, tile.pixels, plan.out_w, max(14 // tile.rows, tile.pixels))
-    b_out, b_in = split(b, tile.vectors, shape.groups * plan.blocks, max(4, tile.vectors))
+    vectors = plan.blocks if group else shape.groups * plan.blocks
+    b_out, b_in = split(b, tile.vectors, vectors, max(4, tile.vectors))
+    if group:
+        b_out = sch.fuse(*group, b_out)
     # The tiles' positions are cut into chunks: a chunk's input stays in the cache while the blocks of channels pass.
     if shape.batch * plan.out_h > tile.rows:
         spots, inner, extent = sch.fuse(n, h_out), [w_out], shape.batch * plan.out_h // tile.rows
@@ -297,6 +313,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
         whole=not plan.ragged,
         staged=plan.staged,
         packed=plan.packed,
+        apart=plan.apart,
         shuffle=plan.shuffle,
     )
     for loop in (h_in, w_in, b_in):
@@ -322,7 +339,7 @@ def default_chunks(plan: Plan, target: Target, extent: int) -> int:
     shape = plan.geometry
     pixels = shape.batch * shape.out_h * shape.out_w * (4 if plan.workload.out_dtype == "float32" else 1)
     touched = shape.batch * shape.in_h * shape.in_w * shape.in_c * plan.form.item_bytes + pixels * shape.out_c
-    weight_bytes = shape.groups * plan.blocks * plan.tile.lanes * plan.steps * plan.form.r * plan.form.item_bytes
+    weight_bytes = shape.groups * plan.blocks * plan.tile.lanes * plan.steps * plan.form.r * plan.form.weight_item_bytes
     half = target.l2_bytes // 2
     least = math.ceil(touched / half) if weight_bytes <= half else 1
     blocks = shape.groups * plan.blocks // plan.tile.vectors
@@ -337,10 +354,11 @@ def default_chunks(plan: Plan, target: Target, extent: int) -> int:
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:
-    """Whether the work takes longer than PARALLEL_LEAST_S at the target's rate, and there are threads to share it."""
+    """Whether the work, at the target's rate, is worth threads."""
     row = compute_row(plan.workload, target)
     assert row is not None
-    return plan.workload.parallel > 1 and plan.geometry.macs > PARALLEL_LEAST_S * row.macs_per_cycle * target.clock_hz
+    work_s = plan.geometry.macs / (row.macs_per_cycle * target.clock_hz)
+    return common.worth_threads(plan.workload.parallel, work_s, target)
 
 
 def _schedule_unpack(sch: Schedule, at: Any, in_registers: bool) -> None:

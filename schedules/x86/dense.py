@@ -5,8 +5,9 @@
     acc      sums of a tile of rows x vectors of channels, in registers
     out      bias, requantize, residual, activation; ragged edges are cut here
 
-Takes dense of any number of rows, and conv2d that is one of at most MOST_PIXELS, in every scheme, on the forms of
-``geometry``; not so many products that int4's sums leave int32, nor many rows of int4 without a dot product of bytes.
+Takes dense of any number of rows, and conv2d that is one of at most MOST_PIXELS, on the forms of ``geometry``; not
+schemes with a scale for each group of inputs (``grouped``), nor so many products that int4's sums leave int32, nor many
+rows of int4 without a dot product of bytes.
 The limit is bytes: at one row a core needs all that memory gives, and int4 gains what it saves. Measured on Zen 4, one
 core, 4096 x 4096 from memory, one row: int8 and float at 33 to 34 GB/s where a plain read has 31, int4 at 32, 1.9
 times as fast as int8. From about eight rows on the limit is the multiplier: int8 reaches 95% of it, int4 92%.
@@ -28,7 +29,7 @@ from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import bf16
 from hwq.schedules.x86.ends import finished, kernel_function
-from hwq.schedules.x86.geometry import Form, compute_row, form, geometry
+from hwq.schedules.x86.geometry import Form, compute_row, form, geometry, no_form
 from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.packing import pack_nibbles, pack_stream
@@ -36,7 +37,7 @@ from hwq.schedules.x86.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/dense:3"
+NAME = "x86/dense:4"
 # Convolutions of more rows are left to ``conv2d``, whose tiles are wider where rows are not crowded.
 MOST_PIXELS = 16
 # Rows of a tile at most; and of int4 where products are added up by an instruction of their own: LLVM then sums them in
@@ -49,8 +50,6 @@ MOST_VECTORS = 4
 LOAD_CYCLES, UNPACK_CYCLES = 0.3, 0.3
 # Multiplies that are written out in a row.
 UNROLLED = 32
-# Work below this is not split over threads: starting them would cost a tenth of it.
-PARALLEL_LEAST_S = 30e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +157,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Ker
         return common.decline(workload, f"neither dense nor a convolution that is a product of {MOST_PIXELS} rows")
     found = form(workload, target)
     if found is None:
-        return common.decline(workload, f"no x86 form for it on {target.name}")
+        return common.decline(workload, no_form(workload, target))
     if found.weight == "int4" and not within_range(shape.in_c):
         return common.decline(workload, f"{shape.in_c} inputs are too many for scaled int4 sums")
     if found.weight == "int4" and found.r < 4 and shape.in_w > MOST_UNFUSED_ROWS:
@@ -284,12 +283,12 @@ def set_apart(sch: Schedule, rows: Any, found: Form) -> None:
 
 
 def worth_parallel(workload: Workload, target: Target) -> bool:
-    """Whether the work takes longer than PARALLEL_LEAST_S at the target's rates, and there are threads to share it."""
+    """Whether the work, at the target's rates of products and of bytes, is worth threads."""
     row = compute_row(workload, target)
     assert row is not None
     far = target.l3_bytes_per_s or target.memory_bytes_per_s
     seconds = max(geometry(workload).macs / (row.macs_per_cycle * target.clock_hz), weight_bytes(workload) / far)
-    return workload.parallel > 1 and seconds > PARALLEL_LEAST_S
+    return common.worth_threads(workload.parallel, seconds, target)
 
 
 def schedule_tail(sch: Schedule, at: Any, lanes: int, channels: int, *, staged: bool) -> None:

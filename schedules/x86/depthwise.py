@@ -221,6 +221,5 @@ def default_height(plan: Plan, target: Target) -> int:
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:
-    """Whether the work, at a vector of multiply-adds a cycle, takes PARALLEL_GAIN times what starting threads costs."""
-    least = common.PARALLEL_GAIN * target.parallel_overhead_s * target.clock_hz
-    return plan.workload.parallel > 1 and plan.geometry.macs / plan.lanes > least
+    """Whether the work, at a vector of multiply-adds a cycle, is worth threads."""
+    return common.worth_threads(plan.workload.parallel, plan.geometry.macs / plan.lanes / target.clock_hz, target)

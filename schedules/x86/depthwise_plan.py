@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import table
-from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, UNIT, unit_order
+from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, unit_order
 from hwq.schedules.x86.geometry import Form, Geometry, geometry
+from hwq.schedules.x86.narrow import UNIT
 from hwq.schedules.x86.packing import pack_nibbles
 from hwq.target import Target
 from hwq.workload import Workload
@@ -179,10 +180,7 @@ def default_part(plan: Plan, chunk: Chunk, target: Target) -> int:
 
 
 def worth_parallel(plan: Plan, target: Target) -> bool:
-    """Whether the work, at a vector of dot products a cycle and as much again for the epilogue, takes PARALLEL_GAIN
-    times what starting threads costs.
-    """
+    """Whether the work, at a vector of dot products a cycle and four more for its epilogue, is worth threads."""
     shape = plan.geometry
     vectors = shape.batch * shape.out_h * shape.out_w * math.ceil(plan.slots / plan.lanes)
-    least = common.PARALLEL_GAIN * target.parallel_overhead_s * target.clock_hz
-    return plan.workload.parallel > 1 and vectors * (plan.dots + 4) > least
+    return common.worth_threads(plan.workload.parallel, vectors * (plan.dots + 4) / target.clock_hz, target)

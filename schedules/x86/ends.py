@@ -51,17 +51,20 @@ def finished(
     staged: bool,
     packed: bool = False,
     biased: bool = False,
+    apart: bool = False,
     entries: Any = None,
 ) -> Any:
     """Block "out" (batch, out_h, out_w, out_c): the epilogue of sums(n, h, w, c).
 
     staged: in two passes over a tile, block "staged" with the requantized bytes by vectors, then the table: byte by
     byte, or, where there are ``table_entries``, by vectors. packed: the bytes are made by
-    ``narrow``, of a block "scaled" before. biased: the sums started at the bias (see ``from_bias``).
+    ``narrow``, of a block "scaled" before. biased: the sums started at the bias (see ``from_bias``). apart: the last
+    axes of ``out_shape`` are the groups and the channels of one, and so are the last places that sums takes.
     """
 
     def value(*at: Any) -> Any:
-        return ep.finish(tail, sums(*at), at, biased=biased)
+        place = (*at[:-2], at[-2] * out_shape[-1] + at[-1]) if apart else at
+        return ep.finish(tail, sums(*at), place, biased=biased)
 
     last = "staged" if staged else "out"
     before = value
@@ -125,20 +128,22 @@ def schedule_tail(
     whole: bool,
     staged: bool,
     packed: bool = False,
+    apart: bool = False,
     shuffle: str | None = None,
 ) -> None:
     """The epilogue of a tile, after its sums, by vectors of channels. whole: tiles hold only channels of the output.
 
-    Where they do not, by the widest vectors that the channels of a group divide into, else in a loop left to LLVM.
+    Where they do not, by the widest vectors that the channels (``apart``: of a group) divide into, else in a loop left
+    to LLVM.
     """
     out = sch.get_sblock("out")
-    channels = shape.out_c if shape.group_out == 1 else shape.group_out
+    channels = shape.group_out if apart else shape.out_c
     width = lanes if whole else next((n for n in (16, 8, 4) if n <= lanes and channels % n == 0), 1)
     first = sch.get_sblock("staged") if staged else out
     if packed:
         _schedule_packed(sch, at, first, shape, lanes)
         first = sch.get_sblock("scaled")
-    elif whole or shape.groups == 1 or shape.group_out == 1:
+    else:
         sch.reverse_compute_at(first, at, preserve_unit_loops=True)
     if width > 1:
         vectors, lane = sch.split(sch.get_loops(first)[-1], [None, width])

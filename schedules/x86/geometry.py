@@ -215,3 +215,10 @@ def form(workload: Workload, target: Target, *, grouped: bool = False) -> Form |
         intrinsic=r > 1,
         shuffles=table.instructions(target),
     )
+
+
+def no_form(workload: Workload, target: Target) -> str:
+    """Why ``form`` has none, for a family that takes no groups of inputs."""
+    if SCHEMES[workload.scheme].group_size is not None:
+        return "its weights have a scale for each group of inputs"
+    return f"no x86 form for it on {target.name}"

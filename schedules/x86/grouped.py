@@ -6,9 +6,11 @@
     total    the tile's float sums: fma of each group's part and scale, groups in their order
     out      bias, residual, rounding, activation; ragged edges are cut here
 
-Takes dense, and conv2d that is one, of any number of rows, in schemes with a group size; ``hwq.group_scales`` has the
+Takes dense of any number of rows in schemes with a group size; ``hwq.group_scales`` has the
 numbers. The limit is bytes, as in ``dense``, with a float of scale for every group of 32 bytes; from a few rows on the
 multiplier, which waits while parts become floats: three instructions beside the sixteen multiplies of a group of 64.
+On one Zen 4 core 4096 x 4096 from memory and one row take 31.5 GB/s where a plain read has 31, 2.0 times as fast as
+int8; four rows and more 195 to 198 of its 230 GMAC/s, where int4 without groups has 220.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/grouped:2"
+NAME = "x86/grouped:3"
 # Rows of a tile at most, and what a part takes to become a float and be added, beside its multiplies.
 MOST_ROWS, PART_CYCLES = 8, 2.0
 
@@ -132,14 +134,11 @@ def make_plan(workload: Workload, found: Form, group: int) -> Plan:
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
     """The kernel of a dense workload with a group size, or None. seed: sample the decisions, not the default ones."""
-    if workload.op not in ("conv2d", "dense"):
+    if workload.op != "dense":
         return None
     group = SCHEMES[workload.scheme].group_size
     if group is None:
         return common.decline(workload, "its weights have no groups")
-    shape = geometry(workload)
-    if not shape.is_product:
-        return common.decline(workload, "groups of inputs are for products of rows with a matrix")
     found = form(workload, target, grouped=True)
     if found is None:
         return common.decline(workload, f"no x86 form for it on {target.name}")

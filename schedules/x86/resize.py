@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from hwq.graph import Shape
 from hwq.numerics import RESIZE_BITS
 from hwq.schedules.generic import common
+from hwq.schedules.generic.common import wide
 from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -52,12 +53,8 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
 def _between(first: Any, second: Any, weight: Any, many: int) -> Any:
     """first + (second - first) * weight of ``many`` elements; integers times 2^RESIZE_BITS."""
     if weight.ty.dtype == "float32":
-        return first + (second - first) * _wide(weight, many)
-    return first * _wide(tirx.const(1 << RESIZE_BITS, "int32"), many) + (second - first) * _wide(weight, many)
-
-
-def _wide(number: Any, many: int) -> Any:
-    return tirx.Broadcast(number, many) if many > 1 else number
+        return first + (second - first) * wide(weight, many)
+    return first * wide(tirx.const(1 << RESIZE_BITS, "int32"), many) + (second - first) * wide(weight, many)
 
 
 def _function(source: Shape, shape: Shape, dtype: str, lanes: int) -> Any:
@@ -101,7 +98,7 @@ def _function(source: Shape, shape: Shape, dtype: str, lanes: int) -> Any:
                 value = _between(first, second, right[column], lanes)
                 if number == "int32":
                     half, shift = 1 << 2 * RESIZE_BITS - 1, 2 * RESIZE_BITS
-                    value = value + _wide(tirx.const(half, number), lanes) >> _wide(tirx.const(shift, number), lanes)
+                    value = value + wide(tirx.const(half, number), lanes) >> wide(tirx.const(shift, number), lanes)
                     value = value.astype(f"{dtype}x{lanes}")
                 start = column * channels + vector * lanes
                 if made is not None:

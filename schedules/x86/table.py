@@ -2,8 +2,9 @@
 
 * AVX2: 16 rows of 16 bytes, vectors of 32. The low four bits of each byte choose within every row, the high four choose
   the row by four levels of selects: a quarter to half the time of lookups one by one.
+  Limit: shuffles and selects, 32 of them for 32 bytes; one Zen 4 core looks up 7.6 bytes a nanosecond.
 * AVX512-VBMI: 4 rows of 64 bytes, vectors of 64. A shuffle chooses by seven bits out of two rows, a select by the
-  eighth: four instructions for 64 bytes, and on Zen 4 memory is the limit.
+  eighth: four instructions for 64 bytes. Limit: bytes; 110 GB/s of reads and writes where the L2 gives 115.
 
 Both are written for one element, but mean something only in a loop that is vectorized by exactly ``lanes``: there TVM
 makes vectors of the intrinsic's arguments. A kernel's own epilogue may use them as well.

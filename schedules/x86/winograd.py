@@ -32,7 +32,7 @@ from tvm.s_tir import Schedule
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import tiling
-from hwq.schedules.x86.conv2d import PARALLEL_LEAST_S, core_of
+from hwq.schedules.x86.conv2d import core_of
 from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
 from hwq.schedules.x86.intrinsics import dot
@@ -65,7 +65,7 @@ from hwq.workload import Kernel, Workload
 
 # Instruction of a target's compute row for 8-bit products -> the one for 16-bit products in an assembly.
 WORDS = {"avx512.vpdpbusd": "vpdpwssd", "avx.vpdpbusd": "vpdpwssd", "avx2.vpmaddwd": "vpmaddwd"}
-NAME = "x86/winograd:2"
+NAME = "x86/winograd:3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None, always
         return common.decline(workload, "not 3x3 with stride 1, no dilation and one group")
     core = core_of(workload, found, target)
     direct = tiling.cycles(shape, found, core, tiling.best_tile(shape, found, core))
-    parallel = workload.parallel > 1 and direct > PARALLEL_LEAST_S * target.clock_hz
+    parallel = common.worth_threads(workload.parallel, direct / target.clock_hz, target)
     threads = workload.parallel if parallel else 1
     if weights_bytes(shape) > FAR_L2S * target.l2_bytes:
         core = replace(core, far_bytes_per_cycle=target.memory_bytes_per_s / target.clock_hz)
