@@ -54,8 +54,15 @@ from hwq.compile_worker import main
 main()
 """
 # Patterns for instructions whose name in a target file does not begin their mnemonic; AVX puts a v before SSE's, and
-# LLVM overwrites the indices of a permutation (i2) or its table (t2), as it sees fit.
-MNEMONICS = {"fma": r"vfmadd|fmla", "mul": None, "packuswb": r"v?packuswb", "vpermi2b": r"vperm[it]2b"}
+# LLVM overwrites the indices of a permutation (i2) or its table (t2), as it sees fit; and with VNNI it makes one
+# instruction of vpmaddwd and the addition behind it.
+MNEMONICS = {
+    "fma": r"vfmadd|fmla",
+    "mul": None,
+    "packuswb": r"v?packuswb",
+    "vpermi2b": r"vperm[it]2b",
+    "vpmaddwd": r"vpmaddwd|vpdpwssd",
+}
 
 
 def compile_object(kernel: Kernel, target: Target, cache_dir: Path) -> Path:

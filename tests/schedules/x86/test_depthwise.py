@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from anchor_runs import RELU, RELU6, SCHEMES, TABLED, TIER_SCHEMES, anchor, check_anchor, loop_bodies, tier
 from kernel_runs import assembly
 
+from hwq.compile_kernel import compile_object
 from hwq.schedules.x86.depthwise import apply
 from hwq.target import Target
 from hwq.workload import Workload
@@ -50,6 +52,16 @@ def make(scheme: str, case: str, **more: Any) -> Workload:
 @pytest.mark.parametrize(("name", "scheme"), TIER_SCHEMES)
 def test_equals_the_reference(name: str, scheme: str, case: str, rng: np.random.Generator) -> None:
     check_anchor(apply, make(scheme, case), tier(name), rng)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_avx_vnni_has_one_instruction_for_products_and_sum(scheme: str, tmp_path: Path) -> None:
+    """LLVM makes vpdpwssd of vpmaddwd and vpaddd, and compiling takes it for the instruction that the target names."""
+    target = Target.load("x86-avx-vnni")
+    kernel = apply(make(scheme, "127 channels"), target)
+    assert kernel is not None
+    assert any("vpdpwssd" in line for line in assembly(kernel, target))
+    assert compile_object(kernel, target, tmp_path).stat().st_size > 0
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
