@@ -14,17 +14,32 @@ if TYPE_CHECKING:
     from hwq.artifact import Artifact, Benchmark
     from hwq.compiler import build, compile, plan
     from hwq.errors import HwqError
+    from hwq.explore import Point, explore
     from hwq.model import Model, load
     from hwq.plan import Plan
     from hwq.scheme import Budget
     from hwq.target import Target
 
-__all__ = ["Artifact", "Benchmark", "Budget", "HwqError", "Model", "Plan", "Target", "build", "compile", "load", "plan"]
+__all__ = [
+    "Artifact",
+    "Benchmark",
+    "Budget",
+    "HwqError",
+    "Model",
+    "Plan",
+    "Point",
+    "Target",
+    "build",
+    "compile",
+    "explore",
+    "load",
+    "plan",
+]
 
 _HOMES = {
     **{"Artifact": "artifact", "Benchmark": "artifact", "Budget": "scheme", "HwqError": "errors", "Model": "model"},
     **{"Plan": "plan", "Target": "target", "build": "compiler", "compile": "compiler", "load": "model"},
-    "plan": "compiler",
+    **{"Point": "explore", "explore": "explore", "plan": "compiler"},
 }
 
 

@@ -122,13 +122,13 @@ def pareto(problem: Problem, points: int, limits: Limits | None = None) -> tuple
         raise _impossible(problem, limits)
     found = [one for one in ends if one is not None]
     sizes = [one.weight_bytes for one in found]
-    rows = 1 if min(sizes) == max(sizes) else max(2, round(math.sqrt(points)))
-    for size in np.linspace(min(sizes), max(sizes), rows):
-        within_size = replace(limits, weight_bytes=float(size))
+    rows = 1 if min(sizes) == max(sizes) else round(math.sqrt(2 * points))
+    for size in _spread(min(sizes), max(sizes), rows):
+        within_size = replace(limits, weight_bytes=size)
         row = [_minimize(program, order, within_size) for order in _ENDS[:2]]
         times = [one.latency_s for one in row if one is not None]
-        for bound in np.linspace(min(times), max(times), max(3, -(-2 * points // rows)))[1:-1] if times else ():
-            row.append(_minimize(program, ("loss", "latency_s"), replace(within_size, latency_s=float(bound))))
+        for bound in _spread(min(times), max(times), max(3, -(-2 * points // rows)))[1:-1] if times else ():
+            row.append(_minimize(program, ("loss", "latency_s"), replace(within_size, latency_s=bound)))
         found += [one for one in row if one is not None]
     distinct = list({tuple(one.schemes.items()): one for one in found}.values())
     front = [one for one in distinct if not any(_better(other, one) for other in distinct)]
@@ -140,14 +140,23 @@ def pareto(problem: Problem, points: int, limits: Limits | None = None) -> tuple
 _ENDS = (("latency_s", "loss", "weight_bytes"), ("loss", "latency_s", "weight_bytes"), ("weight_bytes", "loss"))
 
 
+def _spread(low: float, high: float, count: int) -> list[float]:
+    """``count`` values between the ends, both among them where there are two, in equal ratios where that can be."""
+    between = np.geomspace(low, high, count) if low > 0 else np.linspace(low, high, count)
+    return [float(value) for value in between[:-1]] + [float(high)]
+
+
 def _apart(front: list[Solution], points: int) -> list[Solution]:
     """``points`` of ``front``: the best in each quantity, then again and again the one farthest from those taken.
 
-    Distances are between ranks, since a loss of 1e-4 is as far from 1e-3 as that is from 1e-2.
+    Distances are in parts of the front's extent, of the logarithms of latency and size, and of the noise's amplitude:
+    what lies far below the rest is hardly to be told apart.
     """
-    places = np.array([[np.mean([getattr(other, name) < getattr(one, name) for other in front]) for name in QUANTITIES]
-                       for one in front])  # fmt: skip
-    taken = list(dict.fromkeys(min(range(len(front)), key=lambda i: tuple(places[i, [k, k - 1]])) for k in range(3)))
+    measures = ((math.log, "latency_s"), (math.log, "weight_bytes"), (math.sqrt, "loss"))
+    places = np.array([[take(max(getattr(one, name), 1e-300)) for take, name in measures] for one in front])
+    places -= places.min(axis=0)
+    places /= np.maximum(places.max(axis=0), 1e-300)
+    taken = list(dict.fromkeys(int(i) for i in places.argmin(axis=0)))
     while len(taken) < min(points, len(front)):
         gaps = np.abs(places[:, None] - places[taken]).max(axis=2).min(axis=1)
         gaps[taken] = -1.0

@@ -219,6 +219,25 @@ def plan_command(as_json: bool, output: str | None, **given: Any) -> None:
     emit(as_json, plan.to_dict(), lambda console: reports.show_plan(plan, console))
 
 
+@main.command("explore", short_help="Find the front of plans for MODEL over latency, size and loss.")
+@_job_options
+@click.option("--points", type=count, default=12, show_default=True, help="Plans at most, at least 3.")
+@click.option("-o", "--output", metavar="FOLDER", help="Write each plan here, to be compiled by --plan.")
+def explore_command(as_json: bool, points: int, output: str | None, **given: Any) -> None:
+    """Find plans for MODEL (.onnx) of which none is beaten in latency, size and loss at once, with their accuracy."""
+    import hwq
+    from hwq.explore import save_front
+
+    _require_calibration(given)
+    model, target, job = _job(given, given["target"] or "host")
+    front = hwq.explore(model, target, points=points, **job)
+    rows = [point.to_dict() for point in front]
+    if output is not None:
+        for row, path in zip(rows, save_front(front, output), strict=True):
+            row["plan"] = str(path)
+    emit(as_json, {"points": rows}, lambda console: reports.show_front(rows, console))
+
+
 @main.command("run", short_help="Run ARTIFACT on SAMPLES.")
 @click.argument("artifact")
 @click.argument("samples")
@@ -272,17 +291,24 @@ def bench_command(artifact: str, samples: str | None, runs: int, threads: int | 
 @main.command("explain", short_help="Say what each layer of ARTIFACT runs in, and why.")
 @click.argument("artifact")
 @click.option("--layer", "layers", metavar="NAME", multiple=True, help="Only this layer (may be given again).")
+@click.option("--html", "page", metavar="OUT.html", help="Write the whole report as a page, complete in itself.")
 @_json
-def explain_command(artifact: str, layers: tuple[str, ...], as_json: bool) -> None:
+def explain_command(artifact: str, layers: tuple[str, ...], page: str | None, as_json: bool) -> None:
     """Say what each layer of ARTIFACT (.hwq) runs in, and why; without --layer the whole report."""
     import hwq
 
-    report = hwq.Artifact.load(artifact).report
+    _check_output(page)
+    loaded = hwq.Artifact.load(artifact)
+    report = loaded.report
     known = [row["name"] for row in report["layers"]]
     for layer in layers:
         if layer not in known:
             raise HwqError("layer-unknown", f"layer {layer!r} is not in {artifact!r}; accepted: {', '.join(known)}")
     chosen = {**report, "layers": [row for row in report["layers"] if not layers or row["name"] in layers]}
+    if page is not None:
+        from hwq.page import render
+
+        write_atomic(page, render(report, loaded.plan).encode())
 
     def show(console: Console) -> None:
         if not layers:

@@ -82,7 +82,7 @@ def compile(
     mend, "budget-impossible" among them, with the closest budget that can be met.
     """
     budget = check_budget(budget)
-    found, work = _study(
+    found, work = studied(
         model,
         target,
         calibration=calibration,
@@ -95,7 +95,7 @@ def compile(
         measure=measure,
         progress=progress,
     )
-    evaluation = _evaluation(found, evaluate, progress)
+    evaluation = evaluated(found, evaluate, progress)
     return _dispose(found, work, budget, evaluation, progress)
 
 
@@ -117,7 +117,7 @@ def plan(
 ) -> Plan:
     """The assignment that ``compile`` would start from, without building it. Arguments and errors as ``compile``."""
     budget = check_budget(budget)
-    found, work = _study(
+    found, work = studied(
         model,
         target,
         calibration=calibration,
@@ -130,7 +130,7 @@ def plan(
         measure=measure,
         progress=progress,
     )
-    evaluation = _evaluation(found, evaluate, progress) if budget.drop is not None else None
+    evaluation = evaluated(found, evaluate, progress) if budget.drop is not None else None
     with progress("assign") as callback:
         return plan_of(found, choose(found, work, budget, evaluation, progress=callback))
 
@@ -174,7 +174,7 @@ def build(
     work = open_work(model.fingerprint, model.name, work_dir)
     with progress("compile") as callback:
         found = study_of_plan(model, machine, work, plan, threads or plan.threads, callback)
-    evaluation = None if evaluate is None else _evaluation(found, evaluate, progress)
+    evaluation = None if evaluate is None else evaluated(found, evaluate, progress)
     with progress("build"):
         return deliver(found, work, plan, evaluation)
 
@@ -199,7 +199,7 @@ def plan_of(found: Study, choice: Choice) -> Plan:
     )
 
 
-def _study(
+def studied(
     model: Model,
     target: Target | str | Path,
     *,
@@ -213,7 +213,7 @@ def _study(
     measure: bool | None,
     progress: Stages,
 ) -> tuple[Study, Work]:
-    """The arguments of compile and plan checked, then studied."""
+    """The arguments of compile, plan and explore checked, then studied."""
     check_model(model)
     check_trials(trials)
     machine = machine_here(target)
@@ -225,7 +225,8 @@ def _study(
     return study(model, machine, work, calibration, allowed, threads or machine.cores, observer, timed, progress), work
 
 
-def _evaluation(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:
+def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:
+    """The samples to judge by, with float's outputs on them; None where there are none."""
     with progress("evaluate float"):
         return evaluation_of.prepare(evaluate, found.kept, found.runner, inputs_of(found.graph))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -150,16 +150,108 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         console.print(alternatives_table(report))
     if report.get("verdict"):
         _say(console, f"taken: {report['verdict'].rsplit(': ', 1)[0]}")  # its times are in the table
+    if holders(report):
+        _say(console, f"the loss is held by: {holders(report)}")
+    for line in certificate_lines(report):
+        _say(console, line)
     for line in report.get("notes", ()):
         _say(console, f"note: {line}")
 
 
 def explain(report: Mapping[str, Any], layers: Sequence[str], console: Console) -> None:
-    """Why each of ``layers`` (all where empty) runs in what it runs in."""
+    """Why each of ``layers`` (all where empty) runs in what it runs in, and what else it could do."""
     for row in report["layers"]:
         if not layers or row["name"] in layers:
             console.print(f"[bold]{escape(row['name'])}[/bold] ({_op(row['op'])})", highlight=False)
-            console.print(Padding(Text(row["why"]), (0, 0, 0, 4)))
+            for sentence in sentences(row, report):
+                console.print(Padding(Text(sentence), (0, 0, 0, 4)))
+
+
+def sentences(row: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """What is to be said of one layer: why its scheme, what it holds, the next cheaper scheme, and that one forced."""
+    found = [row["why"]]
+    shares = row.get("shares")
+    if shares and any(shares.values()):
+        parts = (("time", "latency_s"), ("bytes", "weight_bytes"), ("loss", "loss"))
+        found.append("holds " + ", ".join(f"{shares[key]:.1%} of the {word}" for word, key in parts))
+    step = row.get("cheaper")
+    if step is None:
+        return found
+    ways: list[tuple[float, Callable[[float], str]]] = [(step["saves_s"], seconds), (step["saves_bytes"], size)]
+    gains = [shown(value) for value, shown in ways if value > 0]
+    costs = [f"{shown(-value)} more" for value, shown in ways if value < 0]
+    change = f"{'adds' if step['adds_loss'] >= 0 else 'takes away'} {abs(step['adds_loss']):.1e} of loss"
+    costs_text = f", takes {' and '.join(costs)}" if costs else ""
+    found.append(
+        f"next cheaper: {step['scheme']} saves {' and '.join(gains)}{costs_text} and {change}, all else as it is"
+    )
+    forced = row.get("forced")
+    if forced is not None:
+        whole = report["predicted"]
+        moved = [
+            f"{shown(forced[key])} ({forced[key] / whole[key] - 1:+.1%})"
+            for key, shown in (("latency_s", seconds), ("weight_bytes", size))
+            if whole[key]
+        ]
+        loss = f"loss {forced['loss']:.1e} instead of {whole['loss']:.1e}"
+        changed = count(forced["changed"], "layer") + " otherwise than now"
+        found.append(f"forced to {step['scheme']}, the rest chosen anew: {', '.join([*moved, loss])}; {changed}")
+    return found
+
+
+def certificate_lines(report: Mapping[str, Any]) -> list[str]:
+    """The certificate in words: predicted against measured, and whether the intervals of 90% hold."""
+    found = report.get("certificate")
+    if not found:
+        return []
+    one, layers, drop = found["latency_s"], found["layers"], found["drop"]
+    low, high = one["interval"]
+    lines = [
+        f"latency: predicted {seconds(one['predicted'])} ({seconds(low)} to {seconds(high)}), measured "
+        f"{seconds(one['measured'])}, {'inside' if one['inside'] else 'outside'}"
+    ]
+    if layers["count"]:
+        worst = "" if layers["worst"] is None else f", the farthest {layers['worst']}"
+        median = "" if layers["median_error"] is None else f", median error {layers['median_error']:.0%}{worst}"
+        lines.append(f"layers: {layers['inside']} of {layers['count']} inside their intervals{median}")
+    one = found["weight_bytes"]
+    lines.append(f"weights: predicted {size(one['predicted'])}, measured {size(one['measured'])}")
+    if drop is not None and drop["interval"] is not None:
+        low, high = drop["interval"]
+        expected = "" if drop["predicted"] is None else f"predicted {percent(drop['predicted'])}, "
+        lines.append(
+            f"drop: {expected}measured {percent(drop['measured'])} ({percent(low)} to {percent(high)} by "
+            f"{count(drop['samples'], 'sample')})"
+        )
+    if found["sqnr_db"] is not None:
+        noise = found["sqnr_db"]
+        lines.append(f"SQNR: predicted {noise['predicted']:.1f} dB, measured {decibels(noise['measured'])}")
+    return lines
+
+
+def holders(report: Mapping[str, Any], most: int = 5) -> str | None:
+    """Which layers hold the drop: the largest parts of the loss, in words; None where nothing is lost or known."""
+    shares = {row["name"]: (row.get("shares") or {}).get("loss", 0.0) for row in report["layers"]}
+    largest = [name for name in sorted(shares, key=lambda name: -shares[name]) if shares[name] > 0][:most]
+    return ", ".join(f"{name} {shares[name]:.0%}" for name in largest) or None
+
+
+def show_front(points: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the points of a front, as ``Point.to_dict`` has them: one row each, by rising latency."""
+    table = _table("the front", ("plan", "layers"), ("predicted", "weights", "loss", "drop", "same class"))
+    for number, one in enumerate(points, 1):
+        accuracy = one["accuracy"] or {}
+        figures = (seconds(one["latency_s"]), size(one["weight_bytes"]), _loss(one["loss"]))
+        measured = (percent(accuracy.get("drop")), percent(accuracy.get("agreement")))
+        _row(table, f"{number:02d}", _short(one["schemes"].values()), *figures, *measured)
+    console.print(table)
+    close = sum(len(one["alternatives"]) for one in points)
+    if close:
+        _say(console, f"{count(close, 'other plan')} as good as one of these but for 2%: see --json")
+
+
+def _short(schemes: Iterable[str]) -> str:
+    return " ".join(f"{number}x{scheme}" for scheme, number in sorted(Counter(schemes).items()))
 
 
 def show_plan(plan: Plan, console: Console) -> None:

@@ -71,6 +71,25 @@ def test_compile_writes_an_artifact_and_prints_its_report(
     assert "block1.conv1" in again.out
 
 
+def test_a_front_is_printed_and_its_plans_are_written(
+    capsys: Capture, job: list[str], folder: Path, tmp_path: Path
+) -> None:
+    options = ["--eval", folder / "evaluation.npz", "--points", "4", "--schemes", "w8a8,w4a8,f32"]
+    ended = hwq(capsys, "explore", *job, *options, "-o", tmp_path / "front", "--json")
+    assert ended.status == 0, ended.err
+    points = ended.json["points"]
+    assert 3 <= len(points) <= 4
+    for number, point in enumerate(points, 1):
+        path = tmp_path / "front" / f"plan-{number:02d}.json"
+        assert point["plan"] == str(path)
+        assert Plan.load(path).schemes == point["schemes"]
+        assert point["accuracy"]["samples"] == len(PICTURES)
+    ended = hwq(capsys, "explore", *job, *options)
+    assert "the front" in ended.out
+    ended = hwq(capsys, "explore", *job, "--points", "2")
+    assert (ended.status, ended.sentence[:9]) == (1, "points is")
+
+
 def test_a_plan_is_printed_saved_edited_and_compiled(capsys: Capture, job: list[str], tmp_path: Path) -> None:
     path, output = tmp_path / "plan.json", tmp_path / "out.hwq"
     ended = hwq(capsys, "plan", *job, "-o", path, "--json")
@@ -195,6 +214,18 @@ def test_explain_says_why(capsys: Capture, folder: Path) -> None:
     assert "accepted: " in ended.sentence
 
 
+def test_explain_writes_a_page(capsys: Capture, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    ended = hwq(capsys, "explain", folder / "demo.hwq", "--layer", "stem", "--html", page)
+    assert ended.status == 0, ended.err
+    assert "stem (conv2d)" in ended.out
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "classifier" in text, "all of the report, whichever layers are printed"
+    ended = hwq(capsys, "explain", folder / "demo.hwq", "--html", tmp_path / "no" / "page.html")
+    assert (ended.status, ended.sentence[:12]) == (1, "cannot write")
+
+
 # targets
 
 
@@ -231,7 +262,7 @@ def test_probe_writes_a_target_file(capsys: Capture, monkeypatch: pytest.MonkeyP
 def test_every_command_has_help(capsys: Capture) -> None:
     ended = hwq(capsys, "--help")
     names = re.findall(r"^  (\w+) +\w", ended.out.split("Commands:")[1], re.MULTILINE)
-    assert names == ["demo", "compile", "plan", "run", "bench", "explain", "targets"]
+    assert names == ["demo", "compile", "plan", "explore", "run", "bench", "explain", "targets"]
     for name in names:
         ended = hwq(capsys, name, "--help")
         assert ended.status == 0

@@ -58,7 +58,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
             *("study", "choose", "memory_plan", "library", "artifact", "deliver"),
         ),
     ),
-    ("whole", None, ("compiler", "demo", "report")),
+    ("whole", None, ("compiler", "explore", "demo", "report", "page")),
     ("face", None, ("__init__",)),
     ("shell", None, ("shell", "cli")),
 )

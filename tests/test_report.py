@@ -115,7 +115,8 @@ def test_figures_are_those_of_the_report() -> None:
     for value in (seconds(measured["latency_s"]), size(measured["weight_bytes"]), percent(accuracy["score"])):
         assert value in text
     for name, one in demo_artifact().report["alternatives"].items():
-        line = next(line for line in text.splitlines() if line.strip().startswith(name))
+        named = "the proposal" if name == "chosen" else name
+        line = next(line for line in text.splitlines() if line.strip().startswith(named))
         assert seconds(one["latency_s"]) in line
     reason, times = demo_artifact().report["verdict"].rsplit(": ", 1)
     assert f"taken: {reason}\n" in text
@@ -137,7 +138,7 @@ def test_a_score_of_the_user_s_is_no_percentage() -> None:
 def test_a_report_of_little_is_shown() -> None:
     """A plan built without samples has no accuracy, no loss and nothing to compare with."""
     bare = copy.deepcopy(demo_artifact().report)
-    del bare["alternatives"], bare["verdict"], bare["measured"]["accuracy"]
+    del bare["alternatives"], bare["verdict"], bare["measured"]["accuracy"], bare["certificate"]
     bare["measured"] |= {"conversions": 0, "drop": None}
     bare["layers"] = [{**row, "loss": None} for row in bare["layers"]]
     text = printed(report.show, bare)
@@ -152,6 +153,75 @@ def test_explain_gives_the_reason_of_the_layers_asked_for() -> None:
     assert rows["stem"]["why"] in text
     assert "classifier" not in text
     assert all(name in printed(report.explain, demo_artifact().report, ()) for name in rows)
+
+
+def test_a_layer_is_told_what_else_it_could_do() -> None:
+    artifact = demo_artifact().report
+    whole = artifact["predicted"]
+    row = {
+        "why": "w8a8: so",
+        "shares": {"latency_s": 0.1, "weight_bytes": 0.25, "loss": 0.5},
+        "cheaper": {"scheme": "w4a8", "saves_s": -2e-6, "saves_bytes": 1500, "adds_loss": 1e-3},
+        "forced": {
+            "latency_s": 1.1 * whole["latency_s"],
+            "weight_bytes": whole["weight_bytes"],
+            "loss": 0.25,
+            "changed": 1,
+        },
+    }
+    told = report.sentences(row, artifact)
+    assert told[:3] == [
+        "w8a8: so",
+        "holds 10.0% of the time, 25.0% of the bytes, 50.0% of the loss",
+        "next cheaper: w4a8 saves 1.50 kB, takes 2.00 us more and adds 1.0e-03 of loss, all else as it is",
+    ]
+    assert told[3].startswith(f"forced to w4a8, the rest chosen anew: {seconds(1.1 * whole['latency_s'])} (+10.0%), ")
+    assert told[3].endswith(f"(+0.0%), loss 2.5e-01 instead of {whole['loss']:.1e}; 1 layer otherwise than now")
+    assert len(report.sentences({**row, "forced": None}, artifact)) == 3
+    assert report.sentences({"why": "w8a8: so"}, artifact) == ["w8a8: so"]
+
+
+def test_the_certificate_is_told() -> None:
+    artifact = copy.deepcopy(demo_artifact().report)
+    artifact["certificate"] |= {
+        "latency_s": {"predicted": 1e-3, "measured": 2e-3, "interval": [5e-4, 1.5e-3], "inside": False},
+        "drop": {"predicted": 0.01, "measured": 0.02, "interval": [0.0, 0.04], "samples": 60},
+        "sqnr_db": {"predicted": 20.0, "measured": [19.5]},
+    }
+    text = printed(report.show, artifact, width=140)
+    for line in (
+        "latency: predicted 1.00 ms (500 us to 1.50 ms), measured 2.00 ms, outside",
+        "drop: predicted 1.00%, measured 2.00% (0.00% to 4.00% by 60 samples)",
+        "SQNR: predicted 20.0 dB, measured 19.5 dB",
+    ):
+        assert line in text
+    layers = artifact["certificate"]["layers"]
+    assert f"layers: {layers['inside']} of {layers['count']} inside their intervals" in text
+    assert report.certificate_lines({}) == []
+
+
+def test_layers_that_hold_the_drop_are_named_first() -> None:
+    rows = [{"name": f"l{i}", "shares": {"loss": share}} for i, share in enumerate((0.2, 0.0, 0.5, 0.3))]
+    assert report.holders({"layers": rows}) == "l2 50%, l3 30%, l0 20%"
+    assert report.holders({"layers": rows}, most=1) == "l2 50%"
+    assert report.holders({"layers": [{"name": "a"}]}) is None
+
+
+def test_a_front_is_shown() -> None:
+    point = {
+        "latency_s": 1e-3,
+        "weight_bytes": 5000,
+        "loss": 0.01,
+        "accuracy": {"drop": 0.005, "agreement": 0.97},
+        "schemes": {"a": "w8a8", "b": "w8a8", "c": "f32"},
+        "alternatives": [{}],
+    }
+    text = printed(report.show_front, [point, {**point, "accuracy": None, "alternatives": []}])
+    rows = [line.split() for line in text.splitlines()]
+    assert ["01", "1xf32", "2xw8a8", "1.00", "ms", "5.00", "kB", "1.0e-02", "0.50%", "97.00%"] in rows
+    assert ["02", "1xf32", "2xw8a8", "1.00", "ms", "5.00", "kB", "1.0e-02", "-", "-"] in rows
+    assert "1 other plan as good" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 # Plans and targets

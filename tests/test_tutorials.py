@@ -20,7 +20,17 @@ PROMISED = {
         "agrees with float on",
         "budget-impossible: no assignment meets the budget",
         "edited plan",
-    )
+    ),
+    "02_budgets_and_fronts": (
+        "the front",
+        "the smallest takes",
+        "budget-impossible: ",
+        "latency: predicted",
+        "the loss is held by:",
+        "next cheaper:",
+        "digits.html",
+        "as explored",
+    ),
 }
 
 

@@ -1,0 +1,237 @@
+"""Explore: the front of plans over latency, size and loss, from one study of the network.
+
+Stands beside ``hwq.compile``: the same stages up to the program, which is then asked again and again. Nothing is built;
+the accuracy of each point is that of its kernels run one by one, and is kept in the work directory as it is found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hwq.arguments import check_budget
+from hwq.assign import near, pareto
+from hwq.assignment import Limits, Solution
+from hwq.choose import Choice, problem_of, run_accuracy
+from hwq.compiler import evaluated, plan_of, studied
+from hwq.errors import HwqError
+from hwq.evaluate import Evaluation
+from hwq.files import write_atomic
+from hwq.graph import ANCHORS
+from hwq.model import Model
+from hwq.plan import Plan
+from hwq.progress import Stages, silent
+from hwq.samples import LABELS, Digest
+from hwq.scheme import Budget
+from hwq.study import Study
+from hwq.target import Target
+from hwq.verify import Accuracy
+from hwq.work import Work
+
+log = logging.getLogger(__name__)
+
+POINTS = 12
+# Plans told beside each point, and how much worse than it each may be in any quantity.
+ALTERNATIVES = 1
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One plan of the front, with its accuracy on the samples (None where there are none), kernel by kernel.
+
+    alternatives: other plans that are as good in every quantity but for ``TOLERANCE``.
+    """
+
+    plan: Plan
+    accuracy: Accuracy | None
+    alternatives: tuple[Plan, ...] = ()
+
+    @property
+    def latency_s(self) -> float:
+        """Predicted seconds of a call."""
+        return self.plan.latency_s
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self.plan.weight_bytes
+
+    @property
+    def loss(self) -> float:
+        """Predicted noise of the outputs, as a part of their power."""
+        return self.plan.loss
+
+    @property
+    def drop(self) -> float | None:
+        """Accuracy lost as measured, a fraction; without labels the share of samples whose class changed."""
+        return None if self.accuracy is None else self.accuracy.drop
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures and schemes as JSON values."""
+        return {
+            "latency_s": self.latency_s,
+            "weight_bytes": self.weight_bytes,
+            "loss": self.loss,
+            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "schemes": dict(self.plan.schemes),
+            "alternatives": [
+                {
+                    "latency_s": one.latency_s,
+                    "weight_bytes": one.weight_bytes,
+                    "loss": one.loss,
+                    "schemes": {name: s for name, s in one.schemes.items() if s != self.plan.schemes[name]},
+                }
+                for one in self.alternatives
+            ],
+        }
+
+
+def explore(
+    model: Model,
+    target: Target | str | Path = "host",
+    *,
+    calibration: Any = None,
+    evaluate: Any = None,
+    budget: Budget | None = None,
+    schemes: Iterable[str] | None = None,
+    points: int = POINTS,
+    alternatives: int = ALTERNATIVES,
+    trials: int = 0,
+    work_dir: str | Path | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    observer: str = "mse",
+    measure: bool | None = None,
+    progress: Stages = silent,
+) -> tuple[Point, ...]:
+    """At most ``points`` plans of which none is beaten in predicted latency, size and loss at once, by rising latency.
+
+    budget: only plans within it; a drop is held against what is measured. alternatives: how many near-optimal plans to
+    name for each point. The other arguments as ``hwq.compile``. Each plan can be edited, saved, and built by
+    ``hwq.build``. Raises HwqError as ``hwq.compile``, "points-invalid" for less than 3 points or 0 alternatives.
+    """
+    for name, value, least in (("points", points, 3), ("alternatives", alternatives, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise HwqError("points-invalid", f"{name} is {value!r}; accepted: a whole number of at least {least}")
+    limit = check_budget(budget)
+    found, work = studied(
+        model,
+        target,
+        calibration=calibration,
+        schemes=schemes,
+        trials=trials,
+        work_dir=work_dir,
+        threads=threads,
+        seed=seed,
+        observer=observer,
+        measure=measure,
+        progress=progress,
+    )
+    evaluation = evaluated(found, evaluate, progress)
+    return front_of(found, work, evaluation, limit, points, alternatives, progress)
+
+
+def front_of(
+    found: Study,
+    work: Work,
+    evaluation: Evaluation | None,
+    budget: Budget,
+    points: int,
+    alternatives: int,
+    progress: Stages,
+) -> tuple[Point, ...]:
+    """The front of a study. Raises HwqError "budget-impossible", "evaluate-missing"."""
+    problem = problem_of(found)
+    limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
+    weighted = [layer.name for layer in found.graph.layers if layer.op in ANCHORS]
+    with progress("front") as callback:
+        front = pareto(problem, points, limits)
+        others = []
+        for done, one in enumerate(front):
+            others.append(near(problem, one, alternatives, tolerance=TOLERANCE, among=weighted, limits=limits))
+            callback(done + 1, len(front))
+    accuracies: list[Accuracy | None] = [None] * len(front)
+    if evaluation is not None:
+        with progress("accuracy") as callback:
+            for done, one in enumerate(front):
+                accuracies[done] = accuracy_of(found, work, one, evaluation)
+                callback(done + 1, len(front))
+    result = tuple(
+        Point(
+            plan=plan_of(found, Choice(solution=one)),
+            accuracy=accuracy,
+            alternatives=tuple(plan_of(found, Choice(solution=other)) for other in close),
+        )
+        for one, accuracy, close in zip(front, accuracies, others, strict=True)
+    )
+    return result if budget.drop is None else within_drop(result, budget.drop)
+
+
+def within_drop(front: Sequence[Point], most: float) -> tuple[Point, ...]:
+    """The points whose measured drop is at most this. Raises HwqError "budget-impossible", "evaluate-missing"."""
+    known = [point for point in front if point.drop is not None]
+    if not known:
+        raise HwqError(
+            "evaluate-missing",
+            "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function",
+        )
+    kept = tuple(point for point in known if point.drop is not None and point.drop <= most)
+    if not kept:
+        least = min(point.drop for point in known if point.drop is not None)
+        message = f"drop {most:.2%} is met by no point of the front: the least that one loses is {least:.2%}"
+        raise HwqError("budget-impossible", message)
+    return kept
+
+
+def accuracy_of(found: Study, work: Work, solution: Solution, evaluation: Evaluation) -> Accuracy:
+    """``run_accuracy``, or what an earlier call found of the same kernels, ranges and samples.
+
+    A user's function may have changed since, so its scores are not kept.
+    """
+    if evaluation.function is not None:
+        return run_accuracy(found, work, solution, evaluation)
+    seen = Digest()
+    seen.add(evaluation.inputs)
+    if evaluation.labels is not None:
+        seen.add({LABELS: evaluation.labels})
+    made_from = [found.model.fingerprint, found.target.fingerprint, seen.hex(), found.qparams]
+    lost = [found.losses[unit] for unit in solution.schemes.items()]
+    path = work.file("accuracy", ".json", *made_from, solution.schemes, lost)
+    known = _load(path)
+    if known is None:
+        known = run_accuracy(found, work, solution, evaluation)
+        write_atomic(path, json.dumps(asdict(known)).encode())
+    return known
+
+
+def _load(path: Path) -> Accuracy | None:
+    """What was kept; None if nothing was, or it is damaged."""
+    try:
+        row = json.loads(path.read_bytes())
+        changes = row["changes"] if row["changes"] is None else tuple(map(int, row["changes"]))
+        return Accuracy(**{**row, "sqnr_db": tuple(map(float, row["sqnr_db"])), "changes": changes})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.debug("%s is damaged (%r): the plan is run again", path, error)
+        return None
+
+
+def save_front(front: Sequence[Point], folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Write each plan to a file of its own, numbered in order: plan-01.json, ... Raises HwqError "save-failed"."""
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the folder {str(place)!r}: {error.strerror}; accepted: a writable folder"
+        raise HwqError("save-failed", message) from error
+    paths = tuple(place / f"plan-{number:02d}.json" for number in range(1, len(front) + 1))
+    for path, point in zip(paths, front, strict=True):
+        point.plan.save(path)
+    return paths
