@@ -36,7 +36,7 @@ from hwq.model import Model
 from hwq.plan import Plan
 from hwq.progress import Stages, silent
 from hwq.scheme import SCHEMES, Budget
-from hwq.study import Study, inputs_of, study, study_of_plan
+from hwq.study import Study, inputs_of, roundings_of, study, study_of_plan
 from hwq.target import Target
 from hwq.verify import Accuracy
 from hwq.work import Work, open_work
@@ -196,6 +196,7 @@ def plan_of(found: Study, choice: Choice) -> Plan:
         why=explain_choices(found, solution.schemes),
         qparams=dict(found.qparams),
         means={tensor: tuple(mean) for tensor, mean in found.means.items()},
+        roundings=roundings_of(found.roundings, solution.schemes),
     )
 
 

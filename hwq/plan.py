@@ -1,7 +1,8 @@
 """The plan: a scheme for every layer, with what was predicted and why; a JSON file made to be read and edited.
 
 One line a layer, then one line a tensor with its integer range. A user who edits it changes schemes; the predictions
-beside them are then still those of the old choice. Refused, with file, key and value: whatever does not parse.
+beside them are then still those of the old choice, and a layer in another scheme is rounded to nearest. Refused, with
+file, key and value: whatever does not parse.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Plan:
     it: one of a file of the user's has to be given again where the plan is built. threads: the worker
     threads that prices are for. layers: each layer's predicted cost and loss, where there is a prediction. why: the
     reason in words. qparams: of each tensor that an integer scheme needs. means: of each channel of the tensors that
-    weights read, where biases are corrected by them.
+    weights read, where biases are corrected by them. roundings: layer -> (scheme, text), where weights in that scheme
+    are not rounded to nearest: see ``quantize.write_rounding``.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Plan:
     why: Mapping[str, str] = field(default_factory=dict)
     qparams: Mapping[str, QParams] = field(default_factory=dict)
     means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    roundings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values; the inverse of ``from_dict``."""
@@ -61,7 +64,9 @@ class Plan:
         head = (FORMAT, self.model, self.target, self.threads, *totals)
         qparams = {name: {"scale": q.scale, "zero_point": q.zero_point} for name, q in self.qparams.items()}
         means = {name: [float(value) for value in values] for name, values in self.means.items()}
-        return {**dict(zip(_HEAD, head, strict=True)), "layers": layers, "qparams": qparams, "means": means}
+        roundings = {name: {"scheme": scheme, "text": text} for name, (scheme, text) in self.roundings.items()}
+        blocks = {"layers": layers, "qparams": qparams, "means": means, "roundings": roundings}
+        return dict(zip(_HEAD, head, strict=True)) | blocks
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "the plan") -> Plan:
@@ -69,7 +74,7 @@ class Plan:
 
         Raises HwqError "plan-invalid" (key, value, what is accepted), "scheme-unknown" for a layer's scheme.
         """
-        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means",))
+        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means", "roundings"))
         if data["format"] != FORMAT:
             _refuse(f"{source}: format", data["format"], str(FORMAT))
         layers, qparams, means = data["layers"], data["qparams"], data.get("means", {})
@@ -80,6 +85,9 @@ class Plan:
         if not isinstance(means, dict):
             _refuse(f"{source}: means", means, 'an object {"tensor": [a number for each channel, ...], ...}')
         where = {name: f"{source}: layer {name!r}" for name in layers}
+        roundings = data.get("roundings", {})
+        if not isinstance(roundings, dict):
+            _refuse(f"{source}: roundings", roundings, 'an object {"layer": {"scheme": ..., "text": ...}, ...}')
         costs = {name: _cost(layer, where[name]) for name, layer in layers.items()}
         return cls(
             model=_text(data["model"], f"{source}: model"),
@@ -93,6 +101,7 @@ class Plan:
             why={name: _text(layer.get("why", ""), f"{where[name]}: why") for name, layer in layers.items()},
             qparams={name: _qparams(value, f"{source}: qparams {name!r}") for name, value in qparams.items()},
             means={name: _means(values, f"{source}: means {name!r}") for name, values in means.items()},
+            roundings={name: _rounding(value, f"{source}: roundings {name!r}") for name, value in roundings.items()},
         )
 
     def check_layers(self, names: Collection[str]) -> None:
@@ -115,7 +124,7 @@ class Plan:
         """Write the plan as JSON, one line a layer. Raises HwqError "save-failed"; no half file stays."""
         data = self.to_dict()
         lines = [f"  {json.dumps(key)}: {json.dumps(data[key])}," for key in _HEAD]
-        blocks = [f"  {json.dumps(key)}: {_lines(data[key])}" for key in ("layers", "qparams", "means")]
+        blocks = [f"  {json.dumps(key)}: {_lines(data[key])}" for key in ("layers", "qparams", "means", "roundings")]
         write_atomic(path, "\n".join(["{", *lines, ",\n".join(blocks), "}", ""]).encode())
 
     @classmethod
@@ -228,6 +237,11 @@ def _means(values: Any, where: str) -> tuple[float, ...]:
     if not isinstance(values, list):
         _refuse(where, values, "a list of numbers")
     return tuple(_number(value, where) for value in values)
+
+
+def _rounding(value: Any, where: str) -> tuple[str, str]:
+    _check_keys(value, where, ("scheme", "text"))
+    return _scheme(value["scheme"], where), _text(value["text"], f"{where}: text")
 
 
 def _number(value: Any, where: str) -> float:

@@ -9,6 +9,10 @@ Pure NumPy. The activation side of a layer (bias at scale s_x * s_w, multipliers
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq import group_scales, numerics
+from hwq.errors import HwqError
 from hwq.graph import Graph, Layer
 from hwq.numerics import QParams
 from hwq.progress import Callback
@@ -47,28 +52,109 @@ Weights = Mapping[tuple[str, str], IntegerWeights]
 Means = Mapping[str, Sequence[float]]
 
 
-def quantize_layer(layer: Layer, scheme: str, source: QParams, mean: Sequence[float] | None = None) -> IntegerWeights:
+def quantize_layer(
+    layer: Layer, scheme: str, source: QParams, mean: Sequence[float] | None = None, rounding: str = ""
+) -> IntegerWeights:
     """Symmetric integer weights of ``layer``, a scale for each output channel (and group), at the width of ``scheme``.
 
     ``source`` are the parameters of the layer's input: no scale is so small that bias or products would leave int32.
-    mean: the input's mean of each channel; without it the bias is not corrected.
+    mean: the input's mean of each channel; without it the bias is not corrected. rounding: what ``write_rounding`` made
+    of other integers and scales; "" rounds to nearest. Raises as ``read_rounding``.
     """
     spec = SCHEMES[scheme].weight
     assert spec is not None
     assert layer.weight is not None
     bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias.astype(np.float64)
-    if spec.group_size is not None:  # the sums of a group are small, and the bias is a float
+    if rounding:
+        values, scale = read_rounding(layer, scheme, rounding)
+    elif spec.group_size is not None:  # the sums of a group are small, and the bias is a float
         values, scale = group_scales.quantize_weight(layer.weight, spec.qtype.bits, spec.group_size)
     else:
-        least = numerics.least_product_scale(layer.weight)
-        if layer.bias is not None:
-            least = np.maximum(least, numerics.least_weight_scale(layer.bias, source.scale))
-        values, scale = numerics.quantize_weight(layer.weight, spec.qtype.bits, least_scale=least)
+        values, scale = numerics.quantize_weight(
+            layer.weight, spec.qtype.bits, least_scale=least_scale(layer, scheme, source)
+        )
     found = IntegerWeights(values=values, scale=scale, bias=bias.astype(np.float32), group_size=spec.group_size)
     if mean is None:
         return found
     bias = bias + mean_error(layer, layer.weight - found.real(), mean)
     return replace(found, bias=bias.astype(np.float32))
+
+
+def least_scale(layer: Layer, scheme: str, source: QParams) -> npt.NDArray[np.float32]:
+    """The smallest scales (O,) of ``layer``'s weights with which neither products nor bias leave int32.
+
+    In groups the sums are small, and the bias is a float: there it is float32's least number.
+    """
+    assert layer.weight is not None
+    least = np.full(len(layer.weight), np.finfo(np.float32).tiny, np.float32)
+    if SCHEMES[scheme].group_size is not None:
+        return least
+    least = np.maximum(least, numerics.least_product_scale(layer.weight))
+    if layer.bias is not None:
+        least = np.maximum(least, numerics.least_weight_scale(layer.bias, source.scale))
+    return least
+
+
+def write_rounding(layer: Layer, scheme: str, values: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]) -> str:
+    """Integers and scales of ``layer`` as a text: the scales, and how far each integer is from the nearest one.
+
+    That is 0 for most and little for the rest, so the text has about two bits a weight (base64 of zlib).
+    """
+    away = values.astype(np.int64) - _nearest(layer, scheme, scale)
+    blob = scale.astype("<f4").tobytes() + away.astype(np.int8).tobytes()  # modulo 256, undone in reading
+    packer = zlib.compressobj(
+        strategy=zlib.Z_RLE
+    )  # nothing repeats but zeros: looking for more takes ten times as long
+    return base64.b64encode(packer.compress(blob) + packer.flush()).decode()
+
+
+def read_rounding(layer: Layer, scheme: str, text: str) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """The inverse of ``write_rounding``: (values, scale). Raises HwqError "plan-invalid" for any other text."""
+    assert layer.weight is not None
+    shape = _scale_shape(layer, scheme)
+    edge = 4 * math.prod(shape)
+    size = edge + layer.weight.size
+    try:
+        blob = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+        if len(blob) != size:
+            raise ValueError(f"{len(blob)} bytes instead of {size}")
+        scale = np.frombuffer(blob[:edge], "<f4").astype(np.float32).reshape(shape)
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError("scales that are not positive numbers")
+    except (binascii.Error, zlib.error, ValueError) as error:
+        message = (
+            f"the rounding of layer {layer.name!r} in {scheme} is damaged ({error}); accepted: what hwq.plan wrote"
+        )
+        raise HwqError("plan-invalid", message) from error
+    away = np.frombuffer(blob[edge:], np.int8).reshape(layer.weight.shape)
+    values = (_nearest(layer, scheme, scale) + away).astype(np.int8)
+    lowest, highest = (-127, 127) if _bits(scheme) == 8 else (-8, 7)
+    return np.clip(values, lowest, highest), scale
+
+
+def _bits(scheme: str) -> int:
+    spec = SCHEMES[scheme].weight
+    assert spec is not None
+    return spec.qtype.bits
+
+
+def _scale_shape(layer: Layer, scheme: str) -> tuple[int, ...]:
+    """(O,), or in groups (O, G)."""
+    assert layer.weight is not None
+    group = SCHEMES[scheme].group_size
+    outs, size = len(layer.weight), layer.weight[0].size
+    return (outs,) if group is None else (outs, group_scales.group_count(size, group))
+
+
+def _nearest(layer: Layer, scheme: str, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """clamp(rint(weight / scale)) in float32, which is the same everywhere."""
+    assert layer.weight is not None
+    wide = scale.reshape(len(scale), -1)
+    group = SCHEMES[scheme].group_size or layer.weight[0].size
+    flat = layer.weight.reshape(len(wide), -1)
+    steps = np.repeat(wide, group, axis=1)[:, : flat.shape[1]]
+    lowest, highest = (-127, 127) if _bits(scheme) == 8 else (-8, 7)
+    return np.asarray(np.clip(np.rint(flat / steps), lowest, highest), np.int64).reshape(layer.weight.shape)
 
 
 def mean_error(layer: Layer, error: npt.NDArray[np.float32], mean: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -91,10 +177,12 @@ def quantize_weights(
     qparams: Mapping[str, QParams],
     means: Means,
     progress: Callback = lambda done, total: None,
+    roundings: Mapping[tuple[str, str], str] | None = None,
 ) -> Weights:
     """The integer weights of every layer with weights, in every integer scheme that ``candidates`` names for it.
 
     means: the channel means of the layers' inputs; where one is missing the bias is not corrected.
+    roundings: of (layer, scheme), see ``write_rounding``; to nearest where there is none. Raises as ``read_rounding``.
     """
     jobs = [
         (layer, scheme)
@@ -106,6 +194,8 @@ def quantize_weights(
     found: dict[tuple[str, str], IntegerWeights] = {}
     for done, (layer, scheme) in enumerate(jobs):
         source = layer.inputs[0]
-        found[layer.name, scheme] = quantize_layer(layer, scheme, qparams[source], means.get(source))
+        found[layer.name, scheme] = quantize_layer(
+            layer, scheme, qparams[source], means.get(source), (roundings or {}).get((layer.name, scheme), "")
+        )
         progress(done + 1, len(jobs))
     return found

@@ -1,21 +1,19 @@
 """Study: everything a choice needs to know of one network on one machine, each stage kept in the work directory.
 
-find candidates -> calibrate -> quantize -> sensitivity -> price. The result is plain values; ``hwq.choose`` picks from
-it and ``hwq.deliver`` builds the pick. Interrupted anywhere, the same call goes on from the last whole result.
+find candidates -> calibrate -> correct -> quantize -> sensitivity -> price. The result is plain values; ``hwq.choose``
+picks from it and ``hwq.deliver`` builds the pick. Interrupted anywhere, the same call goes on from the last whole
+result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from hwq import samples as samples_of
 from hwq import sensitivity
 from hwq.cache import default_store_path
-from hwq.calibrate import choose, collect, load_means, save_means, split_activations
+from hwq.calibrate import split_activations
 from hwq.cost import op_macs, price
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels, packed_constants, resident_bytes
@@ -24,6 +22,7 @@ from hwq.lower import Program, convert_workload, layer_workload, legal_schemes, 
 from hwq.measure import measure_kernels
 from hwq.model import Model
 from hwq.numerics import QParams
+from hwq.observe import calibrated, rounded
 from hwq.observers import OBSERVERS
 from hwq.plan import Plan
 from hwq.progress import Callback, Stages
@@ -33,13 +32,11 @@ from hwq.scheme import SCHEMES, Cost, Scheme
 from hwq.store import Record
 from hwq.target import Target
 from hwq.threads import use_threads
-from hwq.ties import tied_tensors
-from hwq.work import Work, load_qparams, save_qparams
+from hwq.work import Work
 from hwq.workload import Workload
 
-# The first calibration samples are kept, to hold what is built against float. Sensitivity takes of them what this much
-# work allows (20 seconds on one core), at least four: errors of many outputs settle in few samples.
-KEPT_SAMPLES = 64
+# Sensitivity takes of the samples that are kept what this much work allows (20 seconds on one core), at least four:
+# errors of many outputs settle in few samples.
 SENSITIVITY_MACS = 0.9e12
 SENSITIVITY_SAMPLES = (4, 16)
 # For bf16 half as many are enough: its losses are about a tenth of int8's (0.01 to 0.3 of them in the layers of two
@@ -52,7 +49,8 @@ FREE = Cost(latency_s=0.0, weight_bytes=0, source="measured", interval_s=(0.0, 0
 class Study:
     """One network on one machine. candidates: layer -> schemes. losses and costs: (layer, scheme) -> value.
 
-    means: tensor -> the means of its channels. conversions: tensor -> seconds to (quantize, dequantize) it. runner: the
+    means: tensor -> the means of its channels. roundings: (layer, scheme) -> how its weights are rounded, where not to
+    nearest. conversions: tensor -> seconds to (quantize, dequantize) it. runner: the
     float network, kernel by kernel. samples: how many calibration batches there were; kept: the first of them.
     """
 
@@ -63,6 +61,7 @@ class Study:
     qparams: Mapping[str, QParams]
     means: Means
     weights: Weights
+    roundings: Mapping[tuple[str, str], str]
     kernels: KernelSet
     runner: Runner
     losses: Mapping[tuple[str, str], float]
@@ -78,6 +77,13 @@ class Study:
     def program(self, schemes: Mapping[str, str]) -> Program:
         """The network lowered with these schemes."""
         return lower(self.graph, schemes, self.qparams, self.weights, self.target, self.threads)
+
+
+def roundings_of(roundings: Mapping[tuple[str, str], str], schemes: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Those that a plan with ``schemes`` needs, as it holds them: layer -> (scheme, text)."""
+    return {
+        name: (scheme, roundings[name, scheme]) for name, scheme in schemes.items() if roundings.get((name, scheme))
+    }
 
 
 def inputs_of(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -117,11 +123,15 @@ def study(
         kernels = compile_kernels([float_program], target, work.cache, progress)
     runner = bind(float_program, kernels)
     integers = any(SCHEMES[scheme].domain == "int8" for names in candidates.values() for scheme in names)
-    qparams, means, kept, count, digest = _calibrate(
-        split, candidates, runner, work, calibration, observer, integers, stages
+    qparams, means, kept, count, digest = calibrated(
+        split, candidates, runner, work, calibration, observer, integers, inputs_of(graph), stages
     )
+    with stages("correct") as progress:
+        roundings = rounded(
+            graph, candidates, runner, qparams, work, calibration, kept, count, digest, inputs_of(graph), progress
+        )
     with stages("quantize") as progress:
-        weights = quantize_weights(graph, candidates, qparams, means, progress)
+        weights = quantize_weights(graph, candidates, qparams, means, progress, roundings)
     units = {
         (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, target, threads)
         for layer in graph.layers
@@ -141,7 +151,15 @@ def study(
             continue
         few = _sensitivity_samples(float_program, len(chosen)) // (BF16_SHARE if domain == "f32" else 1)
         journal = work.file(
-            "sensitivity", ".json", model.fingerprint, target.fingerprint, digest, observer, few, sorted(chosen)
+            "sensitivity",
+            ".json",
+            model.fingerprint,
+            target.fingerprint,
+            digest,
+            observer,
+            few,
+            sorted(chosen),
+            rounded,
         )
         with stages(stage) as progress:
             losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))
@@ -161,6 +179,7 @@ def study(
         qparams=qparams,
         means=means,
         weights=weights,
+        roundings=roundings,
         kernels=kernels,
         runner=runner,
         losses=losses,
@@ -194,7 +213,8 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
     use_threads(threads)
     float_program = lower(split_activations(graph), {}, {}, {}, target, threads)
     kernels = compile_kernels([float_program], target, work.cache, progress)
-    weights = quantize_weights(graph, candidates, plan.qparams, plan.means)
+    roundings = {(name, scheme): text for name, (scheme, text) in plan.roundings.items()}
+    weights = quantize_weights(graph, candidates, plan.qparams, plan.means, roundings=roundings)
     return Study(
         model=model,
         target=target,
@@ -203,6 +223,7 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
         qparams=plan.qparams,
         means=plan.means,
         weights=weights,
+        roundings=roundings,
         kernels=kernels,
         runner=bind(float_program, kernels),
         losses={},
@@ -218,81 +239,6 @@ def _sensitivity_samples(program: Program, units: int) -> int:
     macs = sum(op_macs(step.workload) for step in program.steps if step.workload is not None)
     least, most = SENSITIVITY_SAMPLES
     return int(min(max(SENSITIVITY_MACS / (units * macs / 2), least), most))
-
-
-def _calibrate(
-    split: Graph,
-    candidates: Mapping[str, tuple[str, ...]],
-    runner: Runner,
-    work: Work,
-    calibration: Any,
-    observer: str,
-    integers: bool,
-    stages: Stages,
-) -> tuple[dict[str, QParams], Means, tuple[Batch, ...], int, str]:
-    """(parameters of every float tensor, channel means, the first batches, how many there were, their digest)."""
-    inputs = inputs_of(split)
-    if calibration is None:
-        if any(scheme != "f32" for names in candidates.values() for scheme in names):
-            raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
-        return {}, {}, (), 0, ""
-    # What can be read twice is read first, so that a finished result is found; a generator is streamed once.
-    repeatable = isinstance(calibration, np.ndarray | Mapping | list | tuple)
-    room = max(1, KEPT_SAMPLES // (samples_of.batch_size(inputs) or 1))
-    first: tuple[Batch, ...] = ()
-    digest, total = "", None
-    if repeatable or not integers:
-        first, digest, total = _read(samples_of.stream(calibration, inputs), room)
-    if not integers:
-        return {}, {}, first, total or 0, digest
-    tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
-    needed = frozenset(
-        tensor
-        for layer in split.layers
-        if any(SCHEMES[scheme].domain == "int8" for scheme in candidates.get(layer.name, ()))
-        for tensor in (*layer.inputs, layer.output)
-    )
-    finished = work.file("ranges", ".json", sorted(tensors), sorted(needed), digest, observer)
-    finished_means = work.file("means", ".json", sorted(tensors), digest)
-    known = load_qparams(finished, tensors) if repeatable else None
-    known_means = load_means(finished_means) if known is not None else None
-    if known is not None and known_means is not None:
-        return known, known_means, first, total or 0, digest
-    kept: list[Batch] = []
-    streamed = samples_of.Digest()
-    count = 0
-
-    def watched() -> Iterable[Batch]:
-        nonlocal count
-        for batch in samples_of.stream(calibration, inputs):
-            streamed.add(batch)
-            count += 1
-            if len(kept) < room:
-                kept.append(batch)
-            yield batch
-
-    checkpoint = work.file("statistics", ".npz", sorted(tensors), digest) if repeatable else None
-    with stages("calibrate") as progress:
-        seen = collect(runner, tensors, watched(), total, checkpoint, progress)
-    qparams, means = choose(seen.histograms, tied_tensors(split), observer, needed), seen.means()
-    if repeatable:
-        save_means(finished_means, means)
-        save_qparams(finished, qparams)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    return qparams, means, tuple(kept), count, streamed.hex()
-
-
-def _read(batches: Iterable[Batch], room: int) -> tuple[tuple[Batch, ...], str, int]:
-    """The first ``room`` batches, the digest of all, and how many there are."""
-    kept: list[Batch] = []
-    hashed, count = samples_of.Digest(), 0
-    for batch in batches:
-        hashed.add(batch)
-        count += 1
-        if count <= room:
-            kept.append(batch)
-    return tuple(kept), hashed.hex(), count
 
 
 def _constant_bytes(programs: Sequence[Program], kernels: KernelSet) -> tuple[dict[Workload, int], dict[Workload, int]]:

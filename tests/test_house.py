@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "values",
         ("numpy", "scipy"),
         (
-            *("errors", "scheme", "numerics", "group_scales", "operators", "observers"),
+            *("errors", "scheme", "numerics", "group_scales", "operators", "observers", "rounding"),
             *("assignment", "mixed_integer", "assign", "explain"),
             *("cache", "cpu", "files", "switches", "units"),
         ),
@@ -49,13 +49,17 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         ("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
     ),
-    ("stages", None, ("calibrate", "sensitivity", "measure", "verify", "evaluate", "certificate")),
+    (
+        "stages",
+        None,
+        ("calibrate", "moments", "correct", "sensitivity", "measure", "verify", "evaluate", "certificate"),
+    ),
     (
         "assembly",
         None,
         (
             *("pipeline", "model", "work", "plan", "arguments"),
-            *("study", "choose", "memory_plan", "library", "artifact", "deliver"),
+            *("observe", "study", "choose", "memory_plan", "library", "artifact", "deliver"),
         ),
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page")),

@@ -11,9 +11,10 @@ import reference as floats
 import tiny
 
 from hwq import numerics
+from hwq.errors import HwqError
 from hwq.graph import Layer
 from hwq.numerics import QParams
-from hwq.quantize import mean_error, quantize_layer, quantize_weights
+from hwq.quantize import mean_error, quantize_layer, quantize_weights, read_rounding, write_rounding
 
 SOURCE = QParams(scale=0.02, zero_point=-128)
 LAYERS = {
@@ -141,3 +142,44 @@ def test_every_integer_candidate_is_quantized_once() -> None:
     layers = {layer.name: layer for layer in plain.layers}
     assert not np.array_equal(found["left", "w8a8"].bias, layers["left"].bias), "its input has a mean"
     np.testing.assert_array_equal(found["join", "w8a8"].bias, layers["join"].bias)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a8_g64"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_rounding_comes_back_from_its_text(name: str, scheme: str, rng: np.random.Generator) -> None:
+    """Whatever the integers and the scales; the weights are theirs, and the bias takes back their mean error."""
+    layer = LAYERS[name]
+    assert layer.weight is not None
+    plain = quantize_layer(layer, scheme, SOURCE)
+    least, most = (-127, 127) if scheme == "w8a8" else (-8, 7)
+    for values in (plain.values, rng.integers(least, most + 1, plain.values.shape).astype(np.int8)):
+        scale = (plain.scale * rng.uniform(0.5, 2.0, plain.scale.shape)).astype(np.float32)
+        text = write_rounding(layer, scheme, values, scale)
+        again = read_rounding(layer, scheme, text)
+        np.testing.assert_array_equal(again[0], values)
+        np.testing.assert_array_equal(again[1], scale)
+        mean = [0.5] * layer.input_shapes[0][-1]
+        found = quantize_layer(layer, scheme, SOURCE, mean, text)
+        np.testing.assert_array_equal(found.values, values)
+        assert found.group_size == plain.group_size
+        shift = mean_error(layer, layer.weight - found.real(), mean)
+        assert layer.bias is not None
+        np.testing.assert_array_equal(found.bias, (layer.bias.astype(np.float64) + shift).astype(np.float32))
+
+
+def test_the_nearest_integers_take_almost_nothing() -> None:
+    layer = tiny.dense("x", "y", (4096, 8))
+    plain = quantize_layer(layer, "w4a8", SOURCE)
+    assert len(write_rounding(layer, "w4a8", plain.values, plain.scale)) < 400
+
+
+def test_a_damaged_rounding_is_refused() -> None:
+    layer = LAYERS["conv"]
+    plain = quantize_layer(layer, "w4a8", SOURCE)
+    text = write_rounding(layer, "w4a8", plain.values, plain.scale)
+    negative = write_rounding(layer, "w4a8", plain.values, -plain.scale)
+    other = write_rounding(LAYERS["dense"], "w4a8", np.zeros((8, 30), np.int8), plain.scale)
+    for bad in (text[:-8], "?" + text[1:], "abc", other, negative):
+        with pytest.raises(HwqError, match="the rounding of layer 'y' in w4a8 is damaged") as caught:
+            read_rounding(layer, "w4a8", bad)
+        assert caught.value.code == "plan-invalid"

@@ -16,10 +16,11 @@ from hwq.errors import HwqError
 from hwq.execute import compile_kernels, packed_constants
 from hwq.graph import PASS_THROUGH
 from hwq.numerics import QParams
+from hwq.observe import KEPT_SAMPLES
 from hwq.plan import Plan
 from hwq.progress import Callback, silent
 from hwq.scheme import parse_schemes
-from hwq.study import KEPT_SAMPLES, Study, find_candidates, study, study_of_plan
+from hwq.study import Study, find_candidates, roundings_of, study, study_of_plan
 from hwq.target import Target
 from hwq.work import Work, open_work
 
@@ -59,6 +60,7 @@ def studied(work: Work, calibration: Any = FEW, *, schemes: list[str] | None = N
 
 def same(one: Study, other: Study) -> None:
     assert (one.candidates, one.qparams, one.means) == (other.candidates, other.qparams, other.means)
+    assert one.roundings == other.roundings
     assert (one.losses, one.samples, len(one.kept)) == (other.losses, other.samples, len(other.kept))
     assert one.costs == other.costs
     for unit, weights in one.weights.items():
@@ -120,7 +122,8 @@ def test_what_was_found_is_not_found_again(work: Work) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "at"), [("compile float", 1), ("calibrate", 4), ("quantize", 3), ("compile", 2), ("sensitivity", 40)]
+    ("stage", "at"),
+    [("compile float", 1), ("calibrate", 4), ("correct", 7), ("quantize", 3), ("compile", 2), ("sensitivity", 40)],
 )
 def test_an_interrupt_in_any_stage_leaves_a_work_directory_that_serves(stage: str, at: int, work: Work) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -207,6 +210,7 @@ def plan_of(found: Study, schemes: dict[str, str], **changed: Any) -> Plan:
         "loss": 0.0,
         "qparams": found.qparams,
         "means": found.means,
+        "roundings": roundings_of(found.roundings, schemes),
     }
     return Plan(**(values | changed))
 

@@ -1,0 +1,133 @@
+"""Observe: what the calibration samples say of a network: ranges, channel means, and how weights are best rounded.
+
+The first part of ``hwq.study``: it calls calibrate and correct and keeps what they found in the work directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwq import moments
+from hwq import samples as samples_of
+from hwq.calibrate import choose, collect, load_means, save_means
+from hwq.correct import Roundings, correct
+from hwq.errors import HwqError
+from hwq.execute import Runner
+from hwq.graph import Graph, Layer
+from hwq.numerics import QParams
+from hwq.progress import Callback, Stages
+from hwq.quantize import Means
+from hwq.samples import Batch, Inputs
+from hwq.scheme import SCHEMES
+from hwq.ties import tied_tensors
+from hwq.work import Work, load_qparams, save_qparams
+
+# The first calibration samples are kept, to hold what is built against float and to measure sensitivity.
+KEPT_SAMPLES = 64
+
+
+def calibrated(
+    split: Graph,
+    candidates: Mapping[str, tuple[str, ...]],
+    runner: Runner,
+    work: Work,
+    calibration: Any,
+    observer: str,
+    integers: bool,
+    inputs: Inputs,
+    stages: Stages,
+) -> tuple[dict[str, QParams], Means, tuple[Batch, ...], int, str]:
+    """(parameters of every float tensor, channel means, the first batches, how many there were, their digest)."""
+    if calibration is None:
+        if any(scheme != "f32" for names in candidates.values() for scheme in names):
+            raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
+        return {}, {}, (), 0, ""
+    # What can be read twice is read first, so that a finished result is found; a generator is streamed once.
+    repeatable = isinstance(calibration, np.ndarray | Mapping | list | tuple)
+    room = max(1, KEPT_SAMPLES // (samples_of.batch_size(inputs) or 1))
+    first: tuple[Batch, ...] = ()
+    digest, total = "", None
+    if repeatable or not integers:
+        first, digest, total = _read(samples_of.stream(calibration, inputs), room)
+    if not integers:
+        return {}, {}, first, total or 0, digest
+    tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
+    needed = frozenset(
+        tensor
+        for layer in split.layers
+        if any(SCHEMES[scheme].domain == "int8" for scheme in candidates.get(layer.name, ()))
+        for tensor in (*layer.inputs, layer.output)
+    )
+    finished = work.file("ranges", ".json", sorted(tensors), sorted(needed), digest, observer)
+    finished_means = work.file("means", ".json", sorted(tensors), digest)
+    known = load_qparams(finished, tensors) if repeatable else None
+    known_means = load_means(finished_means) if known is not None else None
+    if known is not None and known_means is not None:
+        return known, known_means, first, total or 0, digest
+    kept: list[Batch] = []
+    streamed = samples_of.Digest()
+    count = 0
+
+    def watched() -> Iterable[Batch]:
+        nonlocal count
+        for batch in samples_of.stream(calibration, inputs):
+            streamed.add(batch)
+            count += 1
+            if len(kept) < room:
+                kept.append(batch)
+            yield batch
+
+    checkpoint = work.file("statistics", ".npz", sorted(tensors), digest) if repeatable else None
+    with stages("calibrate") as progress:
+        seen = collect(runner, tensors, watched(), total, checkpoint, progress)
+    qparams, means = choose(seen.histograms, tied_tensors(split), observer, needed), seen.means()
+    if repeatable:
+        save_means(finished_means, means)
+        save_qparams(finished, qparams)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return qparams, means, tuple(kept), count, streamed.hex()
+
+
+def rounded(
+    graph: Graph,
+    candidates: Mapping[str, tuple[str, ...]],
+    runner: Runner,
+    qparams: Mapping[str, QParams],
+    work: Work,
+    calibration: Any,
+    kept: Sequence[Batch],
+    count: int,
+    digest: str,
+    inputs: Inputs,
+    progress: Callback,
+) -> Roundings:
+    """How weights are best rounded, by all samples that can be read again; those of a generator only as far as kept."""
+    again = isinstance(calibration, np.ndarray | Mapping | list | tuple)
+    total = count if again else len(kept)
+
+    def gather(layers: Sequence[Layer], progress: Callback) -> Mapping[str, moments.Moments]:
+        batches = samples_of.stream(calibration, inputs) if again else kept
+        return moments.collect(runner, layers, qparams, batches, total, progress)
+
+    def journal(layer: Layer, schemes: Sequence[str]) -> Path:
+        q = qparams[layer.inputs[0]]
+        return work.file("rounding", ".json", layer.name, schemes, digest, total, q.scale, q.zero_point)
+
+    return correct(graph, candidates, qparams, gather, journal, progress)
+
+
+def _read(batches: Iterable[Batch], room: int) -> tuple[tuple[Batch, ...], str, int]:
+    """The first ``room`` batches, the digest of all, and how many there are."""
+    kept: list[Batch] = []
+    hashed, count = samples_of.Digest(), 0
+    for batch in batches:
+        hashed.add(batch)
+        count += 1
+        if count <= room:
+            kept.append(batch)
+    return tuple(kept), hashed.hex(), count
