@@ -26,6 +26,7 @@ from tvm.s_tir import Schedule
 from hwq import group_scales
 from hwq.schedules import epilogue as ep
 from hwq.schedules.generic import common
+from hwq.schedules.x86 import dense
 from hwq.schedules.x86.dense import (
     MOST_VECTORS,
     UNPACK_CYCLES,
@@ -50,30 +51,10 @@ MOST_ROWS, PART_CYCLES = 8, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One kernel: what it computes, in which form and tile: ``rows`` x ``vectors`` of ``lanes`` channels.
+class Plan(dense.Plan):
+    """One kernel, as in ``dense``. group: inputs of a group."""
 
-    group: inputs of a group. count: the rows there are.
-    """
-
-    workload: Workload
-    form: Form
     group: int
-    count: int
-    inputs: int
-    channels: int
-    rows: int
-    vectors: int
-    lanes: int
-
-    @property
-    def blocks(self) -> int:
-        return math.ceil(self.channels / (self.vectors * self.lanes))
-
-    @property
-    def tiles(self) -> int:
-        """Tiles below each other, the last perhaps beyond the real rows."""
-        return math.ceil(self.count / self.rows)
 
     @property
     def groups(self) -> int:
@@ -85,18 +66,13 @@ class Plan:
         return self.group // self.form.r // 2
 
     @property
+    def steps(self) -> int:
+        """Vectors of weights that a vector of sums takes, of whole groups."""
+        return 2 * self.groups * self.pairs
+
+    @property
     def crowded(self) -> bool:
-        return crowd(self.rows, self.groups * self.group * self.form.item_bytes)
-
-    @property
-    def copied(self) -> bool:
-        whole = self.groups * self.group == self.inputs and self.tiles * self.rows == self.count
-        return self.form.act != self.form.stored or not whole or self.crowded
-
-    @property
-    def staged(self) -> bool:
-        """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
-        return not self.workload.activation.clamps
+        return crowd(self.rows, self.steps * self.form.r * self.form.item_bytes)
 
 
 def make_plan(workload: Workload, found: Form, group: int) -> Plan:

@@ -215,10 +215,10 @@ def test_threads_share_out_the_work(scheme: str, rng: np.random.Generator) -> No
         assert "T.parallel" in kernel.func.script()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, "bf16"])
 def test_one_parallel_loop_where_rows_share_out_evenly(scheme: str, rng: np.random.Generator) -> None:
     """Each thread copies its own rows, padding and halo included."""
-    target = tier("x86-avx2")
+    target = tier(BF16_TIER if scheme == "bf16" else "x86-avx2")
     workload = anchor("conv2d", scheme, (1, 48, 33, 32), 64, **SQUARE, parallel=2)
     assert str(check_anchor(apply, workload, target, rng).func).count("T.parallel") == 1
 

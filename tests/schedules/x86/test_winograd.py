@@ -22,6 +22,8 @@ from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 NAMES = ("x86-avx512-vnni", "x86-avx-vnni", "x86-avx2")
+# Where weights are expanded from int4, and bands shared out to threads, AVX-VNNI does as AVX2.
+APART = ("x86-avx512-vnni", "x86-avx2")
 SAME = (1, 1, 1, 1)
 # name: (input shape, output channels, the rest of ``anchor``)
 CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
@@ -84,7 +86,7 @@ def test_equals_the_reference(name: str, case: str, rng: np.random.Generator) ->
 
 
 @pytest.mark.parametrize("case", ["residual", "lopsided", "table"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", APART)
 def test_nibbles_equal_the_reference(name: str, case: str, rng: np.random.Generator) -> None:
     workload, target = make("w4a8", case), tier(name)
     check(workload, target, make_arguments(workload, target, rng))
@@ -130,7 +132,7 @@ def test_activations_may_be_stored_signed(rng: np.random.Generator) -> None:
     check(workload, target, make_arguments(workload, target, rng))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", APART)
 def test_threads_share_out_the_blocks(name: str, rng: np.random.Generator) -> None:
     target = tier(name)
     for shape, out_c in (((1, 33, 33, 32), 128), ((3, 14, 14, 64), 40)):
