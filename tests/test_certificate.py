@@ -80,9 +80,9 @@ def test_scores_of_a_function_have_no_interval() -> None:
 
 @pytest.mark.parametrize("loss", [1e-3, 1e-2, 5e-2])
 def test_predicted_drop_is_what_such_noise_does(rng: np.random.Generator, loss: float) -> None:
-    """Two classes, where no third one can win: the prediction is the mean of what drawn noise does."""
-    outputs = rng.standard_normal((500, 2)).astype(np.float32)
-    labels = np.where(rng.random(500) < 0.9, outputs.argmax(axis=1), 1 - outputs.argmax(axis=1))
+    """The prediction is the mean of what drawn noise does."""
+    outputs = rng.standard_normal((500, 5)).astype(np.float32)
+    labels = np.where(rng.random(500) < 0.9, outputs.argmax(axis=1), rng.integers(0, 5, 500))
     spread = math.sqrt(loss * float(np.square(outputs).mean()))
     changed, lost = [], []
     for _ in range(400):
@@ -98,7 +98,8 @@ def test_predicted_drop_is_what_such_noise_does(rng: np.random.Generator, loss: 
 
 def test_no_noise_loses_nothing_and_only_classes_can_be_lost() -> None:
     outputs = np.array([[1.0, 0.0], [0.5, 0.5]])
-    assert predicted_drop(outputs, None, 0.0) == 0.0
+    assert predicted_drop(outputs, None, 0.0) == predicted_drop(np.zeros((2, 3)), None, 0.1) == 0.0
+    assert predicted_drop(outputs, np.array([1, 0]), 0.0) == 0.0
     assert predicted_drop(outputs[:, :1], None, 0.1) is None
     assert predicted_drop(outputs[0], None, 0.1) is None
 
