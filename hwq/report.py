@@ -208,7 +208,7 @@ def certificate_lines(report: Mapping[str, Any]) -> list[str]:
     low, high = one["interval"]
     lines = [
         f"latency: predicted {seconds(one['predicted'])} ({seconds(low)} to {seconds(high)}), measured "
-        f"{seconds(one['measured'])}, {'inside' if one['inside'] else 'outside'}"
+        f"{seconds(one['measured'])}{_held(one['inside'])}"
     ]
     if layers["count"]:
         worst = "" if layers["worst"] is None else f", the farthest {layers['worst']}"
@@ -221,12 +221,17 @@ def certificate_lines(report: Mapping[str, Any]) -> list[str]:
         expected = "" if drop["predicted"] is None else f"predicted {percent(drop['predicted'])}, "
         lines.append(
             f"drop: {expected}measured {percent(drop['measured'])} ({percent(low)} to {percent(high)} by "
-            f"{count(drop['samples'], 'sample')})"
+            f"{count(drop['samples'], 'sample')}){_held(drop['inside'])}"
         )
     if found["sqnr_db"] is not None:
         noise = found["sqnr_db"]
         lines.append(f"SQNR: predicted {noise['predicted']:.1f} dB, measured {decibels(noise['measured'])}")
     return lines
+
+
+def _held(inside: bool | None) -> str:
+    """Whether predicted and measured agree within the interval; nothing where it cannot be said."""
+    return "" if inside is None else ", inside" if inside else ", outside"
 
 
 def holders(report: Mapping[str, Any], most: int = 5) -> str | None:

@@ -185,13 +185,13 @@ def test_the_certificate_is_told() -> None:
     artifact = copy.deepcopy(demo_artifact().report)
     artifact["certificate"] |= {
         "latency_s": {"predicted": 1e-3, "measured": 2e-3, "interval": [5e-4, 1.5e-3], "inside": False},
-        "drop": {"predicted": 0.01, "measured": 0.02, "interval": [0.0, 0.04], "samples": 60},
+        "drop": {"predicted": 0.01, "measured": 0.02, "interval": [0.0, 0.04], "samples": 60, "inside": True},
         "sqnr_db": {"predicted": 20.0, "measured": [19.5]},
     }
     text = printed(report.show, artifact, width=140)
     for line in (
         "latency: predicted 1.00 ms (500 us to 1.50 ms), measured 2.00 ms, outside",
-        "drop: predicted 1.00%, measured 2.00% (0.00% to 4.00% by 60 samples)",
+        "drop: predicted 1.00%, measured 2.00% (0.00% to 4.00% by 60 samples), inside",
         "SQNR: predicted 20.0 dB, measured 19.5 dB",
     ):
         assert line in text
