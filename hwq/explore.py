@@ -28,7 +28,7 @@ from hwq.plan import Plan
 from hwq.progress import Stages, silent
 from hwq.samples import LABELS, Digest
 from hwq.scheme import Budget
-from hwq.study import Study
+from hwq.study import Study, roundings_of
 from hwq.target import Target
 from hwq.verify import Accuracy
 from hwq.work import Work
@@ -202,7 +202,8 @@ def accuracy_of(found: Study, work: Work, solution: Solution, evaluation: Evalua
         seen.add({LABELS: evaluation.labels})
     made_from = [found.model.fingerprint, found.target.fingerprint, seen.hex(), found.qparams]
     lost = [found.losses[unit] for unit in solution.schemes.items()]
-    path = work.file("accuracy", ".json", *made_from, solution.schemes, lost)
+    weights = roundings_of(found.roundings, solution.schemes)
+    path = work.file("accuracy", ".json", *made_from, solution.schemes, weights, lost)
     known = _load(path)
     if known is None:
         known = run_accuracy(found, work, solution, evaluation)

@@ -159,7 +159,7 @@ def study(
             observer,
             few,
             sorted(chosen),
-            rounded,
+            sorted((*unit, text) for unit, text in roundings.items()),
         )
         with stages(stage) as progress:
             losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))

@@ -41,8 +41,14 @@ class Work:
     def file(self, stage: str, suffix: str, *parts: Any) -> Path:
         """Where ``stage`` keeps the result of the inputs ``parts``."""
         known = [RESULTS, tool_versions(), *parts]
-        key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(known, sort_keys=True, default=_text).encode()).hexdigest()[:16]
         return self.stages / f"{stage}-{key}{suffix}"
+
+
+def _text(value: Any) -> str:
+    """A value of the project's own types as text, which is the same in every process: a function's is not."""
+    assert not callable(value), f"{value!r} is no input of a stage"
+    return str(value)
 
 
 def open_work(fingerprint: str, name: str, work_dir: str | Path | None) -> Work:

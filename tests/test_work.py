@@ -72,6 +72,14 @@ def test_results_are_kept_under_what_went_in(tmp_path: Path) -> None:
     assert path not in {work.file("ranges", ".json", *parts) for parts in others}
 
 
+def test_what_differs_from_process_to_process_is_no_key(tmp_path: Path) -> None:
+    """A function's text is its address: what was kept under it would never be found again."""
+    work = open_work(MINE, "net", tmp_path)
+    with pytest.raises(AssertionError, match="is no input of a stage"):
+        work.file("ranges", ".json", open_work)
+    assert work.file("ranges", ".json", QPARAMS) == work.file("ranges", ".json", dict(QPARAMS))
+
+
 def test_parameters_come_back_exactly(tmp_path: Path) -> None:
     odd = {"x": QParams(scale=float.fromhex("0x1.99999ap-4"), zero_point=7)}  # a float32, as all scales are
     save_qparams(tmp_path / "ranges.json", QPARAMS | odd)
