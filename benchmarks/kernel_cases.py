@@ -214,8 +214,11 @@ def schemes_of(case: Case, target: Target) -> tuple[str, ...]:
     return able if case.op in ANCHORS else tuple(scheme for scheme in able if scheme in ("f32", "w8a8"))
 
 
-def program_of(case: Case, scheme: str, target: Target, threads: int) -> tuple[Program, Step]:
-    """A network of this one layer in ``scheme``, and the layer's step in it; made-up weights, bytes in and out."""
+def program_of(case: Case, scheme: str, target: Target, threads: int, *, direct: bool = False) -> tuple[Program, Step]:
+    """A network of this one layer in ``scheme``, and the layer's step in it; made-up weights, bytes in and out.
+
+    direct: an integer layer that can writes float out itself.
+    """
     if case.op in CONVERSIONS:
         return _conversion(case, target, threads)
     rng = np.random.default_rng(0)
@@ -244,7 +247,7 @@ def program_of(case: Case, scheme: str, target: Target, threads: int) -> tuple[P
     weights: dict[tuple[str, str], IntegerWeights] = {}
     if weight is not None and SCHEMES[scheme].domain == "int8":
         weights[NAME, scheme] = quantize_layer(layer, scheme, same)
-    program = lower(graph, {NAME: scheme}, dict.fromkeys(shapes, same), weights, target, threads, direct=False)
+    program = lower(graph, {NAME: scheme}, dict.fromkeys(shapes, same), weights, target, threads, direct)
     (step,) = (step for step in program.steps if step.name == NAME)
     return program, step
 

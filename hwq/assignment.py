@@ -25,7 +25,8 @@ class Border:
     producer: a layer, or None for a network input, which is f32. consumers: layers; ``output`` if the caller, who wants
     f32, reads it too. An f32 tensor with an int8 consumer pays ``quantize_s`` once; an int8 tensor with an f32 consumer
     pays ``dequantize_s`` once. Neither is negative. ``direct_s``, of either sign, is paid instead of the latter where
-    it is given and nobody wants int8: the producer then writes float itself.
+    it is given and nobody wants int8: the producer then writes float itself. ``moved_s``, of either sign, is paid
+    instead of ``quantize_s`` where it is given and nobody wants f32: the conversion then does the producer's work too.
     """
 
     tensor: str
@@ -35,6 +36,7 @@ class Border:
     quantize_s: float = 0.0
     dequantize_s: float = 0.0
     direct_s: float | None = None
+    moved_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,8 @@ def conversion_s(border: Border, schemes: Mapping[str, str]) -> float:
     """What the conversions of one tensor take under ``schemes``."""
     integer = [SCHEMES[schemes[layer]].domain == "int8" for layer in border.consumers]
     if border.producer is None or SCHEMES[schemes[border.producer]].domain == "f32":
+        if border.moved_s is not None and integer and all(integer) and not border.output:
+            return border.moved_s
         return border.quantize_s if any(integer) else 0.0
     if all(integer) and not border.output:
         return 0.0

@@ -15,12 +15,10 @@ from dataclasses import dataclass, replace
 
 from hwq.assign import assign
 from hwq.assignment import Border, Limits, Problem, Solution, by_layer
-from hwq.cost import float_output_s
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation, float_call, judge
 from hwq.execute import bind, compile_kernels, quiet
 from hwq.graph import ANCHORS
-from hwq.lower import layer_workload, writes_float
 from hwq.progress import Callback
 from hwq.scheme import SCHEMES, Budget, Candidate
 from hwq.study import Study, inputs_of
@@ -62,7 +60,7 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
             continue
         maker = makers.get(tensor)
         quantize_s, dequantize_s = study.conversions[tensor]
-        integer = None if maker is None or not writes_float(maker) else layer_workload(maker, "w8a8", "int8", 1)
+        moved_s = study.moved_s.get(tensor)
         borders.append(
             Border(
                 tensor=tensor,
@@ -71,7 +69,10 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
                 output=tensor in study.graph.outputs,
                 quantize_s=quantize_s,
                 dequantize_s=dequantize_s,
-                direct_s=None if integer is None else float_output_s(integer, study.target, study.threads),
+                direct_s=study.direct_s.get(tensor),
+                moved_s=None
+                if moved_s is None or maker is None
+                else moved_s - study.costs[maker.name, "f32"].latency_s,
             )
         )
     return Problem(candidates=candidates, borders=tuple(borders), ties=passing_units(study.graph))
@@ -208,4 +209,4 @@ def wants_bytes(budget: Budget) -> bool:
 
 
 def _most_s(border: Border) -> float:
-    return border.quantize_s + border.dequantize_s + abs(border.direct_s or 0.0)
+    return border.quantize_s + border.dequantize_s + abs(border.direct_s or 0.0) + abs(border.moved_s or 0.0)

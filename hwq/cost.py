@@ -9,6 +9,10 @@ machine, or by rates from a manual, it is a guess, and the interval says so. A m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from hwq.graph import ANCHORS
 from hwq.group_scales import group_count
@@ -20,10 +24,14 @@ from hwq.workload import Workload
 # One call of a kernel from a network's "main", with what the kernel does on entry. Measured on Zen 4: networks of 40
 # and 160 different kernels, of eight additions each, differ by 9 ns a kernel; by 7 where all call the same one.
 CALL_OVERHEAD_S = 9e-9
+# Weights of so few bytes are read where they are before it is felt where they were.
+SMALL_WEIGHTS_BYTES = 32_000
 # How much faster (a core with two multiply ports where the file's has one) and slower than the file's rates a kernel
 # may well be on a machine that the file fits.
 FASTER = 2.0
 SLOWER = 4.0
+# Between sums of networks this factor apart a fit tells what every call costs from what all kernels take more.
+APART = 1.5
 # An exponential or a tanh in float is a polynomial and a division: so many multiply-adds an element.
 _TRANSCENDENTAL_MACS = 20
 _TRANSCENDENTAL = ("sigmoid", "silu", "tanh", "gelu")
@@ -80,11 +88,11 @@ def price_roofline(workload: Workload, target: Target, threads: int = 1) -> Cost
     The interval's upper end lets the kernel be ``SLOWER`` and find nothing in any cache, as the first call does.
     """
     workers = max(1, min(threads, target.cores))
-    compute_s = _compute_s(workload, target) / workers
+    arithmetic_s = compute_s(workload, target) / workers
     total = moved_bytes(workload)
     overhead_s = CALL_OVERHEAD_S + (target.parallel_overhead_s if workers > 1 else 0.0)
-    latency_s = max(compute_s, total / _bytes_per_s(total, target, workers)) + overhead_s
-    slowest_s = max(SLOWER * compute_s, total / target.memory_bytes_per_s) + overhead_s
+    latency_s = max(arithmetic_s, total / bytes_per_s(total, target, workers)) + overhead_s
+    slowest_s = max(SLOWER * arithmetic_s, total / target.memory_bytes_per_s) + overhead_s
     interval_s = (latency_s / FASTER, max(slowest_s, latency_s))
     return Cost(latency_s=latency_s, weight_bytes=weight_bytes(workload), source="roofline", interval_s=interval_s)
 
@@ -96,13 +104,17 @@ def float_output_s(workload: Workload, target: Target, threads: int = 1) -> floa
     """
     more = 3 * math.prod(workload.output_shape)
     workers = max(1, min(threads, target.cores))
-    return more / _bytes_per_s(moved_bytes(workload) + more, target, workers)
+    return more / bytes_per_s(moved_bytes(workload) + more, target, workers)
 
 
-def price(workload: Workload, target: Target, threads: int = 1, record: Record | None = None) -> Cost:
-    """What ``workload`` costs: as measured if there is a record of it on this target, else the roofline."""
+def price(
+    workload: Workload, target: Target, threads: int = 1, record: Record | None = None, learned: Cost | None = None
+) -> Cost:
+    """What ``workload`` costs: as measured if there is a record of it on this target, else as ``learned`` from others
+    (``hwq.learned_price``), else the roofline.
+    """
     if record is None:
-        return price_roofline(workload, target, threads)
+        return learned or price_roofline(workload, target, threads)
     assert record.key.workload == workload.key, "a record of another workload"
     assert record.key.target == target.fingerprint, "a record of another machine"
     half = record.spread_s / 2
@@ -110,6 +122,43 @@ def price(workload: Workload, target: Target, threads: int = 1, record: Record |
     return Cost(
         latency_s=record.median_s, weight_bytes=weight_bytes(workload), source="measured", interval_s=interval_s
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeFit:
+    """What whole networks take beside the sum of their prices: t = scale * sum + offset_s.
+
+    residual: the root mean square of measured / fitted - 1 over the ``count`` networks it was fitted to.
+    """
+
+    scale: float = 1.0
+    offset_s: float = 0.0
+    residual: float = 0.0
+    count: int = 0
+
+    def whole_s(self, sum_s: float) -> float:
+        """The time of a network whose prices sum to ``sum_s``."""
+        return self.scale * sum_s + self.offset_s
+
+
+def fit_whole(pairs: Sequence[tuple[float, float]]) -> WholeFit:
+    """The fit of (summed prices, measured time of the whole), in seconds, by least squares of relative errors.
+
+    The offset is what a call costs beyond its kernels: never negative, and 0 unless there are three networks of which
+    one is ``APART`` times another, without which nothing tells it from the scale. No pairs: the sum as it is.
+    """
+    assert all(0 < value < math.inf for pair in pairs for value in pair), pairs
+    if not pairs:
+        return WholeFit()
+    sums, times = np.array(pairs, np.float64).T
+    ratios = sums / times
+    scale, offset_s = float(ratios.sum() / np.square(ratios).sum()), 0.0
+    if len(pairs) >= 3 and sums.max() >= APART * sums.min():
+        both, *_ = np.linalg.lstsq(np.stack([ratios, 1.0 / times], axis=1), np.ones(len(pairs)), rcond=None)
+        if both[0] > 0 and both[1] > 0:
+            scale, offset_s = float(both[0]), float(both[1])
+    errors = times / (scale * sums + offset_s) - 1
+    return WholeFit(scale=scale, offset_s=offset_s, residual=float(np.sqrt(np.square(errors).mean())), count=len(pairs))
 
 
 def _reduction(workload: Workload) -> int:
@@ -125,7 +174,7 @@ def _is_transcendental(workload: Workload) -> bool:
     return workload.activation.kind in _TRANSCENDENTAL
 
 
-def _compute_s(workload: Workload, target: Target) -> float:
+def compute_s(workload: Workload, target: Target) -> float:
     """Seconds of arithmetic on one core: the products, then the epilogue of every output of an anchor."""
     scheme = SCHEMES[workload.scheme]
     integer = scheme.domain == "int8"
@@ -145,7 +194,7 @@ def _compute_s(workload: Workload, target: Target) -> float:
     return cycles / target.clock_hz
 
 
-def _bytes_per_s(total: int, target: Target, workers: int) -> float:
+def bytes_per_s(total: int, target: Target, workers: int) -> float:
     """The rate at which the level that holds ``total`` bytes is read; a deeper level is never the faster one."""
     rate = target.l2_bytes_per_s * workers
     if total <= target.l2_bytes * workers:

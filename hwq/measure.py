@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from hwq.cost import SMALL_WEIGHTS_BYTES
 from hwq.execute import KernelSet, device_constants, packed_constants, quiet, resident_bytes
 from hwq.lower import Program, Step
 from hwq.progress import Callback
@@ -23,8 +26,7 @@ from hwq.workload import Workload
 REPEATS = 5
 MIN_REPEAT_MS = 2
 PASSES = 2
-# Calls with weights that are not near: which weights are worth it, and how long one figure may take.
-SMALL_WEIGHTS_BYTES = 32_000
+# Calls with weights that are not near: how long one figure may take.
 ROUND_S = 0.006
 
 
@@ -65,20 +67,21 @@ def time_step(step: Step, program: Program, kernels: KernelSet, home: str, targe
         )
         return list(timer(*first).results)
     call = kernels.function(step.workload)
-    hot_s = min(_round_s(call, [first]) for _ in range(3))
+    hot_s = min(_call_s(call, [first]) for _ in range(3))
     span = 4 * target.l2_bytes if home == "l3" else 2 * max(target.l3_bytes, 4 * target.l2_bytes)
     copies = max(2, min(-(-span // size), int(ROUND_S / hot_s)))
     turns = [first, *((*values, *device_constants(step, kernels, packed), out) for _ in range(copies - 1))]
-    _round_s(call, turns)
-    return [_round_s(call, turns) for _ in range(REPEATS)]
+    _call_s(call, turns)
+    return [_call_s(call, turns) for _ in range(REPEATS)]
 
 
-def _round_s(call: Any, turns: Sequence[tuple[Any, ...]]) -> float:
-    """Seconds a call takes, over one call with each of ``turns``."""
-    start = time.perf_counter()
+def _call_s(call: Any, turns: Sequence[tuple[Any, ...]]) -> float:
+    """Seconds a call takes: the median of one call with each of ``turns``, so that interruptions are not in it."""
+    marks = [time.perf_counter()]
     for args in turns:
         call(*args)
-    return (time.perf_counter() - start) / len(turns)
+        marks.append(time.perf_counter())
+    return statistics.median(after - before for before, after in itertools.pairwise(marks))
 
 
 def measure_kernels(

@@ -1,8 +1,9 @@
 """The mixed-integer program behind ``hwq.assign``: its columns and rows, and SciPy's HiGHS to solve it exactly.
 
-Columns: one binary for each candidate; then for each border four numbers in [0, 1]: the tensor is quantized, converted
-back, written as float by its producer, and wanted as int8 by somebody; then one for each pair: both are so. Once the
-binaries are set, the rows leave these one value each, or their cost pushes them down to it.
+Columns: one binary for each candidate; then for each border five numbers in [0, 1]: the tensor is quantized, converted
+back, written as float by its producer, wanted as int8 by somebody, and quantized by the kernel that makes it; then one
+for each pair: both are so. Once the binaries are set, the rows leave these one value each, or their cost pushes them
+down to it.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def formulate(problem: Problem, *, whole: bool = False) -> Program:
     rows: list[Row] = [({column[layer, c.scheme]: 1.0 for c in group}, 1.0, 1.0) for layer, group in groups.items()]
     latency = [c.cost.latency_s for c in problem.candidates]
     for border in problem.borders:
-        quantized, back, direct, wanted = range(len(latency), len(latency) + 4)
-        latency += [border.quantize_s, border.dequantize_s, border.direct_s or 0.0, 0.0]
-        rows += _border_rows(border, integer, quantized, back, direct, wanted)
+        quantized, back, direct, wanted, moved = range(len(latency), len(latency) + 5)
+        latency += [border.quantize_s, border.dequantize_s, border.direct_s or 0.0, 0.0, border.moved_s or 0.0]
+        rows += _border_rows(border, integer, quantized, back, direct, wanted, moved)
     for tie in problem.ties:
         rows += _tie_rows(tie, integer, groups)
     pairs: dict[int, float] = {}
@@ -94,7 +95,13 @@ def formulate(problem: Problem, *, whole: bool = False) -> Program:
 
 
 def _border_rows(
-    border: Border, integer: Mapping[str, dict[int, float]], quantized: int, back: int, direct: int, wanted: int
+    border: Border,
+    integer: Mapping[str, dict[int, float]],
+    quantized: int,
+    back: int,
+    direct: int,
+    wanted: int,
+    moved: int,
 ) -> list[Row]:
     """Rows that tie one border's columns to the domains of its layers."""
     made = integer[border.producer] if border.producer is not None else {}
@@ -102,8 +109,16 @@ def _border_rows(
     floats = [*readers, {}] if border.output else readers  # the caller is a reader that is never int8
     rows = [({**_minus(reader), wanted: 1.0}, 0.0, math.inf) for reader in readers]
     rows.append((_add({wanted: 1.0}, *(_minus(reader) for reader in readers)), -math.inf, 0.0))
-    # quantized >= wanted - made
-    rows.append((_add({quantized: 1.0, wanted: -1.0}, made), 0.0, math.inf))
+    # quantized >= wanted - made - moved
+    rows.append((_add({quantized: 1.0, wanted: -1.0, moved: 1.0}, made), 0.0, math.inf))
+    # moved may be a gain: it is 1 just where the tensor is made in float, and its readers, of whom there are, are int8
+    if border.moved_s is None or not readers:
+        rows.append(({moved: 1.0}, 0.0, 0.0))
+    else:
+        rows.append((_add({moved: 1.0}, made), -math.inf, 1.0))
+        rows += [(_add({moved: 1.0}, _minus(reader)), -math.inf, 0.0) for reader in floats]
+        if not border.output:
+            rows.append((_add({moved: 1.0}, made, *map(_minus, readers)), 1.0 - len(readers), math.inf))
     for reader in floats:
         if border.direct_s is None:  # back >= made - reader
             rows.append((_add({back: 1.0}, reader, _minus(made)), 0.0, math.inf))

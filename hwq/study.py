@@ -8,32 +8,31 @@ result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hwq import sensitivity
 from hwq.cache import default_store_path
 from hwq.calibrate import split_activations
-from hwq.cost import op_macs, price
+from hwq.cost import op_macs
 from hwq.errors import HwqError
-from hwq.execute import KernelSet, Runner, bind, compile_kernels, packed_constants, resident_bytes
-from hwq.graph import PASS_THROUGH, Graph, Shape
-from hwq.lower import Program, convert_workload, layer_workload, legal_schemes, lower
-from hwq.measure import measure_kernels
+from hwq.execute import KernelSet, Runner, bind, compile_kernels
+from hwq.graph import PASS_THROUGH, Graph
+from hwq.learned_price import known_for, refresh
+from hwq.lower import Program, legal_schemes, lower
 from hwq.model import Model
 from hwq.numerics import QParams
 from hwq.observe import calibrated, rounded
 from hwq.observers import OBSERVERS
 from hwq.plan import Plan
+from hwq.pricing import Pricer, constant_bytes, footprints_of, measured, moved_programs, price_network
 from hwq.progress import Callback, Stages
 from hwq.quantize import Means, Weights, quantize_weights
 from hwq.samples import Batch
 from hwq.scheme import SCHEMES, Cost, Scheme
-from hwq.store import Record
 from hwq.target import Target
 from hwq.threads import use_threads
 from hwq.work import Work
-from hwq.workload import Workload
 
 # Sensitivity takes of the samples that are kept what this much work allows (20 seconds on one core), at least four:
 # errors of many outputs settle in few samples.
@@ -42,7 +41,6 @@ SENSITIVITY_SAMPLES = (4, 16)
 # For bf16 half as many are enough: its losses are about a tenth of int8's (0.01 to 0.3 of them in the layers of two
 # networks), and even those of two samples were 0.5 to 1.7 times those of sixteen.
 BF16_SHARE = 2
-FREE = Cost(latency_s=0.0, weight_bytes=0, source="measured", interval_s=(0.0, 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,8 +48,8 @@ class Study:
     """One network on one machine. candidates: layer -> schemes. losses and costs: (layer, scheme) -> value.
 
     means: tensor -> the means of its channels. roundings: (layer, scheme) -> how its weights are rounded, where not to
-    nearest. conversions: tensor -> seconds to (quantize, dequantize) it. runner: the
-    float network, kernel by kernel. samples: how many calibration batches there were; kept: the first of them.
+    nearest. conversions, direct_s and moved_s: as in ``hwq.pricing.Prices``. runner: the float network, kernel by
+    kernel. samples: how many calibration batches there were; kept: the first of them.
     """
 
     model: Model
@@ -67,6 +65,8 @@ class Study:
     losses: Mapping[tuple[str, str], float]
     costs: Mapping[tuple[str, str], Cost]
     conversions: Mapping[str, tuple[float, float]]
+    direct_s: Mapping[str, float]
+    moved_s: Mapping[str, float]
     kept: tuple[Batch, ...]
     samples: int
 
@@ -137,7 +137,7 @@ def study(
         for layer in graph.layers
         for scheme in candidates[layer.name]
     }
-    programs = list(units.values())
+    programs = [*units.values(), *moved_programs(graph, candidates, target, threads)]
     with stages("compile") as progress:
         kernels = compile_kernels(programs, target, work.cache, progress, known=kernels)
     losses = dict.fromkeys(units, 0.0)
@@ -163,14 +163,22 @@ def study(
         )
         with stages(stage) as progress:
             losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))
-    packed, resident = _constant_bytes(programs, kernels)
-    records: dict[Workload, Record] = {}
+    packed, resident = constant_bytes(programs, kernels)
+    pricer = Pricer(
+        target=target,
+        threads=threads,
+        kernels=kernels,
+        footprints=footprints_of(programs, resident),
+        learned=known_for(target, work.cache),
+        records={},
+    )
     if measure:
-        footprints = _footprints(programs, resident)
         with stages("measure") as progress:
-            records = measure_kernels(programs, kernels, target, default_store_path(), threads, footprints, progress)
+            pricer = measured(pricer, programs, default_store_path(), progress)
+        with stages("learn"):
+            refresh(target, default_store_path(), work.cache)
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
-    costs = _costs(graph, candidates, target, threads, records, packed)
+    prices = price_network(graph, candidates, pricer, packed)
     return Study(
         model=model,
         target=target,
@@ -183,8 +191,10 @@ def study(
         kernels=kernels,
         runner=runner,
         losses=losses,
-        costs=costs,
-        conversions=_conversions(graph, target, threads, records),
+        costs=prices.costs,
+        conversions=prices.conversions,
+        direct_s=prices.direct_s,
+        moved_s=prices.moved_s,
         kept=kept,
         samples=count,
     )
@@ -215,6 +225,8 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
     kernels = compile_kernels([float_program], target, work.cache, progress)
     roundings = {(name, scheme): text for name, (scheme, text) in plan.roundings.items()}
     weights = quantize_weights(graph, candidates, plan.qparams, plan.means, roundings=roundings)
+    pricer = Pricer(target=target, threads=threads, kernels=kernels, footprints={}, learned=None, records={})
+    prices = price_network(graph, candidates, pricer, {})
     return Study(
         model=model,
         target=target,
@@ -227,8 +239,10 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
         kernels=kernels,
         runner=bind(float_program, kernels),
         losses={},
-        costs=_costs(graph, candidates, target, threads, {}, {}),
-        conversions=_conversions(graph, target, threads, {}),
+        costs=prices.costs,
+        conversions=prices.conversions,
+        direct_s=prices.direct_s,
+        moved_s=prices.moved_s,
         kept=(),
         samples=0,
     )
@@ -239,60 +253,3 @@ def _sensitivity_samples(program: Program, units: int) -> int:
     macs = sum(op_macs(step.workload) for step in program.steps if step.workload is not None)
     least, most = SENSITIVITY_SAMPLES
     return int(min(max(SENSITIVITY_MACS / (units * macs / 2), least), most))
-
-
-def _constant_bytes(programs: Sequence[Program], kernels: KernelSet) -> tuple[dict[Workload, int], dict[Workload, int]]:
-    """Bytes of each kernel's constants, padding included: as the artifact will hold them, and as the kernel reads."""
-    stored, resident = {}, {}
-    for step in (step for program in programs for step in program.steps if step.workload is not None):
-        assert step.workload is not None
-        packed = packed_constants(step, kernels)
-        stored[step.workload] = sum(array.nbytes for array in packed)
-        resident[step.workload] = resident_bytes(step, kernels, packed)
-    return stored, resident
-
-
-def _footprints(programs: Sequence[Program], resident: Mapping[Workload, int]) -> dict[str, int]:
-    """For each scheme the bytes of all layers' constants in it, as kernels read them."""
-    found: dict[str, int] = {}
-    for program in programs:
-        for step in program.steps:
-            if step.workload is not None:
-                found[step.workload.scheme] = found.get(step.workload.scheme, 0) + resident[step.workload]
-    return found
-
-
-def _costs(
-    graph: Graph,
-    candidates: Mapping[str, tuple[str, ...]],
-    target: Target,
-    threads: int,
-    records: Mapping[Workload, Record],
-    packed: Mapping[Workload, int],
-) -> dict[tuple[str, str], Cost]:
-    """The cost of each layer in each of its schemes: measured where there is a record, else the roofline."""
-    found = {}
-    for layer in graph.layers:
-        for scheme in candidates[layer.name]:
-            out = "float32" if SCHEMES[scheme].domain == "f32" else "int8"
-            workload = layer_workload(layer, scheme, out, threads)
-            if workload is None:
-                found[layer.name, scheme] = FREE
-                continue
-            cost = price(workload, target, threads, records.get(workload))
-            found[layer.name, scheme] = replace(cost, weight_bytes=packed.get(workload, cost.weight_bytes))
-    return found
-
-
-def _conversions(
-    graph: Graph, target: Target, threads: int, records: Mapping[Workload, Record]
-) -> dict[str, tuple[float, float]]:
-    """Seconds to (quantize, dequantize) each tensor."""
-
-    def latency_s(op: str, shape: Shape) -> float:
-        workload = convert_workload(op, shape, threads)
-        return price(workload, target, threads, records.get(workload)).latency_s
-
-    return {
-        tensor: (latency_s("quantize", shape), latency_s("dequantize", shape)) for tensor, shape in graph.shapes.items()
-    }

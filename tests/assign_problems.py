@@ -39,6 +39,7 @@ def random_problem(seed: int, layers: int) -> Problem:
                 output=bool(rng.random() < 0.3),
                 quantize_s=float(rng.uniform(0, 2)) * unit,
                 dequantize_s=float(rng.uniform(0, 2)) * unit,
+                moved_s=[None, float(rng.uniform(-1.0, 4.0)) * unit][rng.integers(0, 2)],
                 direct_s=[None, 0.0, float(rng.uniform(-1.0, 4.0)) * unit, -unit][rng.integers(0, 4)],
             )
         )

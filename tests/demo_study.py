@@ -1,4 +1,4 @@
-"""The demo network studied once for all tests: real kernels and losses, prices by roofline, so always the same."""
+"""The demo network studied once for all tests: real kernels and losses, prices as learned and not measured."""
 
 from __future__ import annotations
 

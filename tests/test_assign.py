@@ -170,6 +170,12 @@ def test_conversions_are_paid_once_and_shared() -> None:
         assert conversion_s(direct, named) == (0.25 if schemes == (i, f, f, f) else expected)
         output = replace(direct, output=True)
         assert conversion_s(output, named) == {(i, i, i, i): 2.0}.get(schemes, conversion_s(direct, named))
+        moved = replace(border, moved_s=-0.5)
+        assert conversion_s(moved, named) == expected
+        assert conversion_s(moved, {**named, "a": f}) == (
+            -0.5 if schemes[1:] == (i, i, i) else 1.0 * (i in schemes[1:])
+        )
+        assert conversion_s(replace(moved, output=True), {**named, "a": f}) == 1.0 * (i in schemes[1:])
     unread = Border(tensor="t", producer="a", consumers=(), dequantize_s=2.0)
     assert conversion_s(unread, {"a": i}) == 0.0
     assert conversion_s(replace(unread, output=True), {"a": i}) == 2.0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hwq import cost
 from hwq.graph import Activation
+from hwq.scheme import Cost
 from hwq.store import key_of, summarize
 from hwq.target import HOST_TIERS, Target
 from hwq.workload import Workload
@@ -203,3 +204,38 @@ def test_a_record_of_something_else_is_a_defect() -> None:
         cost.price(conv(size=7), VNNI, record=record)
     with pytest.raises(AssertionError, match="machine"):
         cost.price(conv(), Target.load("x86-avx2"), record=record)
+
+
+def test_a_learned_price_beats_the_roofline_and_a_record_beats_both() -> None:
+    workload = conv()
+    learned = Cost(latency_s=3.0, weight_bytes=1, source="learned", interval_s=(2.0, 4.0))
+    record = summarize(key_of(workload, "x86/conv2d:1", VNNI, "v"), [1.0])
+    assert cost.price(workload, VNNI, learned=learned) == learned
+    assert cost.price(workload, VNNI, record=record, learned=learned).source == "measured"
+
+
+# Whole networks
+
+
+@given(st.floats(0.5, 2), st.floats(0, 1e-4), st.lists(st.floats(1e-4, 1e-1), min_size=4, max_size=9))
+def test_what_follows_a_line_is_fitted_by_it(scale: float, offset_s: float, sums: list[float]) -> None:
+    found = cost.fit_whole([(one, scale * one + offset_s) for one in (*sums, 10 * max(sums))])
+    assert found.count == len(sums) + 1
+    assert found.residual < 1e-6
+    for one in sums:
+        assert found.whole_s(one) == pytest.approx(scale * one + offset_s, rel=1e-6)
+
+
+def test_few_networks_or_near_ones_fit_a_scale_alone() -> None:
+    assert cost.fit_whole([]).whole_s(3.0) == 3.0
+    one = cost.fit_whole([(1.0, 1.2)])
+    assert (one.scale, one.offset_s, one.residual) == (pytest.approx(1.2), 0.0, pytest.approx(0.0))
+    near = cost.fit_whole([(1.0, 1.2), (1.1, 1.3), (1.2, 1.2)])
+    assert near.offset_s == 0.0
+    assert 0 < near.residual < 0.2
+
+
+def test_a_call_never_costs_less_than_nothing() -> None:
+    found = cost.fit_whole([(1.0, 0.5), (2.0, 1.8), (4.0, 4.4)])
+    assert found.offset_s == 0.0
+    assert found.scale > 0

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("graph", "workload", "samples", "ties", "quantize", "reference", "progress"),
-            *("target", "target_file", "threads", "store", "cost"),
+            *("target", "target_file", "threads", "store", "cost", "boosting"),
             *("relax_tools", "onnx_prepare", "onnx_convert", "onnx_import"),
             *("passes", "layer_ops", "float_ops", "layers"),
         ),
@@ -47,7 +47,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     (
         "kernels",
         None,
-        ("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
+        (
+            *("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
+            *("price_features", "learned_price"),
+        ),
     ),
     (
         "stages",
@@ -59,7 +62,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("pipeline", "model", "work", "plan", "arguments"),
-            *("observe", "study", "choose", "memory_plan", "library", "artifact", "deliver"),
+            *("observe", "study", "pricing", "choose", "memory_plan", "library", "artifact", "deliver"),
         ),
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page")),

@@ -80,9 +80,11 @@ def test_every_candidate_is_priced_and_judged() -> None:
         sizes = [found.costs[name, scheme].weight_bytes for scheme in ("w4a8", "w8a8", "f32")]
         assert sizes == sorted(sizes)
         assert found.means.keys() >= {layer.inputs[0] for layer in found.graph.layers if layer.name == name}
-    assert {cost.source for cost in found.costs.values()} == {"roofline", "measured"}
+    assert {cost.source for cost in found.costs.values()} == {"learned", "measured"}
     assert all(cost.latency_s == 0 for cost in found.costs.values() if cost.source == "measured"), "views are free"
     assert found.conversions.keys() == found.graph.shapes.keys()
+    assert set(found.direct_s) >= {"stem"}
+    assert set(found.moved_s) == {layer.output for layer in found.graph.layers if layer.op == "transpose"}
 
 
 def test_layers_that_pass_values_through_lose_nothing_of_their_own() -> None:
