@@ -34,6 +34,8 @@ def _plan(**changed: Any) -> Plan:
         "weight_bytes": 12345,
         "loss": 0.25,
         "qparams": {"x": QParams(scale=0.05, zero_point=-128)},
+        "means": {"x": (0.5, -1.0)},
+        "roundings": {"fc": ("w4a8", "eJw=")},
     }
     return Plan(**(values | changed))
 
@@ -70,7 +72,7 @@ def test_file_comes_back_with_one_line_a_layer(tmp_path: Path) -> None:
     plan.save(path)
     text = path.read_text()
     lines = [line for line in text.splitlines() if '"scheme"' in line]
-    assert len(lines) == 3
+    assert len(lines) == 3 + len(plan.roundings)
     assert re.match(
         r' *"conv2": \{"scheme": "w8a8", "latency_s": 1.5e-05, .*"weight_bytes": 2304, "loss": 0.25', lines[1]
     )
@@ -136,6 +138,10 @@ def _set(*keys: Any) -> Any:
         (_set("qparams", "x", "scale", 0), r"qparams 'x': scale is 0\.0; accepted: a positive number"),
         (_set("qparams", "x", "zero_point", 128), r"zero_point is 128; accepted: a whole number from -128 to 127"),
         (_set("qparams", "x", "zero_point", 1.0), r"zero_point is 1\.0; accepted"),
+        (_set("means", "x", 1), r"means 'x' is 1; accepted: a list of numbers"),
+        (_set("roundings", []), r"roundings is \[\]; accepted: an object"),
+        (_set("roundings", "fc", "eJw="), r"roundings 'fc' is .*; accepted: an object with the keys scheme, text"),
+        (_set("roundings", "fc", "text", 3), r"roundings 'fc': text is 3; accepted: a text"),
     ],
 )
 def test_broken_value_is_named(change: Any, said: str) -> None:

@@ -19,6 +19,7 @@ from hwq.numerics import QParams
 from hwq.observe import KEPT_SAMPLES
 from hwq.plan import Plan
 from hwq.progress import Callback, silent
+from hwq.quantize import quantize_layer
 from hwq.scheme import parse_schemes
 from hwq.study import Study, find_candidates, roundings_of, study, study_of_plan
 from hwq.target import Target
@@ -252,3 +253,14 @@ def test_a_plan_lacking_a_range_is_refused() -> None:
     assert caught.value.code == "plan-ranges"
     floats = plan_of(found, dict.fromkeys(found.candidates, "f32"), qparams={}, means={})
     assert not study_of_plan(demo_model(), HOST, demo_work(), floats, 1, lambda done, total: None).weights
+
+
+def test_an_edited_layer_is_rounded_to_nearest_in_its_new_scheme() -> None:
+    found = demo_study()
+    name = anchors(found)[1]
+    schemes = dict.fromkeys(found.candidates, "f32") | {name: "w8a8"}
+    plan = plan_of(found, schemes, roundings={name: ("w4a8", found.roundings[name, "w4a8"])})
+    again = study_of_plan(demo_model(), HOST, demo_work(), plan, 1, lambda done, total: None)
+    (layer,) = (layer for layer in found.graph.layers if layer.name == name)
+    plain = quantize_layer(layer, "w8a8", found.qparams[layer.inputs[0]])
+    np.testing.assert_array_equal(again.weights[name, "w8a8"].values, plain.values)
