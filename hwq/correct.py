@@ -7,6 +7,13 @@ takes the mean back. Labels are not used.
 
 What wins is kept as a text (``quantize.write_rounding``): in the work directory, one file a layer, so that an
 interrupted call goes on, and in the plan. Stands after calibrate; ``quantize`` makes the weights of it.
+
+Measured on mobilenetv2 (128 calibration pictures), resnet20 and resnet32 (256), every layer alike, SQNR of the logits:
+w4a8 0.1 -> 5.8, 12.1 -> 20.8 and 14.4 -> 21.5 dB; w8a8 20.3 -> 21.8, 30.7 -> 31.2 and 30.4 -> 30.8 dB. Measured and
+not taken: the observer of each tensor by the noise that it alone makes in the outputs (against "mse" for all -0.1, -0.2
+and -1.4 dB in w8a8); biases by the means of the quantized network, layer after layer (resnet32: -0.6 dB in w8a8, -3.7
+dB in w4a8); channels of residual streams equalized (arXiv:1906.04721, section 4.1: mobilenetv2 +0.4 dB in w8a8, nothing
+in w4a8, against a network whose tensors are not the model's any more).
 """
 
 from __future__ import annotations
