@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hwq.assign import assign
-from hwq.assignment import Border, Limits, Problem, Solution, by_layer
+from hwq.assign import TIE, assign
+from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation, float_call, judge
 from hwq.execute import bind, compile_kernels, quiet
@@ -206,6 +206,31 @@ def choose(
 def wants_bytes(budget: Budget) -> bool:
     """Whether of latency, loss and bytes it is bytes that ``budget`` leaves to be minimized first."""
     return budget.drop is not None and budget.latency_s is not None and budget.weight_bytes is None
+
+
+def improved(study: Study, budget: Budget, chosen: Solution, latency_ratio: float = 1.0) -> Solution | None:
+    """What the prices of ``study`` have instead of ``chosen``, which other prices had; None if that is hardly better.
+
+    Better is faster with no more loss, or any loss where nothing limits it; within a latency, less loss. Hardly is by
+    no more than ``SLACK``.
+    """
+    if wants_bytes(budget):  # times are kept there, and bytes are no matter of prices
+        return None
+    problem = problem_of(study)
+    now = evaluate(problem, chosen.schemes)
+    limits = Limits(weight_bytes=budget.weight_bytes)
+    if budget.latency_s is not None:
+        limits = replace(limits, latency_s=budget.latency_s / latency_ratio)
+    elif budget.drop is not None:
+        limits = replace(limits, loss=now.loss * (1 + TIE))
+    elif budget.weight_bytes is None:
+        problem = replace(problem, candidates=leading(problem.candidates))
+    try:
+        found = assign(problem, limits, slack=SLACK)
+    except HwqError:  # not within the latency, by these prices
+        return None
+    goal = "loss" if budget.latency_s is not None else "latency_s"
+    return found if getattr(found, goal) < getattr(now, goal) * (1 - SLACK) else None
 
 
 def _most_s(border: Border) -> float:

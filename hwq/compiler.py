@@ -6,9 +6,8 @@ study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,14 @@ from hwq.arguments import (
 from hwq.artifact import Artifact
 from hwq.assign import assign
 from hwq.assignment import Limits, Solution
-from hwq.choose import SLACK, Choice, choose, problem_of, uniforms, wants_bytes
+from hwq.assignment import evaluate as sums
+from hwq.choose import Choice, choose, improved, problem_of, uniforms, wants_bytes
+from hwq.contest import HOPELESS, NOISE, figures, interleaved, missed, verdict, weighed
 from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, weight_bytes
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.graph import ANCHORS
+from hwq.inplace import Unit, correct, seen_s
 from hwq.lower import legal_schemes
 from hwq.model import Model
 from hwq.plan import Plan
@@ -47,14 +49,6 @@ WORTH_BUILDING = 1.25
 ROUNDS = 3
 # What a measured latency is named with when it is offered as a budget: the next measurement is not the same.
 HEADROOM = 0.1
-# Times closer than this are the same, and of those the least loss is delivered: what a proposal may give up for less
-# loss, and what the times of whole networks vary by on a machine that does other things too.
-NOISE = SLACK + 0.03
-# No noise makes up for this factor.
-HOPELESS = 2.0
-# Networks of microseconds are measured for more rounds: until so many seconds went by, or so many times the rounds.
-LEAST_S = 0.5
-MOST_ROUNDS = 8
 
 
 def compile(
@@ -235,17 +229,18 @@ def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | Non
 def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages) -> Artifact:
     """Build what the program proposes and the uniform assignments that could beat it, and deliver the best that fits.
 
-    That is the least loss among those as fast as the fastest but for ``NOISE``; among all of them under a budget of
-    latency; and there, with a budget of drop too, the least bytes. Raises HwqError "budget-impossible" where what was
-    measured misses the budget.
+    That is the least loss among those as fast as the fastest but for ``NOISE``, a drop that nobody allowed weighed in;
+    among all of them under a budget of latency; and there, with a budget of drop too, the least bytes. Raises HwqError
+    "budget-impossible" where what was measured misses the budget.
     """
     choice, artifact = _propose(found, work, budget, evaluation, progress)
-    contenders = {"chosen": artifact}
+    contenders, studies = {"chosen": artifact}, {"chosen": found}
     with progress("compare") as callback:
         others = _others(found, choice.solution)
         for done, (name, solution) in enumerate(others.items()):
-            contenders[name] = assemble(found, work, plan_of(found, Choice(solution=solution)))
+            contenders[name], studies[name] = assemble(found, work, plan_of(found, Choice(solution=solution))), found
             callback(done + 1, len(others))
+        _correct(found, work, budget, choice.solution, contenders, studies)
         times = interleaved(contenders, network_input(found))
     with progress("verify") as callback:
         accuracies: dict[str, Accuracy | None] = {}
@@ -255,22 +250,23 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
             hopeless = misses.get("chosen") == [] and times[name] > HOPELESS * times["chosen"]
             judged = not hopeless or budget.latency_s is not None
             accuracies[name] = evaluation_of.judge(evaluation, one) if evaluation is not None and judged else None
-            misses[name] = _misses(one, times[name], accuracies[name], budget)
+            misses[name] = missed(one, times[name], accuracies[name], budget)
             callback(done + 1, len(contenders))
         fitting = [name for name in contenders if not misses[name]]
         if not fitting:
             raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(misses['chosen'])}")
-        least_s = min(times[name] for name in fitting)
-        fast = [name for name in fitting if budget.latency_s is not None or times[name] <= least_s * (1 + NOISE)]
+        worth = weighed({name: times[name] for name in fitting}, accuracies, budget)
+        least_s = min(worth.values())
+        fast = [name for name in fitting if budget.latency_s is not None or worth[name] <= least_s * (1 + NOISE)]
         sizes = {name: weight_bytes(contenders[name]) if wants_bytes(budget) else 0 for name in fast}
         picked = min(fast, key=lambda name: (sizes[name], contenders[name].plan.loss, name != "chosen"))
         best = contenders[picked]
         alternatives = {
-            name: _figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
+            name: figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
         }
         limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
-        describe(found, best, times[picked], accuracies[picked], evaluation, limits)
-    best.report["verdict"] = _verdict(picked, times, misses["chosen"])
+        describe(studies[picked], best, times[picked], accuracies[picked], evaluation, limits)
+    best.report["verdict"] = verdict(picked, times, misses["chosen"])
     best.report["alternatives"] = alternatives
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
     return best
@@ -300,6 +296,40 @@ def _propose(
         # Predictions know nothing of what networks take beyond their kernels.
         ratio = max(latency_s / choice.solution.latency_s, ratio * 1.02)
     return choice, artifact
+
+
+def _correct(
+    found: Study,
+    work: Work,
+    budget: Budget,
+    chosen: Solution,
+    contenders: dict[str, Artifact],
+    studies: dict[str, Study],
+) -> None:
+    """Add to the contenders what is proposed by prices as the contenders' layers showed them, until that is stable.
+
+    Not where nothing was measured: by prices that are no measurements the same machine must give the same answer.
+    """
+    if not any(cost.source == "measured" and cost.latency_s for cost in found.costs.values()):
+        return
+    x = network_input(found)
+    seen: dict[Unit, float] = {}
+    fresh = list(contenders.values())
+    for turn in range(1, ROUNDS):
+        for unit, seconds in seen_s(found, fresh, x).items():
+            seen[unit] = min(seconds, seen.get(unit, seconds))
+        study = replace(found, costs=correct(found.costs, seen))
+        ratio = 1.0
+        if budget.latency_s is not None:
+            ratio = interleaved({"chosen": contenders["chosen"]}, x)["chosen"]
+            ratio /= sums(problem_of(study), chosen.schemes).latency_s
+        solution = improved(study, budget, chosen, ratio)
+        if solution is None or any(solution.schemes == one.plan.schemes for one in contenders.values()):
+            return
+        name = f"proposal {turn + 1}, by times in place"
+        fresh = [assemble(study, work, plan_of(study, Choice(solution=solution)))]
+        contenders[name], studies[name] = fresh[0], study
+        chosen = solution
 
 
 def _impossible(found: Study, work: Work, budget: Budget, error: HwqError) -> HwqError:
@@ -332,58 +362,4 @@ def _others(found: Study, chosen: Solution) -> dict[str, Solution]:
         for name, solution in uniforms(found).items()
         if any(solution.schemes[layer] != chosen.schemes[layer] for layer in weighted)
         and (name == "f32" or solution.latency_s <= WORTH_BUILDING * chosen.latency_s)
-    }
-
-
-def interleaved(contenders: Mapping[str, Artifact], x: Any, rounds: int = 5, runs: int = 8) -> dict[str, float]:
-    """Seconds of a call of each artifact, measured in turns so that a load on the machine falls on all.
-
-    The median of the faster half, as for single kernels: whatever else runs here only adds. What is ``HOPELESS`` times
-    slower than the fastest after a round is not run again. Rounds go on, up to ``MOST_ROUNDS`` times as many, until
-    ``LEAST_S`` were measured: a burst of other work must not be all that a fast network is judged by.
-    """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds * MOST_ROUNDS):
-        if turn >= rounds and math.fsum(value for values in times.values() for value in values) >= LEAST_S:
-            break
-        least_s = min((min(values) for values in times.values() if values), default=math.inf)
-        for name, one in contenders.items():
-            if min(times[name], default=0.0) <= HOPELESS * least_s:
-                times[name] += one.times(x, runs=runs, warm_up=2)
-    return {name: statistics.median(sorted(values)[: (len(values) + 1) // 2]) for name, values in times.items()}
-
-
-def _misses(artifact: Artifact, latency_s: float, accuracy: Accuracy | None, budget: Budget) -> list[str]:
-    """What of the budget the measured artifact misses, as sentences that name the least budget it would meet."""
-    size = weight_bytes(artifact)
-    found = []
-    if budget.latency_s is not None and latency_s > budget.latency_s:
-        found.append(f"latency is {latency_s * 1e3:.4g} ms as measured, the budget {budget.latency_s * 1e3:.4g} ms")
-    if budget.weight_bytes is not None and size > budget.weight_bytes:
-        found.append(f"weights are {size} bytes, the budget {budget.weight_bytes:.0f}")
-    drop = None if accuracy is None else accuracy.drop
-    if budget.drop is not None and (drop is None or drop > budget.drop):
-        lost = "not known" if drop is None else f"{drop:.2%}"
-        found.append(f"drop is {lost} as measured, the budget {budget.drop:.2%}")
-    return found
-
-
-def _verdict(picked: str, times: Mapping[str, float], missed: list[str]) -> str:
-    """What was delivered and why; ``missed``: what of the budget the proposal misses."""
-    others = ", ".join(f"{name} {value * 1e3:.4g} ms" for name, value in times.items() if name != picked)
-    what = "the proposal"
-    if picked != "chosen":
-        better = "faster than" if times[picked] < times["chosen"] else "as fast and with less loss than"
-        why = f"since {what} misses the budget ({'; '.join(missed)})" if missed else f"{better} {what}"
-        what = f"uniform {picked.removeprefix('all ')}, {why}"
-    return f"{what}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
-
-
-def _figures(artifact: Artifact, latency_s: float, accuracy: Accuracy | None) -> dict[str, Any]:
-    return {
-        "latency_s": latency_s,
-        "weight_bytes": weight_bytes(artifact),
-        "drop": None if accuracy is None else accuracy.drop,
-        "agreement": None if accuracy is None else accuracy.agreement,
-        "sqnr_db": None if accuracy is None else list(accuracy.sqnr_db),
     }

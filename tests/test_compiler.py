@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +11,21 @@ import pytest
 from demo_study import CALIBRATION, anchors, demo_evaluation, demo_model, demo_pictures, demo_study, demo_work, priced
 
 from hwq import compiler
+from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact
 from hwq.assignment import Solution
 from hwq.choose import choose, uniforms
-from hwq.compiler import LEAST_S, NOISE, build, compile, interleaved, plan
+from hwq.compiler import build, compile, plan
+from hwq.contest import LEAST_S, NOISE, interleaved
 from hwq.demo import load_demo
 from hwq.errors import HwqError
+from hwq.evaluate import Evaluation
 from hwq.numerics import sqnr_db
 from hwq.plan import Plan
 from hwq.progress import silent
 from hwq.scheme import Budget
 from hwq.study import Study
+from hwq.verify import Accuracy
 
 SAMPLES = load_demo()[1][:CALIBRATION]
 GIVEN: dict[str, Any] = {"calibration": SAMPLES, "threads": 1, "measure": False}
@@ -173,6 +177,45 @@ def test_a_faster_uniform_that_misses_the_budget_is_passed_over(monkeypatch: pyt
     artifact = bench.dispose(Budget(weight_bytes=0.8 * size_of("w8a8")))
     assert "w4a8" in artifact.plan.schemes.values()
     assert artifact.report["alternatives"]["all f32"]["latency_s"] == 0.5
+
+
+def test_prices_are_corrected_by_what_layers_took_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone int8 is the fastest; in the networks that were built its first layer takes longer than float's."""
+    measured = priced(demo_study(), {"f32": 10.0, "w8a8": 4.0, "w4a8": 9.0})
+    measured = replace(
+        measured, costs={unit: replace(cost, source="measured") for unit, cost in measured.costs.items()}
+    )
+    first = anchors(measured)[0]
+
+    def seen(study: Study, artifacts: Iterable[Artifact], x: Any) -> dict[tuple[str, str], float]:
+        units = {(name, scheme) for one in artifacts for name, scheme in one.plan.schemes.items()}
+        return {unit: 30e-6 if unit == (first, "w8a8") else study.costs[unit].latency_s for unit in units}
+
+    monkeypatch.setattr(compiler, "seen_s", seen)
+    name = "proposal 2, by times in place"
+    times = {"chosen": 2.0, "all f32": 3.0, "all w8a8": 2.0, "all w4a8": 3.0, name: 1.0}
+    artifact = Bench(monkeypatch, times, measured).dispose()
+    assert artifact.report["verdict"].startswith(f"{name}, faster than the proposal: 1000 ms")
+    assert artifact.plan.schemes[first] != "w8a8"
+    assert {artifact.plan.schemes[one] for one in anchors(measured)[1:]} == {"w8a8"}
+    assert artifact.report["alternatives"].keys() == {"chosen", "all f32"}, "and then the choice was stable"
+
+
+def test_a_little_speed_does_not_buy_much_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform int4 is a tenth faster and, where no drop was allowed, loses more than that is worth."""
+    times = {"chosen": 1.0, "all f32": 3.0, "all w8a8": 3.0, "all w4a8": 0.9}
+    judged = evaluation_of.judge
+    for lost, wins in ((0.01, True), (0.05, False)):
+        bench = Bench(monkeypatch, times)
+
+        def judge(evaluation: Evaluation, one: Artifact, lost: float = lost) -> Accuracy:
+            whole = all(one.plan.schemes[name] == "w4a8" for name in anchors(demo_study()))
+            return replace(judged(evaluation, one), drop=lost if whole else 0.0)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(compiler.evaluation_of, "judge", judge)
+            artifact = bench.dispose(Budget(weight_bytes=0.8 * size_of("w8a8")))
+        assert artifact.report["verdict"].startswith("uniform w4a8, faster than the proposal") == wins
 
 
 def test_weight_budget_to_the_byte(monkeypatch: pytest.MonkeyPatch) -> None:

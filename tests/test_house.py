@@ -63,6 +63,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("pipeline", "model", "work", "plan", "arguments"),
             *("observe", "study", "pricing", "choose", "memory_plan", "library", "artifact", "deliver"),
+            *("inplace", "contest"),
         ),
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page")),

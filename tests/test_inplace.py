@@ -1,0 +1,41 @@
+"""Prices by what layers took in place: what was seen is taken, and what was not moves with its kind."""
+
+from __future__ import annotations
+
+import pytest
+from demo_study import anchors, demo_artifact, demo_study
+
+from hwq.deliver import network_input
+from hwq.inplace import correct, seen_s
+from hwq.scheme import Cost
+
+
+def cost(seconds: float) -> Cost:
+    return Cost(latency_s=seconds, weight_bytes=8, source="measured", interval_s=(0.5 * seconds, 2 * seconds))
+
+
+def test_others_of_a_domain_move_with_what_was_seen() -> None:
+    costs = {("a", "w8a8"): cost(1.0), ("b", "w8a8"): cost(2.0), ("b", "w4a8"): cost(4.0), ("b", "f32"): cost(8.0)}
+    found = correct(costs, {("a", "w8a8"): 1.5, ("b", "w8a8"): 2.2})
+    seconds = {unit: one.latency_s for unit, one in found.items()}
+    factor = (1.5 + 1.1) / 2
+    assert seconds == pytest.approx(
+        {("a", "w8a8"): 1.5, ("b", "w8a8"): 2.2, ("b", "w4a8"): 4 * factor, ("b", "f32"): 8.0}
+    )
+    assert found["b", "w4a8"].interval_s == pytest.approx((2 * factor, 8 * factor))
+
+
+def test_what_is_free_stays_free() -> None:
+    assert correct({("view", "f32"): cost(0.0)}, {("view", "f32"): 1e-7})["view", "f32"].latency_s == 0.0
+
+
+def test_layers_of_an_artifact_are_seen_but_not_those_that_wrote_float_themselves() -> None:
+    artifact, study = demo_artifact(), demo_study()
+    seen = seen_s(study, [artifact], network_input(study))
+    layers = dict(seen.keys())
+    assert all(artifact.plan.schemes[layer] == scheme for layer, scheme in layers.items())
+    assert all(seconds > 0 for seconds in seen.values())
+    last = study.graph.layers[-1]
+    assert artifact.plan.schemes[last.name] != "f32"
+    assert last.name not in layers
+    assert anchors(study)[0] in layers
