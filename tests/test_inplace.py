@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from demo_study import anchors, demo_artifact, demo_study
+from demo_study import anchors, demo_artifact, demo_study, demo_work
 
-from hwq.deliver import network_input
+from hwq.choose import Choice, uniforms
+from hwq.compiler import plan_of
+from hwq.deliver import assemble, network_input
 from hwq.inplace import correct, seen_s
 from hwq.scheme import Cost
 
@@ -29,13 +31,16 @@ def test_what_is_free_stays_free() -> None:
     assert correct({("view", "f32"): cost(0.0)}, {("view", "f32"): 1e-7})["view", "f32"].latency_s == 0.0
 
 
-def test_layers_of_an_artifact_are_seen_but_not_those_that_wrote_float_themselves() -> None:
+def test_layers_of_an_artifact_are_seen_in_its_schemes() -> None:
     artifact, study = demo_artifact(), demo_study()
     seen = seen_s(study, [artifact], network_input(study))
     layers = dict(seen.keys())
     assert all(artifact.plan.schemes[layer] == scheme for layer, scheme in layers.items())
     assert all(seconds > 0 for seconds in seen.values())
-    last = study.graph.layers[-1]
-    assert artifact.plan.schemes[last.name] != "f32"
-    assert last.name not in layers
     assert anchors(study)[0] in layers
+
+
+def test_a_layer_that_writes_float_itself_is_not_seen() -> None:
+    study = demo_study()
+    artifact = assemble(study, demo_work(), plan_of(study, Choice(solution=uniforms(study)["w8a8"])))
+    assert anchors(study)[-1] not in dict(seen_s(study, [artifact], network_input(study)).keys())
