@@ -37,12 +37,12 @@ from hwq.workload import Workload
 log = logging.getLogger(__name__)
 SHIPPED_AT = Path(__file__).parent / "data" / "price.json"
 # Raised when features or training change: models of another version are made again.
-VERSION = 1
+VERSION = 2
 COVERED = 0.9
 FOLDS = 10
-ROUNDS, OPTIONS = 300, {"max_depth": 5, "eta": 0.05, "subsample": 0.7, "colsample_bytree": 0.6, "min_child_weight": 2}
-# The trees for how far off a price is: few, since a residual is mostly noise; and the least that they may say.
-SPREAD_ROUNDS, SPREAD_OPTIONS = 40, {"max_depth": 3, "eta": 0.1, "subsample": 0.7, "min_child_weight": 10}
+ROUNDS, OPTIONS = 240, {"max_depth": 5, "eta": 0.06, "subsample": 0.7, "colsample_bytree": 0.6, "min_child_weight": 2}
+# The trees for how far off a price is, and the least that they may say: flat, since a residual is mostly noise.
+SPREAD_ROUNDS, SPREAD_OPTIONS = 100, {"max_depth": 4, "eta": 0.1, "subsample": 0.7, "min_child_weight": 5}
 LEAST_SPREAD = 0.01
 # On top of the shipped trees; fewer and flatter, for a machine's own records are few at first.
 OWN_ROUNDS, OWN_OPTIONS = 100, {"max_depth": 3, "eta": 0.1, "subsample": 0.7, "min_child_weight": 5}
@@ -51,6 +51,7 @@ LEAST_RECORDS = 40
 # They teach anew when there are so many times as many as they were.
 GROWTH = 1.25
 
+Ends = tuple[float, float]
 Vector = npt.NDArray[np.float64]
 
 
@@ -67,16 +68,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Learned:
-    """A trained price. centre: log(measured / base). spread: how far off that is. low and high: the conformal
-    quantiles of the residuals in units of spread. kinds: (op, domain) that it has seen; it prices no others.
+    """A trained price. centre: log(measured / base). spread: how far off that is. ends: the conformal quantiles of the
+    residuals in units of spread, of kernels on one thread and on several. kinds: (op, domain) that it has seen; it
+    prices no others.
 
     fingerprint: the machine whose records set the interval. seen: digests of their layers. summary: where it is from.
     """
 
     centre: Trees
     spread: Trees
-    low: float
-    high: float
+    ends: tuple[Ends, Ends]
     kinds: frozenset[tuple[str, str]]
     fingerprint: str
     seen: frozenset[str] = frozenset()
@@ -91,7 +92,8 @@ class Learned:
         centre = float(self.centre.predict(given)[0])
         spread = float(spreads(self.spread, given)[0])
         latency_s = found.base_s * math.exp(centre)
-        low, high = (found.base_s * math.exp(centre + side * spread) for side in (self.low, self.high))
+        ends = self.ends[threaded(found.features)]
+        low, high = (found.base_s * math.exp(centre + side * spread) for side in ends)
         if target.fingerprint != self.fingerprint:
             low, high = min(low, latency_s / cost.FASTER), max(high, latency_s * cost.SLOWER)
         return Cost(
@@ -158,8 +160,7 @@ class Validation:
 
     log_ratio: Vector
     covered: npt.NDArray[np.bool_]
-    low: float
-    high: float
+    ends: tuple[Ends, Ends]
     spread: Trees
 
     @property
@@ -194,13 +195,24 @@ def validate(rows: Sequence[Row], start: Vector, rounds: int, options: Mapping[s
         residual[own] = wanted[own] - start[own] - trees.predict(given[own])
     for rest, own in parts:
         spread[own] = spreads(_spread_trees(given[rest], residual[rest]), given[own])
-    score = residual / spread
+    score, several = residual / spread, np.array([threaded(row.features) for row in rows])
     covered = np.zeros(len(rows), bool)
     for rest, own in parts:
-        low, high = quantiles(score[rest])
+        low, high = np.array(_ends(score[rest], several[rest]))[several[own]].T
         covered[own] = (low <= score[own]) & (score[own] <= high)
-    low, high = quantiles(score)
-    return Validation(log_ratio=residual, covered=covered, low=low, high=high, spread=_spread_trees(given, residual))
+    ends = _ends(score, several)
+    return Validation(log_ratio=residual, covered=covered, ends=ends, spread=_spread_trees(given, residual))
+
+
+def threaded(features: Sequence[float]) -> int:
+    """1 for a kernel that may run on several threads, whose times vary more, else 0."""
+    return int(features[FEATURES.index("parallel")] > 0)
+
+
+def _ends(score: Vector, several: npt.NDArray[np.int64]) -> tuple[Ends, Ends]:
+    """The quantiles of each of the two classes, if it has ``LEAST_RECORDS``, else of all."""
+    one, more = (score[several == kind] if (several == kind).sum() >= LEAST_RECORDS else score for kind in (0, 1))
+    return quantiles(one), quantiles(more)
 
 
 def _spread_trees(given: npt.NDArray[np.float32], residual: Vector) -> Trees:
@@ -210,7 +222,7 @@ def _spread_trees(given: npt.NDArray[np.float32], residual: Vector) -> Trees:
     return train(given, np.minimum(size, most), rounds=SPREAD_ROUNDS, options=SPREAD_OPTIONS)
 
 
-def quantiles(scores: npt.ArrayLike, covered: float = COVERED) -> tuple[float, float]:
+def quantiles(scores: npt.ArrayLike, covered: float = COVERED) -> Ends:
     """The conformal ends of an interval around 0 that holds ``covered`` of new scores, half of the rest beyond each."""
     ordered = np.sort(np.asarray(scores, np.float64))
     count, beyond = len(ordered), (1 - covered) / 2
@@ -250,8 +262,7 @@ def _learn(
     model = Learned(
         centre=trees if known is None else known.centre + trees,
         spread=found.spread,
-        low=found.low,
-        high=found.high,
+        ends=found.ends,
         kinds=frozenset(row.kind for row in rows) | (frozenset() if known is None else known.kinds),
         fingerprint=fingerprint,
         seen=frozenset(row.group for row in rows),
@@ -268,8 +279,7 @@ def to_text(model: Learned) -> str:
     plain = {
         "version": VERSION,
         "features": list(FEATURES),
-        "low": model.low,
-        "high": model.high,
+        "ends": [list(ends) for ends in model.ends],
         "kinds": sorted(map(list, model.kinds)),
         "fingerprint": model.fingerprint,
         "summary": dict(model.summary),
@@ -288,12 +298,11 @@ def from_text(text: str) -> Learned:
         plain = json.loads(text)
         if plain["version"] != VERSION or plain["features"] != list(FEATURES):
             raise ValueError(f"version {plain['version']}; accepted: {VERSION}")
-        seen = plain["seen"]
+        seen, (one, more) = plain["seen"], plain["ends"]
         return Learned(
             centre=Trees.from_list(plain["centre"]),
             spread=Trees.from_list(plain["spread"]),
-            low=float(plain["low"]),
-            high=float(plain["high"]),
+            ends=((float(one[0]), float(one[1])), (float(more[0]), float(more[1]))),
             kinds=frozenset((str(op), str(domain)) for op, domain in plain["kinds"]),
             fingerprint=str(plain["fingerprint"]),
             seen=frozenset(seen[i : i + 8] for i in range(0, len(seen), 8)),
