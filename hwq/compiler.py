@@ -87,6 +87,7 @@ def compile(
         seed=seed,
         observer=observer,
         measure=measure,
+        careful=budget != Budget(),
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
@@ -122,6 +123,7 @@ def plan(
         seed=seed,
         observer=observer,
         measure=measure,
+        careful=budget != Budget(),
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress) if budget.drop is not None else None
@@ -206,6 +208,7 @@ def studied(
     seed: int,
     observer: str,
     measure: bool | None,
+    careful: bool,
     progress: Stages,
 ) -> tuple[Study, Work]:
     """The arguments of compile, plan and explore checked, then studied."""
@@ -217,7 +220,8 @@ def studied(
     del seed  # no stage draws random numbers yet
     work = open_work(model.fingerprint, model.name, work_dir)
     timed = True if measure is None else measure
-    return study(model, machine, work, calibration, allowed, threads or machine.cores, observer, timed, progress), work
+    cores = threads or machine.cores
+    return study(model, machine, work, calibration, allowed, cores, observer, timed, progress, careful=careful), work
 
 
 def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:

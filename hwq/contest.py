@@ -43,9 +43,7 @@ def interleaved(contenders: Mapping[str, Artifact], x: Any, rounds: int = 5, run
     return {name: statistics.median(sorted(values)[: (len(values) + 1) // 2]) for name, values in times.items()}
 
 
-def weighed(
-    times: Mapping[str, float], accuracies: Mapping[str, Accuracy | None], budget: Budget
-) -> dict[str, float]:
+def weighed(times: Mapping[str, float], accuracies: Mapping[str, Accuracy | None], budget: Budget) -> dict[str, float]:
     """The times to compare by: each point of drop more than the least costs ``POINT`` of a time.
 
     As they are under a budget of drop, within which any is as good, and under one of latency. A user who limits
@@ -86,6 +84,7 @@ def verdict(picked: str, times: Mapping[str, float], misses: list[str]) -> str:
 
 
 def figures(artifact: Artifact, latency_s: float, accuracy: Accuracy | None) -> dict[str, Any]:
+    """What a report says of a contender that was not delivered."""
     return {
         "latency_s": latency_s,
         "weight_bytes": weight_bytes(artifact),

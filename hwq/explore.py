@@ -131,6 +131,7 @@ def explore(
         seed=seed,
         observer=observer,
         measure=measure,
+        careful=True,
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)

@@ -106,8 +106,10 @@ def study(
     observer: str,
     measure: bool,
     stages: Stages,
+    *,
+    careful: bool = True,
 ) -> Study:
-    """Find out what each layer loses and costs in each scheme it may run in.
+    """Find out what each layer loses and costs in each scheme it may run in. careful: loss decides on the choice.
 
     Raises HwqError for calibration samples that are missing, of the wrong shape or type, or constant, and for an
     ``observer`` that is not in OBSERVERS.
@@ -128,7 +130,18 @@ def study(
     )
     with stages("correct") as progress:
         roundings = rounded(
-            graph, candidates, runner, qparams, work, calibration, kept, count, digest, inputs_of(graph), progress
+            graph,
+            candidates,
+            runner,
+            qparams,
+            work,
+            calibration,
+            kept,
+            count,
+            digest,
+            inputs_of(graph),
+            careful,
+            progress,
         )
     with stages("quantize") as progress:
         weights = quantize_weights(graph, candidates, qparams, means, progress, roundings)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from demo_study import demo_model, demo_study
+from demo_study import anchors, demo_model, demo_study
 
 from hwq import correct as stage
 from hwq import numerics
-from hwq.correct import correct, correct_layer
+from hwq.correct import correct, correct_layer, work_macs
 from hwq.demo import load_demo
 from hwq.graph import Layer
 from hwq.moments import Moments, Part, collect, columns, positions, shape_of
@@ -173,11 +173,7 @@ def test_an_interrupt_keeps_the_layers_that_are_done(tmp_path: Path) -> None:
         return tmp_path / f"{layer.name}-{'-'.join(schemes)}"
 
     arguments = (study.graph, study.candidates, study.qparams)
-    whole = correct(
-        *arguments,
-        gather,
-        lambda layer, schemes: tmp_path / "whole" / layer.name if False else journal(layer, [*schemes, "whole"]),
-    )
+    whole = correct(*arguments, gather, lambda layer, schemes: journal(layer, [*schemes, "whole"]))
     with pytest.raises(KeyboardInterrupt):
         correct(*arguments, watched, journal, stop)
     (tmp_path / f"{asked[0][1]}-w8a8-w4a8").write_text("damaged")
@@ -221,3 +217,24 @@ def test_the_studys_weights_have_less_output_error_on_other_pictures() -> None:
         ratio = np.exp(np.mean(np.log(np.array(errors[1::2]) / np.array(errors[::2]))))
         print(f"{scheme}: output error {ratio:.2f} of nearest's")
         assert ratio < most
+
+
+def test_the_cheapest_layers_are_corrected_as_far_as_that_is_paid_for(tmp_path: Path) -> None:
+    study = demo_study()
+    schemes = {name: ("w8a8", "w4a8") for name in anchors(study)}
+    layers = {layer.name: layer for layer in study.graph.layers if layer.name in schemes}
+    macs = {name: work_macs(layer, 2) for name, layer in layers.items()}
+    cheap = sorted(macs, key=macs.__getitem__)[:2]
+    asked: list[str] = []
+
+    def watched(part: Sequence[Layer], progress: Callback) -> Mapping[str, Moments]:
+        asked.extend(layer.name for layer in part)
+        return gather(part, progress)
+
+    most = sum(macs[name] for name in cheap)
+    found = correct(
+        study.graph, study.candidates, study.qparams, watched, lambda layer, _: tmp_path / layer.name, most_macs=most
+    )
+    assert sorted(asked) == sorted(cheap)
+    assert {name for name, scheme in found if scheme == "w8a8"} == schemes.keys(), "the others are rounded plainly"
+    assert not any(text for (name, _), text in found.items() if name not in cheap)
