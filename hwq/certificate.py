@@ -36,13 +36,14 @@ def certify(
     predicted_bytes: int,
     sizes: Mapping[str, int],
     drop: float | None,
-    loss: float | None,
+    noise: float | None,
     accuracy: Accuracy | None,
 ) -> dict[str, Any]:
     """The certificate as a report holds it.
 
     costs: each layer's prediction, for those with a kernel; times_s and sizes: what the same layers take as built.
-    drop: as ``predicted_drop`` has it, None where there is none. loss: None where nothing is predicted of it.
+    drop: as ``predicted_drop`` has it, None where there is none. noise: the outputs' noise-to-signal
+    ratio as predicted, None where nothing is.
     """
     whole = sum_interval(predicted_s, list(costs.values()))
     rows = {layer: _figure(cost.latency_s, times_s[layer], cost.interval_s) for layer, cost in costs.items()}
@@ -71,8 +72,8 @@ def certify(
             "samples": accuracy.samples,
             "inside": None if interval is None or drop is None else interval[0] <= drop <= interval[1],
         }
-        if loss:
-            found["sqnr_db"] = {"predicted": -10 * math.log10(loss), "measured": list(accuracy.sqnr_db)}
+        if noise:
+            found["sqnr_db"] = {"predicted": -10 * math.log10(noise), "measured": list(accuracy.sqnr_db)}
     return found
 
 
@@ -90,20 +91,20 @@ def sum_interval(total: float, costs: Sequence[Cost]) -> tuple[float, float]:
     return max(0.0, total - ends[0]), total + ends[1]
 
 
-def predicted_drop(outputs: Array, labels: Array | None, loss: float) -> float | None:
-    """What noise of this loss does to float's ``outputs`` (N, classes): the share of right answers lost.
+def predicted_drop(outputs: Array, labels: Array | None, ratio: float) -> float | None:
+    """What noise of this ratio does to float's ``outputs`` (N, classes): the share of right answers lost.
 
-    loss: noise power over the outputs' power; the noise is taken as normal and independent, and as strong in every
-    output: a deviation s with s^2 = loss * mean(outputs^2). Real noise is stronger in some samples than in others, so
+    ratio: noise power over the outputs' power; the noise is taken as normal and independent, and as strong in every
+    output: a deviation s with s^2 = ratio * mean(outputs^2). Real noise is stronger in some samples than in others, so
     this tells little more than the order. Right is the class of ``labels`` (N,); without, that of float. None for
     outputs without classes.
     """
-    if outputs.ndim != 2 or outputs.shape[1] < 2 or loss < 0:
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or ratio < 0:
         return None
     values = outputs.astype(np.float64)
     best = values.argmax(axis=1)
     right = best if labels is None else np.asarray(labels)
-    noise = math.sqrt(loss * float(np.square(values).mean()))
+    noise = math.sqrt(ratio * float(np.square(values).mean()))
     return float((best == right).mean()) - float(_winning(values, right, noise).mean()) if noise else 0.0
 
 

@@ -10,16 +10,18 @@ run kernel by kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
-from hwq.assign import TIE, assign
+from hwq.assign import TIE, assign, near
 from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate
+from hwq.compose import Pool, composed
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation, float_call, judge
-from hwq.execute import bind, compile_kernels, quiet
 from hwq.graph import ANCHORS
-from hwq.progress import Callback
+from hwq.progress import Stages, silent
+from hwq.reanchor import TIME_S, Anchors, anchored, open_runs, reanchor, samples_for
 from hwq.scheme import SCHEMES, Budget, Candidate
 from hwq.study import Study, inputs_of
 from hwq.ties import passing_units
@@ -28,15 +30,23 @@ from hwq.work import Work
 
 SLACK = 0.02
 LEAD = 0.05
+# Bounds of loss tried for a drop, at most; closer than this nothing lies between them. Then so many assignments that
+# should be hardly worse than the best, but faster.
 BISECTIONS = 7
+CLOSE = 0.01
+FEW = 2
+BESIDE = 0.05
+# Where scores are re-anchored for a budget of drop: no nearer to no loss at all than this part of the proposal's.
+LEAST_PART = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """An assignment with its predicted sums, and its accuracy where it was run."""
+    """An assignment with its predicted sums, its accuracy where it was run, and the anchors of its prediction."""
 
     solution: Solution
     accuracy: Accuracy | None = None
+    anchors: Anchors | None = None
 
 
 def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
@@ -75,7 +85,9 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
                 else moved_s - study.costs[maker.name, "f32"].latency_s,
             )
         )
-    return Problem(candidates=candidates, borders=tuple(borders), ties=passing_units(study.graph))
+    there = {(one.layer, one.scheme) for one in candidates}
+    pairs = tuple(pair for pair in study.pairs if there.issuperset(zip(pair.layers, pair.schemes, strict=True)))
+    return Problem(candidates=candidates, borders=tuple(borders), ties=passing_units(study.graph), pairs=pairs)
 
 
 def leading(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -111,11 +123,9 @@ def uniforms(study: Study) -> dict[str, Solution]:
     return {name: solution for name, solution in found.items() if solution is not None}
 
 
-def run_accuracy(study: Study, work: Work, solution: Solution, evaluation: Evaluation) -> Accuracy:
+def run_accuracy(study: Study, pool: Pool, solution: Solution, evaluation: Evaluation) -> Accuracy:
     """How the assignment's outputs compare with float's, run kernel by kernel."""
-    program = study.program(solution.schemes)
-    kernels = compile_kernels([program], study.target, work.cache, known=study.kernels)
-    return judge(evaluation, float_call(bind(program, kernels), inputs_of(study.graph)))
+    return judge(evaluation, float_call(composed(pool, study.program(solution.schemes)), inputs_of(study.graph)))
 
 
 def choose(
@@ -124,83 +134,168 @@ def choose(
     budget: Budget,
     evaluation: Evaluation | None,
     latency_ratio: float = 1.0,
-    progress: Callback = quiet,
+    stages: Stages = silent,
+    *,
+    anchors: Anchors | None = None,
+    seed: int = 0,
+    time_s: float = TIME_S,
 ) -> Choice:
     """The best assignment within ``budget``. ``latency_ratio`` is measured over predicted time, of whole networks.
 
-    Raises HwqError "budget-impossible" with the closest budget that can be met.
+    Where the loss matters, which is under a budget that the fastest proposal does not keep by itself, scores are
+    re-anchored first, in ``time_s`` seconds or a little more: see ``hwq.reanchor``. ``anchors`` are those of an earlier
+    choice, to be taken as they are. Raises HwqError "budget-impossible" with the closest budget that can be met.
     """
-    problem = problem_of(study)
     small = wants_bytes(budget)
-    if budget.weight_bytes is None and not small:
-        problem = replace(problem, candidates=leading(problem.candidates))
     bound = None if budget.latency_s is None else budget.latency_s / latency_ratio
     limits = Limits(latency_s=bound, weight_bytes=budget.weight_bytes)
-    if budget.drop is None:
-        return Choice(solution=assign(problem, limits, slack=SLACK))
-    if evaluation is None:
+    if budget.drop is not None and evaluation is None:
         raise HwqError(
             "evaluate-missing",
             "a budget of drop needs samples to hold it against; accepted: evaluate, or calibration samples",
         )
+
+    def problem(known: Study) -> Problem:
+        found = problem_of(known)
+        for_bytes = budget.weight_bytes is not None or small
+        return found if for_bytes else replace(found, candidates=leading(found.candidates))
+
+    pool = Pool(kernels=study.kernels, target=study.target, cache=work.cache)
     tried: dict[tuple[str, ...], Choice] = {}
+    with stages("assign") as progress:
 
-    def run(solution: Solution) -> Choice:
-        key = tuple(solution.schemes.values())
-        if key not in tried:
-            tried[key] = Choice(solution=solution, accuracy=run_accuracy(study, work, solution, evaluation))
-            progress(len(tried), BISECTIONS + 2)
-        return tried[key]
+        def run(solution: Solution) -> Choice:
+            assert evaluation is not None
+            key = tuple(solution.schemes.values())
+            if key not in tried:
+                tried[key] = Choice(solution=solution, accuracy=run_accuracy(study, pool, solution, evaluation))
+                progress(len(tried), max(len(tried), BISECTIONS + 2))
+            return replace(tried[key], solution=solution)
 
-    def drop(choice: Choice) -> float:
-        if choice.accuracy is None or choice.accuracy.drop is None:
-            raise HwqError(
-                "evaluate-missing",
-                "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function",
-            )
-        return choice.accuracy.drop
+        known = anchored(study, anchors)
+        first = _proposal(problem(known), limits, small)
+        lost = None if budget.drop is None else _drop(run(first))
+        if lost is not None and budget.drop is not None and lost <= budget.drop:
+            return replace(run(first), anchors=anchors)
+    free = budget.drop is None and budget.weight_bytes is None and budget.latency_s is None
+    if anchors is None and not free and study.kept and any(study.losses.values()):
 
-    def propose(loss: float | None) -> Solution:
+        def centres(known: Study) -> tuple[Problem, list[Solution]]:
+            """Around what to look: the proposal; for a drop, what loses that part of the proposal's loss by it."""
+            found = problem(known)
+            proposal = _proposal(found, limits, small)
+            if lost is None or budget.drop is None:
+                return found, [proposal]
+            wanted = proposal.loss * max(budget.drop / lost, LEAST_PART)
+            return found, [_proposal(found, limits, small, wanted) or _safest(found, limits)]
+
+        with stages("re-anchor") as progress:
+            runs = open_runs(study, work, pool, samples_for(study))
+            limited = [name for name in ("latency_s", "weight_bytes") if getattr(limits, name) is not None]
+            anchors = reanchor(runs, centres, limited, seed, time_s, progress)
+        known = anchored(study, anchors)
+        first = _proposal(problem(known), limits, small)
+    if budget.drop is None:
+        return Choice(solution=first, anchors=anchors)
+    with stages("hold drop") as progress:
+        return replace(_within_drop(problem(known), limits, small, budget.drop, first, run), anchors=anchors)
+
+
+def _within_drop(
+    problem: Problem, limits: Limits, small: bool, drop: float, first: Solution, run: Callable[[Solution], Choice]
+) -> Choice:
+    """What the program proposes within the largest bound of loss whose proposal loses no more than ``drop`` when run,
+    or one of the few beside it that the program takes for hardly worse. Raises HwqError "budget-impossible"."""
+    ran = [run(first)]
+    if _drop(ran[0]) <= drop:
+        return ran[0]
+    ran.append(run(_safest(problem, limits)))
+    low, high = max(ran[1].solution.loss, first.loss * 1e-4), first.loss
+    low_drop, high_drop = _drop(ran[1]), _drop(ran[0])
+    if low_drop > drop:
+        closest = min(ran, key=_drop)
+        raise HwqError(
+            "budget-impossible",
+            f"drop {drop:.2%} cannot be met within the rest of the budget: the closest assignment found loses "
+            f"{_drop(closest):.2%} (predicted {closest.solution.latency_s * 1e3:.3g} ms, "
+            f"{closest.solution.weight_bytes} bytes)",
+        )
+    for turn in range(BISECTIONS):
+        if high <= low * (1 + CLOSE):
+            break
+        middle = _between(low, high, low_drop, high_drop, drop, straight=turn % 2 == 0)
+        solution = _proposal(problem, limits, small, middle)
+        if solution is None:  # no assignment between: the bound is below what the other limits allow
+            low = middle
+            continue
+        ran.append(run(solution))
+        if _drop(ran[-1]) <= drop:
+            low, low_drop = middle, _drop(ran[-1])
+        else:  # all bounds from its own loss on have this proposal
+            high, high_drop = min(middle, solution.loss * (1 - TIE)), _drop(ran[-1])
+    name = "weight_bytes" if small else "latency_s"
+    best = min((one for one in ran if _drop(one) <= drop), key=lambda one: float(getattr(one.solution, name)))
+    better = replace(limits, **{name: getattr(best.solution, name) * (1 - TIE)})
+    weighted = [layer for layer, group in by_layer(problem.candidates).items() if any(one.loss for one in group)]
+    for solution in near(problem, best.solution, FEW, tolerance=BESIDE, among=weighted, limits=better):
+        ran.append(run(solution))
+    return min((one for one in ran if _drop(one) <= drop), key=lambda one: float(getattr(one.solution, name)))
+
+
+def _between(low: float, high: float, low_drop: float, high_drop: float, drop: float, straight: bool) -> float:
+    """A bound of loss between two: where a straight line through logarithms of loss and drop says, or in the middle.
+
+    The line is not trusted near its ends, and every other time not at all, so that the bounds do close in.
+    """
+    part = 0.5
+    if straight and 0 < low_drop < drop < high_drop:
+        part = min(max(math.log(drop / low_drop) / math.log(high_drop / low_drop), 0.1), 0.9)
+    elif straight and drop > 0:  # of a loss that drops nothing: in proportion to the other's
+        part = min(max(math.log(high * drop / high_drop / low) / math.log(high / low), 0.1), 0.9)
+    return math.exp(math.log(low) + part * math.log(high / low))
+
+
+def _drop(choice: Choice) -> float:
+    if choice.accuracy is None or choice.accuracy.drop is None:
+        raise HwqError(
+            "evaluate-missing",
+            "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function",
+        )
+    return choice.accuracy.drop
+
+
+@overload
+def _proposal(problem: Problem, limits: Limits, small: bool) -> Solution: ...
+
+
+@overload
+def _proposal(problem: Problem, limits: Limits, small: bool, loss: float) -> Solution | None: ...
+
+
+def _proposal(problem: Problem, limits: Limits, small: bool, loss: float | None = None) -> Solution | None:
+    """The program's choice within ``limits`` and a bound of loss; None if there is none, where a bound is given.
+
+    small: bytes are minimized, and of that size the loss, instead of the latency.
+    """
+    try:
         if not small:
             return assign(problem, replace(limits, loss=loss), slack=SLACK)
         if loss is None:
             assign(problem, limits)  # raises what cannot be met, in the budget's own terms
-            loss = math.fsum(one.loss for one in problem.candidates)
-        least = assign(problem, replace(limits, loss=loss))
+        most = math.fsum(one.loss for one in problem.candidates) if loss is None else loss
+        least = assign(problem, replace(limits, loss=most))
         return assign(problem, replace(limits, weight_bytes=least.weight_bytes))  # of its size the least loss
+    except HwqError as error:
+        if error.code != "budget-impossible" or loss is None:
+            raise
+        return None
 
-    first = propose(None)
-    if drop(run(first)) <= budget.drop:
-        return run(first)
+
+def _safest(problem: Problem, limits: Limits) -> Solution:
+    """The least loss within ``limits``."""
     # A limit beyond every sum frees the program to minimize the loss instead of the latency.
     ceiling = math.fsum([*(one.cost.latency_s for one in problem.candidates), *map(_most_s, problem.borders)])
-    safest = assign(problem, replace(limits, latency_s=ceiling if bound is None else bound))
-    good = [run(safest)] if drop(run(safest)) <= budget.drop else []
-    low, high = max(safest.loss, first.loss * 1e-4), first.loss
-    for _ in range(BISECTIONS if good else 0):
-        middle = math.sqrt(low * high)
-        try:
-            solution = propose(middle)
-        except HwqError as error:
-            if error.code != "budget-impossible":
-                raise
-            low = middle  # no assignment between: the bound is below what the other limits allow
-            continue
-        choice = run(solution)
-        if drop(choice) <= budget.drop:
-            good.append(choice)
-            low = middle
-        else:
-            high = middle
-    if not good:
-        closest = min(tried.values(), key=drop)
-        raise HwqError(
-            "budget-impossible",
-            f"drop {budget.drop:.2%} cannot be met within the rest of the budget: the closest assignment found loses "
-            f"{drop(closest):.2%} (predicted {closest.solution.latency_s * 1e3:.3g} ms, "
-            f"{closest.solution.weight_bytes} bytes)",
-        )
-    return min(good, key=lambda choice: choice.solution.weight_bytes if small else choice.solution.latency_s)
+    return assign(problem, replace(limits, latency_s=ceiling if limits.latency_s is None else limits.latency_s))
 
 
 def wants_bytes(budget: Budget) -> bool:

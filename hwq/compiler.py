@@ -37,6 +37,7 @@ from hwq.lower import legal_schemes
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.progress import Stages, silent
+from hwq.reanchor import anchored, report_of
 from hwq.scheme import SCHEMES, Budget
 from hwq.study import Study, inputs_of, roundings_of, study, study_of_plan
 from hwq.target import Target
@@ -84,14 +85,13 @@ def compile(
         trials=trials,
         work_dir=work_dir,
         threads=threads,
-        seed=seed,
         observer=observer,
         measure=measure,
         careful=budget != Budget(),
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
-    return _dispose(found, work, budget, evaluation, progress)
+    return _dispose(found, work, budget, evaluation, progress, seed)
 
 
 def plan(
@@ -120,15 +120,14 @@ def plan(
         trials=trials,
         work_dir=work_dir,
         threads=threads,
-        seed=seed,
         observer=observer,
         measure=measure,
         careful=budget != Budget(),
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress) if budget.drop is not None else None
-    with progress("assign") as callback:
-        return plan_of(found, choose(found, work, budget, evaluation, progress=callback))
+    choice = choose(found, work, budget, evaluation, stages=progress, seed=seed)
+    return plan_of(anchored(found, choice.anchors), choice)
 
 
 def build(
@@ -189,6 +188,7 @@ def plan_of(found: Study, choice: Choice) -> Plan:
         latency_s=solution.latency_s,
         weight_bytes=solution.weight_bytes,
         loss=solution.loss,
+        noise_per_loss=found.noise_per_loss,
         why=explain_choices(found, solution.schemes),
         qparams=dict(found.qparams),
         means={tensor: tuple(mean) for tensor, mean in found.means.items()},
@@ -205,7 +205,6 @@ def studied(
     trials: int,
     work_dir: str | Path | None,
     threads: int | None,
-    seed: int,
     observer: str,
     measure: bool | None,
     careful: bool,
@@ -217,7 +216,6 @@ def studied(
     machine = machine_here(target)
     allowed = schemes_on(machine, schemes)
     check_threads(threads)
-    del seed  # no stage draws random numbers yet
     work = open_work(model.fingerprint, model.name, work_dir)
     timed = True if measure is None else measure
     cores = threads or machine.cores
@@ -230,14 +228,17 @@ def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | Non
         return evaluation_of.prepare(evaluate, found.kept, found.runner, inputs_of(found.graph))
 
 
-def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages) -> Artifact:
+def _dispose(
+    found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages, seed: int = 0
+) -> Artifact:
     """Build what the program proposes and the uniform assignments that could beat it, and deliver the best that fits.
 
     That is the least loss among those as fast as the fastest but for ``NOISE``, a drop that nobody allowed weighed in;
     among all of them under a budget of latency; and there, with a budget of drop too, the least bytes. Raises HwqError
     "budget-impossible" where what was measured misses the budget.
     """
-    choice, artifact = _propose(found, work, budget, evaluation, progress)
+    choice, artifact = _propose(found, work, budget, evaluation, progress, seed)
+    found = anchored(found, choice.anchors)
     contenders, studies = {"chosen": artifact}, {"chosen": found}
     with progress("compare") as callback:
         others = _others(found, choice.solution)
@@ -272,20 +273,20 @@ def _dispose(found: Study, work: Work, budget: Budget, evaluation: Evaluation | 
         describe(studies[picked], best, times[picked], accuracies[picked], evaluation, limits)
     best.report["verdict"] = verdict(picked, times, misses["chosen"])
     best.report["alternatives"] = alternatives
+    best.report["scores"] = None if choice.anchors is None else report_of(choice.anchors)
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
     return best
 
 
 def _propose(
-    found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages
+    found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages, seed: int = 0
 ) -> tuple[Choice, Artifact]:
     """The program's choice, built: the first that meets the latency as measured, or the last one tried."""
-    ratio = 1.0
+    ratio, anchors = 1.0, None
     x = network_input(found)
     for turn in range(ROUNDS):
         try:
-            with progress("assign") as callback:
-                choice = choose(found, work, budget, evaluation, ratio, callback)
+            choice = choose(found, work, budget, evaluation, ratio, progress, anchors=anchors, seed=seed)
         except HwqError as error:
             if error.code != "budget-impossible":
                 raise
@@ -293,7 +294,8 @@ def _propose(
                 break  # nothing meets the tightened budget: what was built will be held against the given one
             raise _impossible(found, work, budget, error) from error
         with progress("build"):
-            artifact = assemble(found, work, plan_of(found, choice))
+            anchors = choice.anchors
+            artifact = assemble(found, work, plan_of(anchored(found, anchors), choice))
             latency_s = interleaved({"chosen": artifact}, x)["chosen"]
         if budget.latency_s is None or latency_s <= budget.latency_s:
             break

@@ -111,11 +111,13 @@ def describe(
     }
     if accuracy is not None and evaluation is not None:
         measured["accuracy"] = evaluation_of.summary(accuracy, evaluation.source)
+    noise = plan.loss * plan.noise_per_loss
     predicted = {
         "latency_s": plan.latency_s,
         "weight_bytes": plan.weight_bytes,
         "loss": plan.loss,
-        "drop": _predicted_drop(plan, evaluation),
+        "drop": _predicted_drop(noise, evaluation),
+        "noise": noise,
     }
     costs = {name: study.costs[name, scheme] for name, scheme in plan.schemes.items() if name in times}
     certificate = certify(
@@ -126,7 +128,7 @@ def describe(
         predicted_bytes=plan.weight_bytes,
         sizes=sizes,
         drop=predicted["drop"],
-        loss=plan.loss,
+        noise=noise,
         accuracy=accuracy,
     )
     if study.losses:
@@ -145,6 +147,7 @@ def describe(
             "tools": tool_versions(),
             "layers": rows,
             "predicted": predicted,
+            "noise_per_loss": plan.noise_per_loss,
             "measured": measured,
             "certificate": certificate,
             "notes": notes(study, accuracy),
@@ -152,11 +155,11 @@ def describe(
     )
 
 
-def _predicted_drop(plan: Plan, evaluation: Evaluation | None) -> float | None:
-    """What the plan's loss does to float's answers on the evaluation's samples; None for a score of the user's own."""
+def _predicted_drop(noise: float, evaluation: Evaluation | None) -> float | None:
+    """What the plan's noise does to float's answers on the evaluation's samples; None for a score of the user's own."""
     if evaluation is None or evaluation.function is not None:
         return None
-    return predicted_drop(evaluation.float_outputs[0], evaluation.labels, plan.loss)
+    return predicted_drop(evaluation.float_outputs[0], evaluation.labels, noise)
 
 
 def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight_bytes: int) -> dict[str, Any]:

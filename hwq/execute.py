@@ -127,17 +127,18 @@ class Runner:
     buffers: dict[str, Any] = field(default_factory=dict)
 
 
-def bind(program: Program, kernels: KernelSet) -> Runner:
-    """Put a program's constants on the device beside its functions."""
-    steps = tuple(
-        BoundStep(
-            step=step,
-            function=None if step.workload is None else kernels.function(step.workload),
-            constants=device_constants(step, kernels, packed_constants(step, kernels)),
-        )
-        for step in program.steps
+def bind_step(step: Step, kernels: KernelSet) -> BoundStep:
+    """Put a step's constants on the device beside its function."""
+    return BoundStep(
+        step=step,
+        function=None if step.workload is None else kernels.function(step.workload),
+        constants=device_constants(step, kernels, packed_constants(step, kernels)),
     )
-    return Runner(program=program, steps=steps)
+
+
+def bind(program: Program, kernels: KernelSet) -> Runner:
+    """A program with all its steps bound."""
+    return Runner(program=program, steps=tuple(bind_step(step, kernels) for step in program.steps))
 
 
 def run(

@@ -16,9 +16,10 @@ from typing import Any
 
 from hwq.arguments import check_budget
 from hwq.assign import near, pareto
-from hwq.assignment import Limits, Solution
+from hwq.assignment import Limits, Problem, Solution
 from hwq.choose import Choice, problem_of, run_accuracy
 from hwq.compiler import evaluated, plan_of, studied
+from hwq.compose import Pool
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.files import write_atomic
@@ -26,6 +27,7 @@ from hwq.graph import ANCHORS
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.progress import Stages, silent
+from hwq.reanchor import anchored, open_runs, reanchor, samples_for
 from hwq.samples import LABELS, Digest
 from hwq.scheme import Budget
 from hwq.study import Study, roundings_of
@@ -36,6 +38,8 @@ from hwq.work import Work
 log = logging.getLogger(__name__)
 
 POINTS = 12
+# Scores are re-anchored around what a front of so many points between its ends has.
+AROUND = 4
 # Plans told beside each point, and how much worse than it each may be in any quantity.
 ALTERNATIVES = 1
 TOLERANCE = 0.02
@@ -64,7 +68,7 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """Predicted noise of the outputs, as a part of their power."""
+        """What the outputs lose, as predicted: see ``hwq.loss``."""
         return self.plan.loss
 
     @property
@@ -128,14 +132,30 @@ def explore(
         trials=trials,
         work_dir=work_dir,
         threads=threads,
-        seed=seed,
         observer=observer,
         measure=measure,
         careful=True,
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
+    found = _anchored(found, work, limit, seed, progress)
     return front_of(found, work, evaluation, limit, points, alternatives, progress)
+
+
+def _anchored(found: Study, work: Work, budget: Budget, seed: int, progress: Stages) -> Study:
+    """The study with scores re-anchored once, around a few points of the front that isolated ones make."""
+    limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
+
+    def spread(known: Study) -> tuple[Problem, list[Solution]]:
+        problem = problem_of(known)
+        return problem, [one for one in pareto(problem, AROUND, limits) if one.loss > 0]
+
+    if not found.kept or not any(found.losses.values()):
+        return found
+    pool = Pool(kernels=found.kernels, target=found.target, cache=work.cache)
+    with progress("re-anchor") as callback:
+        runs = open_runs(found, work, pool, samples_for(found))
+        return anchored(found, reanchor(runs, spread, [], seed, progress=callback, rounds=1))
 
 
 def front_of(
@@ -159,9 +179,10 @@ def front_of(
             callback(done + 1, len(front))
     accuracies: list[Accuracy | None] = [None] * len(front)
     if evaluation is not None:
+        pool = Pool(kernels=found.kernels, target=found.target, cache=work.cache)
         with progress("accuracy") as callback:
             for done, one in enumerate(front):
-                accuracies[done] = accuracy_of(found, work, one, evaluation)
+                accuracies[done] = accuracy_of(found, work, pool, one, evaluation)
                 callback(done + 1, len(front))
     result = tuple(
         Point(
@@ -190,13 +211,13 @@ def within_drop(front: Sequence[Point], most: float) -> tuple[Point, ...]:
     return kept
 
 
-def accuracy_of(found: Study, work: Work, solution: Solution, evaluation: Evaluation) -> Accuracy:
+def accuracy_of(found: Study, work: Work, pool: Pool, solution: Solution, evaluation: Evaluation) -> Accuracy:
     """``run_accuracy``, or what an earlier call found of the same kernels, ranges and samples.
 
     A user's function may have changed since, so its scores are not kept.
     """
     if evaluation.function is not None:
-        return run_accuracy(found, work, solution, evaluation)
+        return run_accuracy(found, pool, solution, evaluation)
     seen = Digest()
     seen.add(evaluation.inputs)
     if evaluation.labels is not None:
@@ -207,7 +228,7 @@ def accuracy_of(found: Study, work: Work, solution: Solution, evaluation: Evalua
     path = work.file("accuracy", ".json", *made_from, solution.schemes, weights, lost)
     known = _load(path)
     if known is None:
-        known = run_accuracy(found, work, solution, evaluation)
+        known = run_accuracy(found, pool, solution, evaluation)
         write_atomic(path, json.dumps(asdict(known)).encode())
     return known
 

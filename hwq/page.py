@@ -60,15 +60,15 @@ def cards(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if accuracy.get("agreement") is not None:
         found.append(("same class as float", percent(accuracy["agreement"]), f"{accuracy['samples']} samples"))
     if accuracy.get("sqnr_db"):
-        expected_db = _decibels(predicted["loss"])
+        expected_db = _decibels(predicted["loss"], report)
         beside = "no noise predicted" if expected_db is None else f"predicted {expected_db:.1f} dB"
         found.append(("SQNR of the outputs", reports.decibels(accuracy["sqnr_db"]), beside))
     return found
 
 
-def _decibels(loss: float) -> float | None:
-    """The SQNR that a loss is; None for none."""
-    return -10 * math.log10(loss) if loss > LEAST_LOSS else None
+def _decibels(loss: float, report: Mapping[str, Any]) -> float | None:
+    """The SQNR that goes with a loss; None for none."""
+    return -10 * math.log10(loss * report["noise_per_loss"]) if loss > LEAST_LOSS else None
 
 
 def front_charts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def front_charts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     own = {"kind": "own", **{name: report["predicted"][name] for name in ("latency_s", "weight_bytes", "loss")}}
     points = [*({"kind": "front", **one} for one in report["front"]), own]
-    known = [value for one in points if (value := _decibels(one["loss"])) is not None] or [0.0]
+    known = [value for one in points if (value := _decibels(one["loss"], report)) is not None] or [0.0]
     low, high = min(known), max(known)
     ceiling = high + 0.15 * max(high - low, 10.0)  # where what loses nothing is drawn
     charts = []
@@ -85,7 +85,7 @@ def front_charts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         most = max(one[name] for one in points) * 1.05 or 1.0
         drawn = []
         for one in points:
-            value = _decibels(one["loss"])
+            value = _decibels(one["loss"], report)
             drawn.append(
                 {
                     "x": one[name] / most,
@@ -96,7 +96,7 @@ def front_charts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         ticks_x = [{"at": value / most, "text": shown(value) if value else "0"} for value in _ticks(0.0, most)]
         ticks_y = [{"at": _part(value, low, ceiling), "text": f"{value:g} dB"} for value in _ticks(low, high)]
-        if any(_decibels(one["loss"]) is None for one in points):
+        if any(_decibels(one["loss"], report) is None for one in points):
             ticks_y.append({"at": 1.0, "text": "no loss"})
         charts.append({"axis": axis, "points": drawn, "ticks_x": ticks_x, "ticks_y": ticks_y})
     return charts

@@ -23,6 +23,7 @@ from hwq.scheme import SCHEMES, Cost
 
 FORMAT = 1
 _HEAD = ("format", "model", "target", "threads", "latency_s", "weight_bytes", "loss")
+_NOISE = "noise_per_loss"
 _COST = ("latency_s", "interval_s", "source", "weight_bytes", "loss")
 
 
@@ -50,6 +51,7 @@ class Plan:
     qparams: Mapping[str, QParams] = field(default_factory=dict)
     means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     roundings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    noise_per_loss: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values; the inverse of ``from_dict``."""
@@ -66,7 +68,7 @@ class Plan:
         means = {name: [float(value) for value in values] for name, values in self.means.items()}
         roundings = {name: {"scheme": scheme, "text": text} for name, (scheme, text) in self.roundings.items()}
         blocks = {"layers": layers, "qparams": qparams, "means": means, "roundings": roundings}
-        return dict(zip(_HEAD, head, strict=True)) | blocks
+        return dict(zip(_HEAD, head, strict=True)) | {_NOISE: float(self.noise_per_loss)} | blocks
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "the plan") -> Plan:
@@ -74,7 +76,7 @@ class Plan:
 
         Raises HwqError "plan-invalid" (key, value, what is accepted), "scheme-unknown" for a layer's scheme.
         """
-        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means", "roundings"))
+        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means", "roundings", _NOISE))
         if data["format"] != FORMAT:
             _refuse(f"{source}: format", data["format"], str(FORMAT))
         layers, qparams, means = data["layers"], data["qparams"], data.get("means", {})
@@ -97,6 +99,7 @@ class Plan:
             latency_s=_number(data["latency_s"], f"{source}: latency_s"),
             weight_bytes=_whole(data["weight_bytes"], f"{source}: weight_bytes"),
             loss=_number(data["loss"], f"{source}: loss"),
+            noise_per_loss=_number(data.get(_NOISE, 1.0), f"{source}: {_NOISE}"),
             layers={name: cost for name, cost in costs.items() if cost is not None},
             why={name: _text(layer.get("why", ""), f"{where[name]}: why") for name, layer in layers.items()},
             qparams={name: _qparams(value, f"{source}: qparams {name!r}") for name, value in qparams.items()},
@@ -123,7 +126,7 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, one line a layer. Raises HwqError "save-failed"; no half file stays."""
         data = self.to_dict()
-        lines = [f"  {json.dumps(key)}: {json.dumps(data[key])}," for key in _HEAD]
+        lines = [f"  {json.dumps(key)}: {json.dumps(data[key])}," for key in (*_HEAD, _NOISE)]
         blocks = [f"  {json.dumps(key)}: {_lines(data[key])}" for key in ("layers", "qparams", "means", "roundings")]
         write_atomic(path, "\n".join(["{", *lines, ",\n".join(blocks), "}", ""]).encode())
 

@@ -32,6 +32,12 @@ def batch_size(inputs: Inputs) -> int | None:
     return first[0] if not firsts and first else None
 
 
+def count_of(batch: Mapping[str, Array]) -> int:
+    """How many samples a batch holds: the length of its inputs' first axis; 1 for an input without axes."""
+    first = next(iter(batch.values()))
+    return len(first) if first.ndim else 1
+
+
 def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, batched: bool = True) -> Array:
     """``value`` as a contiguous array of ``dtype`` and ``shape``; float widths are converted.
 

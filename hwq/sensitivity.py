@@ -1,8 +1,7 @@
 """Sensitivity: how much each layer, alone in an integer scheme, moves the network's outputs.
 
 Each candidate kernel runs on the real activations of each sample between float neighbours, and the float network goes
-on from there. The loss is the noise-to-signal ratio of the outputs, sum |y - y0|^2 / sum |y0|^2: it needs no labels,
-adds up over independent errors, and -10 log10 of it is the SQNR in dB.
+on from there to ``hwq.loss``. These isolated scores are what ``hwq.reanchor`` corrects by whole assignments.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from hwq import loss
 from hwq.execute import BoundStep, KernelSet, Runner, bind, quiet, run, to_device
 from hwq.files import write_atomic
 from hwq.graph import Graph, Layer
+from hwq.loss import Sums
 from hwq.lower import Program, lower
 from hwq.numerics import QParams
 from hwq.progress import Callback
 from hwq.quantize import Weights
-from hwq.samples import Batch
+from hwq.samples import Batch, count_of
 from hwq.target import Target
 
 log = logging.getLogger(__name__)
@@ -63,46 +62,48 @@ def measure(
     batches: Sequence[Batch],
     journal: Path | None = None,
     progress: Callback = quiet,
-) -> dict[Unit, float]:
-    """The loss of each (layer, scheme) over ``batches``; ``reference`` is the bound float network.
+) -> dict[Unit, Sums]:
+    """What each (layer, scheme) loses over ``batches``; ``reference`` is the bound float network.
 
     A journal of an interrupted call on the same network, ranges and samples is taken up after its last whole sample.
     """
-    noise, signal, skip = _taken_up(journal, units)
+    sums, skip = _taken_up(journal, units)
     left = batches[skip:]
     runners = {unit: bind(program, kernels) for unit, program in units.items()} if left else {}
     scratch = Runner(program=reference.program, steps=reference.steps)
     tails = {unit: downstream(reference, runners[unit].program.outputs[0]) for unit in runners}
     outputs = reference.program.outputs
+    kind = None
     for done, batch in enumerate(left, skip):
         env = run(reference, to_device(batch))
-        clean = [env[name].numpy().astype(np.float64) for name in outputs]
-        signal += sum(float(np.square(value).sum()) for value in clean)
+        clean = [env[name].numpy() for name in outputs]
+        kind = kind or loss.kind_of(clean, count_of(batch))
         for count, unit in enumerate(units):
             mine = run(runners[unit], {name: env[name] for name in runners[unit].program.inputs})
             target = runners[unit].program.outputs[0]
             result = run(scratch, {**env, target: mine[target]}, steps=tails[unit])
-            noise[unit] += sum(
-                float(np.square(result[name].numpy() - value).sum()) for name, value in zip(outputs, clean, strict=True)
-            )
+            sums[unit] += loss.compare([result[name].numpy() for name in outputs], clean, kind)
             progress(done * len(units) + count + 1, len(batches) * len(units))
         if journal is not None:
-            state = {"signal": signal, "done": done + 1, "noise": [[*unit, value] for unit, value in noise.items()]}
-            write_atomic(journal, json.dumps(state).encode())
-    return {unit: value / max(signal, np.finfo(np.float64).tiny) for unit, value in noise.items()}
+            rows = [[*unit, dataclasses.asdict(found)] for unit, found in sums.items()]
+            write_atomic(journal, json.dumps({"done": done + 1, "sums": rows}).encode())
+    return sums
 
 
-def _taken_up(journal: Path | None, units: Iterable[Unit]) -> tuple[dict[Unit, float], float, int]:
-    """(noise, signal, samples done) of the journal; a start from nothing if there is none, or it is damaged."""
-    nothing = dict.fromkeys(units, 0.0)
+def _taken_up(journal: Path | None, units: Iterable[Unit]) -> tuple[dict[Unit, Sums], int]:
+    """(sums, samples done) of the journal; a start from nothing if there is none, or it is damaged."""
+    nothing = dict.fromkeys(units, Sums())
     if journal is None or not journal.exists():
-        return nothing, 0.0, 0
+        return nothing, 0
     try:
         state = json.loads(journal.read_bytes())
-        noise = {(layer, scheme): float(value) for layer, scheme, value in state["noise"]}
-        signal, done = float(state["signal"]), int(state["done"])
-        assert noise.keys() == nothing.keys()
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        sums = {
+            (layer, scheme): Sums(**{name: value + 0 for name, value in fields.items()})
+            for layer, scheme, fields in state["sums"]
+        }
+        done = int(state["done"])
+        assert sums.keys() == nothing.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         log.debug("%s is damaged (%r): sensitivity starts again", journal, error)
-        return nothing, 0.0, 0
-    return {unit: noise[unit] for unit in nothing}, signal, done
+        return nothing, 0
+    return {unit: sums[unit] for unit in nothing}, done

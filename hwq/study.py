@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwq import sensitivity
+from hwq.assignment import Pair
 from hwq.cache import default_store_path
 from hwq.calibrate import split_activations
 from hwq.cost import op_macs
@@ -19,6 +20,7 @@ from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels
 from hwq.graph import PASS_THROUGH, Graph
 from hwq.learned_price import known_for, refresh
+from hwq.loss import Sums, noise_per_loss
 from hwq.lower import Program, legal_schemes, lower
 from hwq.model import Model
 from hwq.numerics import QParams
@@ -49,7 +51,9 @@ class Study:
 
     means: tensor -> the means of its channels. roundings: (layer, scheme) -> how its weights are rounded, where not to
     nearest. conversions, direct_s and moved_s: as in ``hwq.pricing.Prices``. runner: the float network, kernel by
-    kernel. samples: how many calibration batches there were; kept: the first of them.
+    kernel. samples: how many calibration batches there were; kept: the first of them. pairs: what layers lose together
+    beyond their own losses, where that is known. noise_per_loss: what turns a loss into the outputs' noise-to-signal
+    ratio, as a rule.
     """
 
     model: Model
@@ -69,6 +73,8 @@ class Study:
     moved_s: Mapping[str, float]
     kept: tuple[Batch, ...]
     samples: int
+    pairs: tuple[Pair, ...] = ()
+    noise_per_loss: float = 1.0
 
     @property
     def graph(self) -> Graph:
@@ -154,6 +160,7 @@ def study(
     with stages("compile") as progress:
         kernels = compile_kernels(programs, target, work.cache, progress, known=kernels)
     losses = dict.fromkeys(units, 0.0)
+    lost: dict[tuple[str, str], Sums] = {}
     # What only passes values through loses nothing of its own: where it is int8, a neighbour is, whose loss has the
     # quantized tensor in it (between float layers int8 costs two conversions, and is never chosen).
     passing = {layer.name for layer in graph.layers if layer.op in PASS_THROUGH}
@@ -175,7 +182,8 @@ def study(
             sorted((*unit, text) for unit, text in roundings.items()),
         )
         with stages(stage) as progress:
-            losses.update(sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress))
+            lost |= sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress)
+    losses.update({unit: sums.loss for unit, sums in lost.items()})
     packed, resident = constant_bytes(programs, kernels)
     pricer = Pricer(
         target=target,
@@ -204,6 +212,7 @@ def study(
         kernels=kernels,
         runner=runner,
         losses=losses,
+        noise_per_loss=noise_per_loss(lost.values()),
         costs=prices.costs,
         conversions=prices.conversions,
         direct_s=prices.direct_s,

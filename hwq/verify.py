@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hwq import numerics, reference
 from hwq.errors import HwqError
 from hwq.execute import BoundStep, Runner, run, to_device
-from hwq.samples import Batch
+from hwq.samples import Batch, count_of
 from hwq.scheme import SCHEMES
 from hwq.target import Target
 
@@ -97,7 +97,7 @@ def compare(
 ) -> Accuracy:
     """``call`` on ``inputs`` against ``float_outputs``; the scores are those that a user's function gave, if any."""
     mine = outputs_of(call, inputs)
-    count = _count(inputs)
+    count = count_of(inputs)
     classes = mine[0].ndim == 2 and mine[0].shape[0] == count and mine[0].shape[1] > 1
     changed = mine[0].argmax(axis=1) != float_outputs[0].argmax(axis=1) if classes else None
     agreement = None if changed is None else float((~changed).mean())
@@ -129,7 +129,7 @@ def check_labels(inputs: Mapping[str, Array], labels: Any, output: Array) -> npt
         array = np.asarray(labels)
     except (ValueError, TypeError) as error:  # rows of different lengths
         raise HwqError("labels-invalid", f"evaluate labels are no array ({error}); accepted: integers (N,)") from error
-    count = _count(inputs)
+    count = count_of(inputs)
     if array.dtype.kind not in "iu" or array.shape != (count,):
         found = f"{array.dtype} of shape {array.shape}"
         raise HwqError("labels-invalid", f"evaluate labels are {found}; accepted: integers of shape ({count},)")
@@ -144,8 +144,3 @@ def check_labels(inputs: Mapping[str, Array], labels: Any, output: Array) -> npt
         message = f"evaluate labels go from {least} to {most}; accepted: 0 to {classes - 1}, the network's classes"
         raise HwqError("labels-invalid", message)
     return array.astype(np.int64)
-
-
-def _count(inputs: Mapping[str, Array]) -> int:
-    first = next(iter(inputs.values()))
-    return len(first) if first.ndim else 1

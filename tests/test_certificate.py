@@ -113,7 +113,7 @@ def test_figures_of_a_certificate() -> None:
         predicted_bytes=15,
         sizes={"a": 10, "b": 9},
         drop=0.0,
-        loss=0.01,
+        noise=0.01,
         accuracy=accuracy(1, 0, 100),
     )
     assert found["latency_s"]["error"] == pytest.approx(-0.2)

@@ -11,8 +11,10 @@ from demo_study import anchors, demo_evaluation, demo_study, demo_work, priced, 
 from hwq import choose as module
 from hwq.assignment import Solution, evaluate, within
 from hwq.choose import BISECTIONS, LEAD, SLACK, choose, leading, problem_of, run_accuracy, uniform, uniforms
+from hwq.compose import Pool
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
+from hwq.reanchor import LEAST, anchored
 from hwq.scheme import Budget
 from hwq.study import Study
 from hwq.verify import Accuracy
@@ -25,6 +27,13 @@ TIMES = {"f32": 10.0, "w8a8": 4.0, "w4a8": 5.0}
 @pytest.fixture(scope="module")
 def study() -> Study:
     return priced(demo_study(), TIMES, conversion_us=0.5)
+
+
+@pytest.fixture(autouse=True)
+def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are anchored by as few assignments as may be: how well is for other tests to say."""
+    monkeypatch.setattr("hwq.reanchor.FIRST", LEAST)
+    monkeypatch.setattr("hwq.reanchor.MORE", 4)
 
 
 @pytest.mark.parametrize("more", [(), ("block1.conv1", "pool")], ids=["one output", "inner outputs too"])
@@ -227,7 +236,8 @@ def test_drop_budget_needs_something_to_judge_by(study: Study) -> None:
 
 def test_accuracy_is_run_on_kernels(study: Study) -> None:
     """Float against itself is exact; int4 loses more than int8."""
-    runs = {name: run_accuracy(study, demo_work(), one, demo_evaluation()) for name, one in uniforms(study).items()}
+    pool = Pool(kernels=study.kernels, target=study.target, cache=demo_work().cache)
+    runs = {name: run_accuracy(study, pool, one, demo_evaluation()) for name, one in uniforms(study).items()}
     assert runs["f32"].agreement == 1.0
     assert runs["f32"].sqnr_db[0] > 100
     assert runs["w8a8"].sqnr_db[0] > runs["w4a8"].sqnr_db[0] + 10
@@ -236,7 +246,9 @@ def test_accuracy_is_run_on_kernels(study: Study) -> None:
 
 
 def test_solutions_are_sums_of_their_candidates(study: Study) -> None:
-    found = choose(study, demo_work(), Budget(weight_bytes=0.7 * uniforms(study)["w8a8"].weight_bytes), None).solution
-    again = evaluate(problem_of(study), found.schemes)
-    assert again == found
+    budget = Budget(weight_bytes=0.7 * uniforms(study)["w8a8"].weight_bytes)
+    choice = choose(study, demo_work(), budget, None)
+    assert choice.anchors is not None, "sums of the scores that it was chosen by"
+    found = choice.solution
+    assert evaluate(problem_of(anchored(study, choice.anchors)), found.schemes) == found
     assert within(found, module.Limits(weight_bytes=0.7 * uniforms(study)["w8a8"].weight_bytes))

@@ -15,6 +15,7 @@ from hwq import explore as explore_face
 from hwq.assignment import evaluate
 from hwq.choose import problem_of, run_accuracy, uniforms
 from hwq.compiler import build
+from hwq.compose import Pool
 from hwq.demo import load_demo
 from hwq.errors import HwqError
 from hwq.explore import TOLERANCE, Point, explore, front_of, save_front, within_drop
@@ -42,7 +43,8 @@ def test_no_point_is_beaten_and_the_ends_are_there(front: tuple[Point, ...]) -> 
 
 def test_accuracy_is_that_of_the_kernels(front: tuple[Point, ...]) -> None:
     solution = evaluate(problem_of(demo_study()), front[0].plan.schemes)
-    found = run_accuracy(demo_study(), demo_work(), solution, demo_evaluation())
+    pool = Pool(kernels=demo_study().kernels, target=demo_study().target, cache=demo_work().cache)
+    found = run_accuracy(demo_study(), pool, solution, demo_evaluation())
     assert front[0].accuracy == found
     assert front[0].drop == found.drop
 

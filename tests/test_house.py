@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "values",
         ("numpy", "scipy"),
         (
-            *("errors", "scheme", "numerics", "group_scales", "operators", "observers", "rounding"),
+            *("errors", "scheme", "numerics", "group_scales", "operators", "observers", "rounding", "loss", "ridge"),
             *("assignment", "mixed_integer", "assign", "explain"),
             *("cache", "cpu", "files", "switches", "units"),
         ),
@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
-            *("price_features", "learned_price"),
+            *("compose", "price_features", "learned_price"),
         ),
     ),
     (
@@ -62,7 +62,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("pipeline", "model", "work", "plan", "arguments"),
-            *("observe", "study", "pricing", "choose", "memory_plan", "library", "artifact", "deliver"),
+            *("observe", "study", "pricing", "reanchor", "choose", "memory_plan", "library", "artifact", "deliver"),
             *("inplace", "contest"),
         ),
     ),

@@ -11,7 +11,7 @@ import pytest
 import reference as floats
 import tiny
 
-from hwq import sensitivity
+from hwq import loss, sensitivity
 from hwq.cache import default_cache_dir
 from hwq.calibrate import split_activations
 from hwq.execute import KernelSet, Runner, bind, compile_kernels, run, to_device
@@ -51,20 +51,20 @@ class Prepared:
         return compile_kernels(programs, HOST, default_cache_dir())
 
     def brute_force(self, unit: tuple[str, str]) -> float:
-        """The whole network lowered with just this layer integer: noise over signal of its outputs."""
+        """The whole network lowered with just this layer integer: what its outputs lose."""
         program = lower(GRAPH, dict([unit]), self.params, self.weights, HOST, 1, direct=False)
         runner = bind(program, self.compiled([program]))
-        noise = signal = 0.0
+        sums = loss.Sums()
         for batch in BATCHES:
-            clean = {name: run(self.runner, to_device(batch))[name].numpy().copy() for name in GRAPH.outputs}
+            clean = run(self.runner, to_device(batch))
+            good = [clean[name].numpy().copy() for name in GRAPH.outputs]
             mine = run(runner, to_device(batch))
-            for name in GRAPH.outputs:
-                noise += float(np.square(mine[name].numpy().astype(np.float64) - clean[name]).sum())
-                signal += float(np.square(clean[name].astype(np.float64)).sum())
-        return noise / signal
+            sums += loss.compare([mine[name].numpy() for name in GRAPH.outputs], good, "logits")
+        return sums.loss
 
     def measure(self, **options: Any) -> dict[tuple[str, str], float]:
-        return sensitivity.measure(self.runner, self.units, self.kernels, BATCHES, **options)
+        found = sensitivity.measure(self.runner, self.units, self.kernels, BATCHES, **options)
+        return {unit: sums.loss for unit, sums in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +140,7 @@ def test_an_interrupted_call_goes_on_after_its_last_whole_sample(
     assert again == [], "all is in the journal"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", '{"signal": 1.0}', '{"signal": 1.0, "done": 2, "noise": [["a", "w8a8", 1]]}']
-)
+@pytest.mark.parametrize("text", ["", "{", '{"done": 1}', '{"done": 2, "sums": [["a", "w8a8", {"rows": 1}]]}'])
 def test_a_damaged_journal_counts_as_none(
     text: str, prepared: Prepared, losses: dict[tuple[str, str], float], tmp_path: Path
 ) -> None:

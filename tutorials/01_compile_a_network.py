@@ -53,7 +53,7 @@ artifact = hwq.compile(model, "host", evaluate=(pictures, labels), budget=hwq.Bu
 # %% Read what came out
 #
 # Every layer with its scheme, predicted beside measured: f32 is float, w8a8 int8, w4a8 int8 with weights in four bits.
-# The loss is the noise that the layer alone adds to the network's outputs, as a part of their power.
+# The loss is how far the layer alone moves the network's classes: their Kullback-Leibler divergence from float's.
 
 report.show(artifact.report, console)
 print(artifact.report["verdict"])
