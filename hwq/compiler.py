@@ -87,7 +87,7 @@ def compile(
         threads=threads,
         observer=observer,
         measure=measure,
-        careful=budget != Budget(),
+        careful=budget != Budget() or schemes is not None,
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
@@ -122,7 +122,7 @@ def plan(
         threads=threads,
         observer=observer,
         measure=measure,
-        careful=budget != Budget(),
+        careful=budget != Budget() or schemes is not None,
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress) if budget.drop is not None else None

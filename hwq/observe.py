@@ -14,7 +14,7 @@ import numpy as np
 from hwq import moments
 from hwq import samples as samples_of
 from hwq.calibrate import choose, collect, load_means, save_means
-from hwq.correct import FEW_MACS, MOST_MACS, Roundings, correct
+from hwq.correct import MOST_MACS, Roundings, correct
 from hwq.errors import HwqError
 from hwq.execute import Runner
 from hwq.graph import Graph, Layer
@@ -109,7 +109,7 @@ def rounded(
 ) -> Roundings:
     """How weights are best rounded, by all samples that can be read again; those of a generator only as far as kept.
 
-    careful: loss decides, so that more of it is worth its time.
+    careful: loss decides, so that it is worth its time; else all are rounded plainly.
     """
     again = isinstance(calibration, np.ndarray | Mapping | list | tuple)
     total = count if again else len(kept)
@@ -122,7 +122,7 @@ def rounded(
         q = qparams[layer.inputs[0]]
         return work.file("rounding", ".json", layer.name, schemes, digest, total, q.scale, q.zero_point)
 
-    return correct(graph, candidates, qparams, gather, journal, progress, MOST_MACS if careful else FEW_MACS)
+    return correct(graph, candidates, qparams, gather, journal, progress, MOST_MACS if careful else 0.0)
 
 
 def _read(batches: Iterable[Batch], room: int) -> tuple[tuple[Batch, ...], str, int]:
