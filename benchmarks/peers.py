@@ -44,28 +44,29 @@ def absent() -> list[str]:
     return [
         f"{name} is left out: the package {module} is not installed ({what}); pip install 'hwq[bench]'"
         for name, module, what in lacking
-        if not _has(module)
+        if not available(module)
     ]
 
 
 def versions() -> str:
     """The peers' versions in one line."""
     packages = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "NNCF": "nncf"}
-    return ", ".join(f"{name} {importlib.metadata.version(it)}" for name, it in packages.items() if _has(it))
+    return ", ".join(f"{name} {importlib.metadata.version(it)}" for name, it in packages.items() if available(it))
 
 
 def peers(network: Network, threads: int) -> dict[str, Contender]:
     """Every peer that is installed, ready to run; what it makes on the way lies beside the network's file."""
     found: dict[str, Contender] = {}
-    if _has("onnxruntime"):
+    if available("onnxruntime"):
         found["ONNX Runtime f32"] = onnx_runtime(network.path, network.pictures[:1], threads)
-        found["ONNX Runtime int8"] = onnx_runtime(_onnx_runtime_int8(network), network.pictures[:1], threads)
-    if _has("openvino"):
+        found["ONNX Runtime int8"] = onnx_runtime(onnx_runtime_int8(network), network.pictures[:1], threads)
+    if available("openvino"):
         found |= _openvino_contenders(network, threads)
     return found
 
 
-def _has(module: str) -> bool:
+def available(module: str) -> bool:
+    """Whether a package is installed."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -84,7 +85,7 @@ def _timed(call: Any) -> Contender:
 # ONNX Runtime
 
 
-def _onnx_runtime_int8(network: Network) -> Path:
+def onnx_runtime_int8(network: Network) -> Path:
     """Its static quantization: QDQ, uint8 activations, int8 weights per channel."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -151,11 +152,11 @@ def _openvino_contenders(network: Network, threads: int) -> dict[str, Contender]
         precisions.append("bf16")
     picture = network.pictures[:1]
     found = {f"OpenVINO {it}": openvino_model(core, network.path, picture, threads, it) for it in precisions}
-    if _has("nncf"):
+    if available("nncf"):
         settings: dict[str, Contender] = {}
         for preset, precision in itertools.product(PRESETS, precisions):
             try:
-                contender = openvino_model(core, _nncf(core, network, preset), picture, threads, precision)
+                contender = openvino_model(core, nncf_int8(core, network, preset), picture, threads, precision)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1]
                 print(f"OpenVINO int8 ({preset}, {precision}) of {network.name} is left out: it fails with: {reason}")
@@ -186,7 +187,7 @@ def openvino_model(core: Any, path: Path, picture: Pictures, threads: int, preci
     return _timed(lambda: request.infer(share_outputs=True))
 
 
-def _nncf(core: Any, network: Network, preset: str) -> Path:
+def nncf_int8(core: Any, network: Network, preset: str) -> Path:
     """The network quantized by NNCF, as a file."""
     import nncf
     import openvino
