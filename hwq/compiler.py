@@ -7,7 +7,7 @@ study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from hwq.assignment import Limits, Solution
 from hwq.assignment import evaluate as sums
 from hwq.choose import Choice, choose, improved, problem_of, uniforms, wants_bytes
 from hwq.contest import HOPELESS, NOISE, figures, interleaved, missed, verdict, weighed
+from hwq.cost import fit_whole
 from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, weight_bytes
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
@@ -273,6 +274,8 @@ def _dispose(
         describe(studies[picked], best, times[picked], accuracies[picked], evaluation, limits)
     best.report["verdict"] = verdict(picked, times, misses["chosen"])
     best.report["alternatives"] = alternatives
+    pairs = [(one.plan.latency_s, times[name]) for name, one in contenders.items() if one.plan.latency_s > 0]
+    best.report["fit"] = asdict(fit_whole(pairs))
     best.report["scores"] = None if choice.anchors is None else report_of(choice.anchors)
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
     return best

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 SHRINK = {4: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 8: (1.0,)}
 # Of the mean power, added to every input's: the paper's, and for four bits more too, for layers of few columns.
 DAMPS = {4: (rounding.DAMP, 10 * rounding.DAMP), 8: (rounding.DAMP,)}
-# Multiply-adds of all layers together, the cheapest are corrected; mobilenetv2's take 2.5e11, ResNet-50's 5e12.
+# Multiply-adds that pay for a network's layers, the cheapest first; mobilenetv2's take 2.5e11, ResNet-50's 5e12.
 MOST_MACS = 6e11
 # In sweeps over a matrix of weights: what all ways of rounding it to a scheme take.
 SWEEPS = 50

@@ -148,6 +148,10 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     console.print(figures_table(report))
     if report.get("alternatives"):
         console.print(alternatives_table(report))
+    if report.get("fit"):
+        fit = report["fit"]
+        line = f"{fit['scale']:.3g} x the sum of prices + {seconds(fit['offset_s'])}, to {percent(fit['residual'])}"
+        _say(console, f"what was built took {line}, of {count(fit['count'], 'network')}")
     if report.get("verdict"):
         _say(console, f"taken: {report['verdict'].rsplit(': ', 1)[0]}")  # its times are in the table
     if holders(report):

@@ -50,6 +50,9 @@ def test_compiled_with_nothing_asked() -> None:
     assert {row["price_source"] for row in report["layers"]} == {"measured"}
     assert artifact.plan.weight_bytes <= report["measured"]["weight_bytes"]
     assert artifact.plan.why.keys() == artifact.plan.schemes.keys()
+    fit = report["fit"]
+    assert fit["count"] == 1 + len(times)
+    assert fit["scale"] > 0
 
 
 def test_drop_budget() -> None:
