@@ -16,14 +16,15 @@ from typing import overload
 
 from hwq.assign import TIE, assign, near
 from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate
-from hwq.compose import Pool, composed
+from hwq.compose import Pool
 from hwq.errors import HwqError
-from hwq.evaluate import Evaluation, float_call, judge
+from hwq.evaluate import Evaluation
 from hwq.graph import ANCHORS
+from hwq.judge import accuracy_of, open_judge
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, Anchors, anchored, open_runs, reanchor, samples_for
 from hwq.scheme import SCHEMES, Budget, Candidate
-from hwq.study import Study, inputs_of
+from hwq.study import Study
 from hwq.ties import passing_units
 from hwq.verify import Accuracy
 from hwq.work import Work
@@ -123,11 +124,6 @@ def uniforms(study: Study) -> dict[str, Solution]:
     return {name: solution for name, solution in found.items() if solution is not None}
 
 
-def run_accuracy(study: Study, pool: Pool, solution: Solution, evaluation: Evaluation) -> Accuracy:
-    """How the assignment's outputs compare with float's, run kernel by kernel."""
-    return judge(evaluation, float_call(composed(pool, study.program(solution.schemes)), inputs_of(study.graph)))
-
-
 def choose(
     study: Study,
     work: Work,
@@ -161,14 +157,15 @@ def choose(
         return found if for_bytes else replace(found, candidates=leading(found.candidates))
 
     pool = Pool(kernels=study.kernels, target=study.target, cache=work.cache)
+    judge = None if budget.drop is None or evaluation is None else open_judge(study, work, pool, evaluation)
     tried: dict[tuple[str, ...], Choice] = {}
     with stages("assign") as progress:
 
         def run(solution: Solution) -> Choice:
-            assert evaluation is not None
+            assert judge is not None
             key = tuple(solution.schemes.values())
             if key not in tried:
-                tried[key] = Choice(solution=solution, accuracy=run_accuracy(study, pool, solution, evaluation))
+                tried[key] = Choice(solution=solution, accuracy=accuracy_of(judge, solution))
                 progress(len(tried), max(len(tried), BISECTIONS + 2))
             return replace(tried[key], solution=solution)
 

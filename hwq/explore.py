@@ -6,7 +6,6 @@ the accuracy of each point is that of its kernels run one by one, and is kept in
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -17,20 +16,19 @@ from typing import Any
 from hwq.arguments import check_budget
 from hwq.assign import near, pareto
 from hwq.assignment import Limits, Problem, Solution
-from hwq.choose import Choice, problem_of, run_accuracy
+from hwq.choose import Choice, problem_of
 from hwq.compiler import evaluated, plan_of, studied
 from hwq.compose import Pool
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
-from hwq.files import write_atomic
 from hwq.graph import ANCHORS
+from hwq.judge import accuracy_of, open_judge
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.progress import Stages, silent
 from hwq.reanchor import anchored, open_runs, reanchor, samples_for
-from hwq.samples import LABELS, Digest
 from hwq.scheme import Budget
-from hwq.study import Study, roundings_of
+from hwq.study import Study
 from hwq.target import Target
 from hwq.verify import Accuracy
 from hwq.work import Work
@@ -181,8 +179,9 @@ def front_of(
     if evaluation is not None:
         pool = Pool(kernels=found.kernels, target=found.target, cache=work.cache)
         with progress("accuracy") as callback:
+            judge = open_judge(found, work, pool, evaluation)
             for done, one in enumerate(front):
-                accuracies[done] = accuracy_of(found, work, pool, one, evaluation)
+                accuracies[done] = accuracy_of(judge, one)
                 callback(done + 1, len(front))
     result = tuple(
         Point(
@@ -209,41 +208,6 @@ def within_drop(front: Sequence[Point], most: float) -> tuple[Point, ...]:
         message = f"drop {most:.2%} is met by no point of the front: the least that one loses is {least:.2%}"
         raise HwqError("budget-impossible", message)
     return kept
-
-
-def accuracy_of(found: Study, work: Work, pool: Pool, solution: Solution, evaluation: Evaluation) -> Accuracy:
-    """``run_accuracy``, or what an earlier call found of the same kernels, ranges and samples.
-
-    A user's function may have changed since, so its scores are not kept.
-    """
-    if evaluation.function is not None:
-        return run_accuracy(found, pool, solution, evaluation)
-    seen = Digest()
-    seen.add(evaluation.inputs)
-    if evaluation.labels is not None:
-        seen.add({LABELS: evaluation.labels})
-    made_from = [found.model.fingerprint, found.target.fingerprint, seen.hex(), found.qparams]
-    lost = [found.losses[unit] for unit in solution.schemes.items()]
-    weights = roundings_of(found.roundings, solution.schemes)
-    path = work.file("accuracy", ".json", *made_from, solution.schemes, weights, lost)
-    known = _load(path)
-    if known is None:
-        known = run_accuracy(found, pool, solution, evaluation)
-        write_atomic(path, json.dumps(asdict(known)).encode())
-    return known
-
-
-def _load(path: Path) -> Accuracy | None:
-    """What was kept; None if nothing was, or it is damaged."""
-    try:
-        row = json.loads(path.read_bytes())
-        changes = row["changes"] if row["changes"] is None else tuple(map(int, row["changes"]))
-        return Accuracy(**{**row, "sqnr_db": tuple(map(float, row["sqnr_db"])), "changes": changes})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.debug("%s is damaged (%r): the plan is run again", path, error)
-        return None
 
 
 def save_front(front: Sequence[Point], folder: str | os.PathLike[str]) -> tuple[Path, ...]:

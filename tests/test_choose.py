@@ -10,15 +10,13 @@ from demo_study import anchors, demo_evaluation, demo_study, demo_work, priced, 
 
 from hwq import choose as module
 from hwq.assignment import Solution, evaluate, within
-from hwq.choose import BISECTIONS, LEAD, SLACK, choose, leading, problem_of, run_accuracy, uniform, uniforms
-from hwq.compose import Pool
+from hwq.choose import BISECTIONS, LEAD, SLACK, choose, leading, problem_of, uniform, uniforms
 from hwq.errors import HwqError
-from hwq.evaluate import Evaluation
+from hwq.judge import Judge
 from hwq.reanchor import LEAST, anchored
 from hwq.scheme import Budget
 from hwq.study import Study
 from hwq.verify import Accuracy
-from hwq.work import Work
 
 # int8 is faster than float, int4 slower than int8; conversions cost a little.
 TIMES = {"f32": 10.0, "w8a8": 4.0, "w4a8": 5.0}
@@ -146,12 +144,12 @@ def test_an_impossible_budget_names_the_closest(study: Study, budget: Budget) ->
 def fake_accuracy(drops: list[Solution], slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accuracy as a straight line of the predicted loss; ``drops`` collects what was run."""
 
-    def run(_: Study, __: Work, solution: Solution, ___: Evaluation) -> Accuracy:
+    def run(_: Judge, solution: Solution) -> Accuracy:
         drops.append(solution)
         drop = slope * solution.loss
         return Accuracy(score=1 - drop, float_score=1.0, drop=drop, agreement=None, sqnr_db=(), samples=1)
 
-    monkeypatch.setattr(module, "run_accuracy", run)
+    monkeypatch.setattr(module, "accuracy_of", run)
 
 
 @pytest.mark.parametrize("part", [1.5, 0.9, 0.5, 0.1, 0.01])
@@ -197,13 +195,13 @@ def test_a_kernel_at_fault_is_no_budget_that_cannot_be_met(study: Study, monkeyp
     """What running a candidate raises is not taken for a bound without an assignment."""
     ran: list[Solution] = []
 
-    def run(_: Study, __: Work, solution: Solution, ___: Evaluation) -> Accuracy:
+    def run(_: Judge, solution: Solution) -> Accuracy:
         ran.append(solution)
         if len(ran) == 3:  # the first within the bisection
             raise HwqError("kernel-missing", "no kernel")
         return Accuracy(score=0.0, float_score=1.0, drop=solution.loss, agreement=None, sqnr_db=(), samples=1)
 
-    monkeypatch.setattr(module, "run_accuracy", run)
+    monkeypatch.setattr(module, "accuracy_of", run)
     fastest = choose(study, demo_work(), Budget(), None).solution
     with pytest.raises(HwqError, match="no kernel") as caught:
         choose(study, demo_work(), Budget(drop=0.5 * fastest.loss), demo_evaluation())
@@ -232,17 +230,6 @@ def test_drop_budget_needs_something_to_judge_by(study: Study) -> None:
     with pytest.raises(HwqError, match="a budget of drop needs samples") as caught:
         choose(study, demo_work(), Budget(drop=0.1), None)
     assert caught.value.code == "evaluate-missing"
-
-
-def test_accuracy_is_run_on_kernels(study: Study) -> None:
-    """Float against itself is exact; int4 loses more than int8."""
-    pool = Pool(kernels=study.kernels, target=study.target, cache=demo_work().cache)
-    runs = {name: run_accuracy(study, pool, one, demo_evaluation()) for name, one in uniforms(study).items()}
-    assert runs["f32"].agreement == 1.0
-    assert runs["f32"].sqnr_db[0] > 100
-    assert runs["w8a8"].sqnr_db[0] > runs["w4a8"].sqnr_db[0] + 10
-    assert runs["w8a8"].agreement is not None
-    assert runs["w8a8"].agreement >= 0.95
 
 
 def test_solutions_are_sums_of_their_candidates(study: Study) -> None:

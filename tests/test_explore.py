@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 from pathlib import Path
@@ -13,12 +12,13 @@ from demo_study import CALIBRATION, anchors, demo_evaluation, demo_model, demo_p
 
 from hwq import explore as explore_face
 from hwq.assignment import evaluate
-from hwq.choose import problem_of, run_accuracy, uniforms
+from hwq.choose import problem_of, uniforms
 from hwq.compiler import build
 from hwq.compose import Pool
 from hwq.demo import load_demo
 from hwq.errors import HwqError
 from hwq.explore import TOLERANCE, Point, explore, front_of, save_front, within_drop
+from hwq.judge import accuracy_of, open_judge
 from hwq.plan import Plan
 from hwq.progress import silent
 from hwq.scheme import Budget
@@ -44,7 +44,7 @@ def test_no_point_is_beaten_and_the_ends_are_there(front: tuple[Point, ...]) -> 
 def test_accuracy_is_that_of_the_kernels(front: tuple[Point, ...]) -> None:
     solution = evaluate(problem_of(demo_study()), front[0].plan.schemes)
     pool = Pool(kernels=demo_study().kernels, target=demo_study().target, cache=demo_work().cache)
-    found = run_accuracy(demo_study(), pool, solution, demo_evaluation())
+    found = accuracy_of(open_judge(demo_study(), demo_work(), pool, demo_evaluation()), solution)
     assert front[0].accuracy == found
     assert front[0].drop == found.drop
 
@@ -53,7 +53,7 @@ def test_what_was_found_is_not_run_again(front: tuple[Point, ...], monkeypatch: 
     def refuse(*_: Any) -> Any:
         raise AssertionError("it was run already")
 
-    monkeypatch.setattr(importlib.import_module("hwq.explore"), "run_accuracy", refuse)
+    monkeypatch.setattr("hwq.judge.composed", refuse)
     again = front_of(demo_study(), demo_work(), demo_evaluation(), NONE, 10, 1, silent)
     assert [point.accuracy for point in again] == [point.accuracy for point in front]
     assert [point.plan.schemes for point in again] == [point.plan.schemes for point in front]

@@ -62,8 +62,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("pipeline", "model", "work", "plan", "arguments"),
-            *("observe", "study", "pricing", "reanchor", "choose", "memory_plan", "library", "artifact", "deliver"),
-            *("inplace", "contest"),
+            *("observe", "study", "pricing", "reanchor", "judge", "choose", "memory_plan", "library", "artifact"),
+            *("deliver", "inplace", "contest"),
         ),
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page")),
