@@ -6,6 +6,7 @@ study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from hwq.inplace import Unit, correct, seen_s
 from hwq.lower import legal_schemes
 from hwq.model import Model
 from hwq.plan import Plan
+from hwq.process import peak_memory_bytes
 from hwq.progress import Stages, silent
 from hwq.reanchor import anchored, report_of
 from hwq.scheme import SCHEMES, Budget
@@ -77,6 +79,7 @@ def compile(
     measure: time kernels on this machine; None does where they can run. Raises HwqError for whatever the caller can
     mend, "budget-impossible" among them, with the closest budget that can be met.
     """
+    began = time.monotonic()
     budget = check_budget(budget)
     found, work = studied(
         model,
@@ -92,7 +95,9 @@ def compile(
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
-    return _dispose(found, work, budget, evaluation, progress, seed)
+    artifact = _dispose(found, work, budget, evaluation, progress, seed)
+    artifact.report["compile"] = {"seconds": time.monotonic() - began, "peak_memory_bytes": peak_memory_bytes()}
+    return artifact
 
 
 def plan(

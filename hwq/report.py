@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwq.plan import Plan
+from hwq.progress import duration
 
 RESOLUTION_S = 1e-7  # what is shorter cannot be told from the clock's own cost
 DASH = "-"
@@ -158,6 +159,11 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         _say(console, f"the loss is held by: {holders(report)}")
     for line in certificate_lines(report):
         _say(console, line)
+    if report.get("compile"):
+        took = report["compile"]
+        most = took["peak_memory_bytes"]
+        memory = "" if most is None else f"; the process held {size(most)} of memory at most"
+        _say(console, f"compiled in {duration(took['seconds'])}{memory}")
     for line in report.get("notes", ()):
         _say(console, f"note: {line}")
 

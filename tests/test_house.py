@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("errors", "scheme", "numerics", "group_scales", "operators", "observers", "rounding", "loss", "ridge"),
             *("assignment", "mixed_integer", "assign", "explain"),
-            *("cache", "cpu", "files", "switches", "units"),
+            *("cache", "cpu", "files", "process", "switches", "units"),
         ),
     ),
     (

@@ -18,9 +18,7 @@ from hwq.errors import HwqError
 from hwq.shell import Shell, count, emit, stages
 
 
-def run(
-    capsys: pytest.CaptureFixture[str], body: Any, *args: str, name: str = "work", debug: bool = False
-) -> Ended:
+def run(capsys: pytest.CaptureFixture[str], body: Any, *args: str, name: str = "work", debug: bool = False) -> Ended:
     """Run a made-up command whose body is ``body``."""
 
     @click.group(cls=Shell)
@@ -104,10 +102,13 @@ def press() -> None:
 def test_an_interrupt_is_one_sentence(capsys: pytest.CaptureFixture[str], name: str) -> None:
     ended = run(capsys, press, name=name)
     assert (ended.status, ended.out) == (130, "")
-    assert ended.err.strip() == {
-        "work": "interrupted",
-        "compile": "interrupted: what was finished is kept, and the same command goes on from there",
-    }[name]
+    assert (
+        ended.err.strip()
+        == {
+            "work": "interrupted",
+            "compile": "interrupted: what was finished is kept, and the same command goes on from there",
+        }[name]
+    )
     assert run(capsys, press, "--json", name=name).json["error"]["code"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was before"
 

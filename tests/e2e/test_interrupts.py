@@ -130,9 +130,7 @@ def interrupted(model: hwq.Model, work: Path, stage: str, at: int) -> None:
 # What was found is not found again
 
 
-def test_kernels_that_were_compiled_stay(
-    model: hwq.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_that_were_compiled_stay(model: hwq.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWQ_CACHE", str(tmp_path / "cache"))
     interrupted(model, tmp_path / "work", "compile float", 4)  # the first step tells what was there
     assert len(list((tmp_path / "cache" / "objects").iterdir())) == 3
