@@ -5,8 +5,9 @@
 For each real network every kernel of every scheme is priced by the shipped model, as with measure=False, and measured:
 alone, as a record is, and within the network (uniform assignments, each built and run). Kernels of layers that the
 model was trained on are left out. Printed for each network: the median error of learned prices and of the roofline's,
-how many measurements lie in the learned interval, and both rank correlations with what was measured; then each whole,
-as summed from learned prices, and as fitted (t = a * sum + b) to the other networks.
+how many measurements lie in the learned interval, and both rank correlations with what was measured; of the layers
+within networks the learned prices' median error, and how many lie in the intervals of records; then each whole, as
+summed from learned prices, as fitted (t = a * sum + b) to the other networks, and as summed from records.
 
 The cross-validated figures of the model's own training set stand above the table.
 """
@@ -27,6 +28,7 @@ from scipy import stats
 from hwq import load
 from hwq.assign import assign
 from hwq.assignment import evaluate
+from hwq.certificate import WHOLE
 from hwq.choose import Choice, problem_of, uniforms
 from hwq.compiler import plan_of
 from hwq.cost import fit_whole, price_roofline
@@ -65,6 +67,16 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """One layer of one assignment: its learned price, its record's interval, and what it took within the network."""
+
+    learned_s: float
+    low_s: float
+    high_s: float
+    measured_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
     """One assignment of a network, in seconds: learned prices summed, records summed, and as measured."""
 
@@ -77,12 +89,11 @@ class Whole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """All of one network. seen: kernels left out. inside: (learned, measured within the network) of each layer of every
-    assignment."""
+    """All of one network. seen: kernels left out. inside: each layer of every assignment."""
 
     network: str
     points: list[Point]
-    inside: list[tuple[float, float]]
+    inside: list[Inside]
     wholes: list[Whole]
     seen: int
 
@@ -150,10 +161,8 @@ def point_of(workload: Workload, learned: Pricer, recorded: Pricer) -> Point | N
     )
 
 
-def run(
-    name: str, predicted: Study, known: Study, model: Learned, work: Work
-) -> tuple[list[tuple[float, float]], list[Whole]]:
-    """The uniform assignments and the fastest, built and run: each new layer (learned, measured inside), and wholes."""
+def run(name: str, predicted: Study, known: Study, model: Learned, work: Work) -> tuple[list[Inside], list[Whole]]:
+    """The uniform assignments and the fastest, built and run: each new layer, and wholes."""
     problem, other = problem_of(predicted), problem_of(known)
     solutions = uniforms(known) | {"fastest": assign(other)}
     artifacts = {key: assemble(known, work, plan_of(known, Choice(solution=one))) for key, one in solutions.items()}
@@ -172,7 +181,8 @@ def run(
         for layer, scheme in solution.schemes.items():
             cost = predicted.costs[layer, scheme]
             if layer in new and cost.source == "learned" and layer in within:
-                inside.append((cost.latency_s, within[layer]))
+                low, high = known.costs[layer, scheme].interval_s
+                inside.append(Inside(learned_s=cost.latency_s, low_s=low, high_s=high, measured_s=within[layer]))
         wholes.append(
             Whole(
                 network=name,
@@ -190,9 +200,8 @@ def run(
 
 def kernels_table(found: Sequence[Found]) -> str:
     """A line for each network, and one for all."""
-    lines = [
-        f"{'network':14} kernels  seen  learned  roofline  in interval  rank learned  roofline  median width  inside"
-    ]
+    names = "kernels  seen  learned  roofline  in interval  rank learned  roofline  median width  inside  records hold"
+    lines = [f"{'network':14} {names}"]
     rows = [(one.network, one.points, one.seen, one.inside) for one in found]
     everything = [point for one in found for point in one.points]
     rows.append(("all", everything, sum(one.seen for one in found), [pair for one in found for pair in one.inside]))
@@ -202,11 +211,12 @@ def kernels_table(found: Sequence[Found]) -> str:
         held = np.mean([point.low_s <= point.alone_s <= point.high_s for point in points])
         width = np.median([point.high_s / point.low_s for point in points])
         ranks = [stats.spearmanr(values, alone).statistic for values in (learned, roofline)]
-        within = np.median([abs(one / other - 1) for one, other in inside])
+        within = np.median([abs(one.learned_s / one.measured_s - 1) for one in inside])
+        records = np.mean([one.low_s <= one.measured_s <= one.high_s for one in inside])
         lines.append(
             f"{name:14} {len(points):7} {seen:5} {np.median(abs(learned / alone - 1)):8.1%}"
             f" {np.median(abs(roofline / alone - 1)):9.1%} {held:12.1%} {ranks[0]:13.3f} {ranks[1]:9.3f}"
-            f" {width:13.2f} {within:7.1%}"
+            f" {width:13.2f} {within:7.1%} {records:13.1%}"
         )
     return "\n".join(lines)
 
@@ -224,6 +234,8 @@ def wholes_table(found: Sequence[Found]) -> str:
             errors[key].append(abs(value / whole.measured_s - 1))
         shown = "".join(f" {value * 1e3:9.3f} ms {value / whole.measured_s - 1:+6.1%}" for value in values.values())
         lines.append(f"{whole.network:14} {whole.assignment:12} {whole.measured_s * 1e3:6.3f} ms{shown}")
+    held = sum(WHOLE[0] <= it.measured_s / it.records_s <= WHOLE[1] for it in wholes)
+    lines.append(f"{held} of {len(wholes)} wholes took {WHOLE[0]:g} to {WHOLE[1]:g} of their records' sum")
     fit = fit_whole([(it.learned_s, it.measured_s) for it in wholes])
     lines.append("median error: " + ", ".join(f"{key} {np.median(values):.1%}" for key, values in errors.items()))
     lines.append(f"fit of all: t = {fit.scale:.3f} * sum + {fit.offset_s * 1e6:.1f} us, residual {fit.residual:.1%}")

@@ -37,5 +37,8 @@ def main() -> None:
                 answer = {"code": error.code, "message": error.message}
             except Exception as error:  # the parent must hear of every job
                 answer = {"code": "compile-failed", "message": f"kernel {symbol} does not compile: {error!r}"}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+            try:
+                answers.write(json.dumps(answer) + "\n")
+                answers.flush()
+            except BrokenPipeError:  # the parent was killed
+                os._exit(1)

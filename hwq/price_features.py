@@ -16,6 +16,7 @@ from typing import Any
 
 from hwq import cost
 from hwq.graph import ANCHORS, Activation
+from hwq.schedules.generic.common import worth_threads
 from hwq.schedules.x86 import conv2d, dense, depthwise, geometry, tiling, winograd, winograd_tiling
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -52,8 +53,6 @@ FEATURES = (
 )
 # What a vector of outputs of a depthwise kernel takes beside its taps: its bias, activation and store.
 _VECTOR_CYCLES = 2.0
-# Kernels of less work are mostly not split over threads.
-_PARALLEL_LEAST_S = 30e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
     model = modelled(workload, family, target)
     epilogue_s = transcendental_s(workload, target)
     modelled_s = arithmetic_s if model is None else model.cycles / target.clock_hz + epilogue_s
-    if modelled_s < _PARALLEL_LEAST_S:
+    if not worth_threads(workers, modelled_s, target):
         workers = 1
     bytes_s = moved / cost.bytes_per_s(moved, target, workers)
     arrival_s = weights / _home_rate(home, target, workers)

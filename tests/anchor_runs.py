@@ -134,7 +134,8 @@ def packed(workload: Workload, kernel: Kernel, arguments: list[Array]) -> list[A
 def result_of(workload: Workload, target: Target, kernel: Kernel, arguments: list[Array]) -> Array:
     """What the kernel writes."""
     dtype = target.activation_storage if workload.out_dtype == "int8" else "float32"
-    return run(kernel, target, packed(workload, kernel, arguments), workload.output_shape, dtype)
+    ready = packed(workload, kernel, arguments)
+    return run(kernel, target, ready, workload.output_shape, dtype, weight=len(workload.input_shapes))
 
 
 def float_error(workload: Workload, arguments: list[Array]) -> Array:

@@ -91,14 +91,21 @@ def shared(value: Array) -> Any:
     return tvm_ffi.from_dlpack(value, require_alignment=ALIGNMENT)
 
 
-def run(kernel: Kernel, target: Target, arguments: Sequence[Array], shape: Shape, dtype: str) -> Array:
+def run(
+    kernel: Kernel, target: Target, arguments: Sequence[Array], shape: Shape, dtype: str, weight: int | None = None
+) -> Array:
     """The kernel's output, over a buffer of values that it has to overwrite; every argument is ``at_the_edge``, and the
-    assembly holds the kernel's instruction.
+    assembly holds the kernel's instruction. weight: which argument the kernel's own function expands, if it has one.
     """
-    library = tvm.compile(tvm.IRModule({kernel.symbol: kernel.func}), target.tvm(), tir_pipeline=pipeline())
+    library = tvm.compile(tvm.IRModule(kernel.functions), target.tvm(), tir_pipeline=pipeline())
     require_instruction(kernel.symbol, kernel.instruction, library.mod.inspect_source("asm"))
     out = at_the_edge(np.full(shape, 99, dtype))
-    library[kernel.symbol](*(shared(at_the_edge(value)) for value in arguments), shared(out))
+    values = [shared(at_the_edge(value)) for value in arguments]
+    if kernel.expand is not None and weight is not None:
+        expanded = shared(at_the_edge(np.full(kernel.expand.shape, 99, kernel.expand.dtype)))
+        library[kernel.expand.symbol](values[weight], expanded)
+        values[weight] = expanded
+    library[kernel.symbol](*values, shared(out))
     return out.copy()
 
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tvm
 from kernel_runs import machine, make
 
@@ -40,3 +41,16 @@ def test_each_job_gets_one_answer_and_errors_end_nothing(tmp_path: Path) -> None
     assert process.returncode == 0
     assert good.stat().st_size > 0
     assert not bad.exists()
+
+
+def test_an_answer_that_nobody_reads_ends_it_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As when its parent was killed: what it finished stays."""
+    process = _start_worker()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdin.write(json.dumps(job(tmp_path / "good.o")) + "\n")
+    process.stdin.close()
+    assert process.wait(timeout=120) == 1
+    assert capfd.readouterr().err == ""
+    assert (tmp_path / "good.o").exists()

@@ -193,7 +193,9 @@ def test_a_measured_record_beats_the_roofline() -> None:
     record = summarize(key_of(workload, "x86/conv2d:1", VNNI, "v"), [1.0, 2.0, 3.0])
     found = cost.price(workload, VNNI, record=record)
     assert (found.latency_s, found.source) == (2.0, "measured")
-    assert found.interval_s == (1.0, 3.0)
+    least, most = cost.IN_PLACE
+    spread_s = record.spread_s / 2
+    assert found.interval_s == (pytest.approx(2 * least - spread_s), pytest.approx(2 * most + spread_s + cost.COLD_S))
     assert found.weight_bytes == cost.weight_bytes(workload)
     assert cost.price(workload, VNNI).source == "roofline"
 

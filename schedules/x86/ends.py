@@ -140,51 +140,48 @@ def schedule_tail(
     channels = shape.group_out if apart else shape.out_c
     width = lanes if whole else next((n for n in (16, 8, 4) if n <= lanes and channels % n == 0), 1)
     first = sch.get_sblock("staged") if staged else out
+    blocks = [sch.get_sblock("scaled")] if packed else []
+    # All are moved before any is cut up: of blocks of parts, TVM does not see that an edge's tile covers what is read.
+    for block in (*blocks, first, *([out] if staged else [])):
+        sch.reverse_compute_at(block, at, preserve_unit_loops=True)
     if packed:
-        _schedule_packed(sch, at, first, shape, lanes)
-        first = sch.get_sblock("scaled")
-    else:
-        sch.reverse_compute_at(first, at, preserve_unit_loops=True)
+        _schedule_packed(sch, first, shape, lanes)
+        first = blocks[0]
     if width > 1:
         vectors, lane = sch.split(sch.get_loops(first)[-1], [None, width])
         if whole:
             sch.unroll(vectors)
         sch.vectorize(lane)
-    if staged:
-        sch.reverse_compute_at(out, at, preserve_unit_loops=True)
     if shuffle is not None:
         sch.vectorize(sch.split(sch.get_loops(out)[-1], [None, table.LANES[shuffle]])[1])
 
 
-def _schedule_packed(sch: Schedule, at: Any, narrowing: Any, shape: Geometry, lanes: int) -> None:
+def _schedule_packed(sch: Schedule, narrowing: Any, shape: Geometry, lanes: int) -> None:
     """A tile's pixels, written out so that all sums are in registers: "scaled", then the block ``narrowing`` by the
     intrinsic; one by one, or some at a time where a pixel's channels do not fill a store and the next pixel's follow.
     """
     scaled = sch.get_sblock("scaled")
-    sch.reverse_compute_at(scaled, at, preserve_unit_loops=True)
-    sch.reverse_compute_at(narrowing, at, preserve_unit_loops=True)
     *_, row, pixel, channel = sch.get_loops(narrowing)
     extent = int(sch.get(channel).extent)
     pixels = int(sch.get(pixel).extent)
     together = sharing(pixels, extent // lanes) if extent == shape.out_c and shape.out_w % pixels == 0 else 1
     if together > 1:
-        pixel, inner = sch.split(pixel, [None, together])
-        sch.compute_at(scaled, pixel, preserve_unit_loops=True)
-        sch.set_scope(scaled, 0, "local")
-        for loop in (row, pixel, sch.get_loops(scaled)[-2]):
-            sch.unroll(loop)
-        sch.tensorize(inner, narrow(lanes, extent // lanes, together))
-        return
-    vectors = next(n for n in (8, 6, 4, 3, 2, 1) if extent % (n * lanes) == 0)
-    group, _ = sch.split(channel, [None, vectors * lanes])
+        vectors = extent // lanes
+        pixel, part = sch.split(pixel, [None, together])
+        written_out = [row, pixel]
+    else:
+        vectors = next(n for n in (8, 6, 4, 3, 2, 1) if extent % (n * lanes) == 0)
+        part, _ = sch.split(channel, [None, vectors * lanes])
+        written_out = [row, pixel, part]
     sch.compute_at(scaled, pixel, preserve_unit_loops=True)
     sch.set_scope(scaled, 0, "local")
-    for loop in (row, pixel, group):
+    if together > 1:
+        written_out.append(sch.get_loops(scaled)[-2])
+    for loop in written_out:
         sch.unroll(loop)
-    # A pixel beyond the edge is skipped by a block of its own around the intrinsic, which takes no condition.
-    sch.blockize(group)
-    *_, inner = sch.get_loops(narrowing)
-    sch.tensorize(inner, narrow(lanes, vectors))
+    # What lies beyond the edge is skipped by a block of its own around the intrinsic, which takes no condition.
+    sch.blockize(part)
+    sch.tensorize(sch.get_loops(narrowing)[-2 if together > 1 else -1], narrow(lanes, vectors, together))
 
 
 def kernel_function(func: Any, workload: Workload, tail: ep.Epilogue) -> Any:

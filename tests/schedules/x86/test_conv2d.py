@@ -67,6 +67,9 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "smallest": ((1, 1, 1, 1), 1, {"has_bias": False}),
     "column": ((1, 33, 1, 1), 7, {"kernel": (3, 1), "padding": (1, 0, 1, 0)}),
     "tall input, few pixels": ((1, 16, 4, 7), 127, {"kernel": (4, 3), "strides": (4, 1), "activation": RELU6}),
+    "8 channels, table": ((1, 20, 21, 3), 8, {**SQUARE, "activation": TABLED}),
+    "16 channels, table": ((1, 9, 8, 24), 16, {**SQUARE, "activation": TABLED, "residual": True}),
+    "8 channels, many rows": ((1, 80, 20, 3), 8, {**SQUARE, "activation": RELU}),
     "one tile": ((1, 4, 4, 64), 64, {**SQUARE, "activation": RELU}),
 }
 DENSE: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
