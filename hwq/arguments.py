@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def check_trials(trials: Any) -> None:
     """Raises HwqError "trials-unsupported" for anything but 0."""
     if trials != 0:
         raise HwqError("trials-unsupported", f"trials is {trials!r}; accepted: 0 (auto-scheduling is not there yet)")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raises HwqError "quantity-invalid" for what is no time that can be waited for."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise HwqError("quantity-invalid", f"{name} is {value!r}; accepted: seconds, 0 or more")
 
 
 def check_budget(budget: Any) -> Budget:

@@ -139,8 +139,9 @@ def choose(
     """The best assignment within ``budget``. ``latency_ratio`` is measured over predicted time, of whole networks.
 
     Where the loss matters, which is under a budget that the fastest proposal does not keep by itself, scores are
-    re-anchored first, in ``time_s`` seconds or a little more: see ``hwq.reanchor``. ``anchors`` are those of an earlier
-    choice, to be taken as they are. Raises HwqError "budget-impossible" with the closest budget that can be met.
+    re-anchored first, in ``time_s`` seconds or a little more (with 0 not at all): see ``hwq.reanchor``. ``anchors`` are
+    those of an earlier choice, to be taken as they are. Raises HwqError "budget-impossible" with the closest budget
+    that can be met.
     """
     small = wants_bytes(budget)
     bound = None if budget.latency_s is None else budget.latency_s / latency_ratio
@@ -175,7 +176,7 @@ def choose(
         if lost is not None and budget.drop is not None and lost <= budget.drop:
             return replace(run(first), anchors=anchors)
     free = budget.drop is None and budget.weight_bytes is None and budget.latency_s is None
-    if anchors is None and not free and study.kept and any(study.losses.values()):
+    if anchors is None and time_s and not free and study.kept and any(study.losses.values()):
 
         def centres(known: Study) -> tuple[Problem, list[Solution]]:
             """Around what to look: the proposal; for a drop, what loses that part of the proposal's loss by it."""

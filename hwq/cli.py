@@ -57,6 +57,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _TIMES = "Time kernels on this machine.  [default: where they can run]"
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
+_ANCHORS = "About how long losses are corrected by runs of whole assignments."
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."
 
 
@@ -77,6 +78,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch", type=count, default=1, show_default=True, help="Size of a free batch axis."),
         click.option("--shape", "shapes", metavar="INPUT=1x3x8x8", multiple=True, help=_SHAPES),
         click.option("--observer", metavar="NAME", default="mse", show_default=True, help=_OBSERVERS),
+        click.option("--sensitivity-time", metavar="TIME", default="2min", show_default=True, help=_ANCHORS),
         click.option("--measure/--no-measure", default=None, help=_TIMES),
         _json,
     )
@@ -129,6 +131,7 @@ def _job(given: Mapping[str, Any], target: str | None) -> tuple[Any, Any, dict[s
             "work_dir": given["work_dir"],
             "threads": given["threads"],
             "observer": given["observer"],
+            "sensitivity_s": parse(given["sensitivity_time"], "time", "--sensitivity-time"),
             "measure": given["measure"],
             "progress": stages(),
         },
@@ -190,8 +193,18 @@ def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None,
         model, target, job = _job(given, given["target"] or "host")
         artifact = hwq.compile(model, target, **job)
     else:
-        idle = ("calib", "max_drop", "max_latency", "max_size", "schemes", "trials", "observer", "measure")
-        for name in idle:
+        idle = (
+            "calib",
+            "max_drop",
+            "max_latency",
+            "max_size",
+            "schemes",
+            "trials",
+            "observer",
+            "measure",
+            "sensitivity_time",
+        )
+        for name in (*idle, "sensitivity_time"):
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--{option} does not go with --plan, which has it settled.", ctx)

@@ -17,6 +17,7 @@ from hwq.arguments import (
     check_budget,
     check_model,
     check_plan,
+    check_seconds,
     check_threads,
     check_trials,
     machine_here,
@@ -40,7 +41,7 @@ from hwq.model import Model
 from hwq.plan import Plan
 from hwq.process import peak_memory_bytes
 from hwq.progress import Stages, silent
-from hwq.reanchor import anchored, report_of
+from hwq.reanchor import TIME_S, anchored, report_of
 from hwq.scheme import SCHEMES, Budget
 from hwq.study import Study, inputs_of, roundings_of, study, study_of_plan
 from hwq.target import Target
@@ -67,6 +68,7 @@ def compile(
     work_dir: str | Path | None = None,
     threads: int | None = None,
     seed: int = 0,
+    sensitivity_s: float = TIME_S,
     observer: str = "mse",
     measure: bool | None = None,
     progress: Stages = silent,
@@ -76,11 +78,13 @@ def compile(
     calibration: an array, or an iterable of arrays or of dicts (input name -> array), batch axis first. evaluate:
     (inputs, labels), or a function of a run callable that returns a score, higher is better; without it a budget of
     drop is held against changed classes on calibration samples. budget: None minimizes latency, then loss.
-    measure: time kernels on this machine; None does where they can run. Raises HwqError for whatever the caller can
-    mend, "budget-impossible" among them, with the closest budget that can be met.
+    measure: time kernels on this machine; None does where they can run. sensitivity_s: about how many seconds whole
+    assignments are run for, where losses decide which one is best; 0 trusts the losses of single layers. Raises
+    HwqError for whatever the caller can mend, "budget-impossible" among them, with the closest that can be met.
     """
     began = time.monotonic()
     budget = check_budget(budget)
+    check_seconds("sensitivity_s", sensitivity_s)
     found, work = studied(
         model,
         target,
@@ -95,7 +99,7 @@ def compile(
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
-    artifact = _dispose(found, work, budget, evaluation, progress, seed)
+    artifact = _dispose(found, work, budget, evaluation, progress, seed, sensitivity_s)
     artifact.report["compile"] = {"seconds": time.monotonic() - began, "peak_memory_bytes": peak_memory_bytes()}
     return artifact
 
@@ -112,12 +116,14 @@ def plan(
     work_dir: str | Path | None = None,
     threads: int | None = None,
     seed: int = 0,
+    sensitivity_s: float = TIME_S,
     observer: str = "mse",
     measure: bool | None = None,
     progress: Stages = silent,
 ) -> Plan:
     """The assignment that ``compile`` would start from, without building it. Arguments and errors as ``compile``."""
     budget = check_budget(budget)
+    check_seconds("sensitivity_s", sensitivity_s)
     found, work = studied(
         model,
         target,
@@ -132,7 +138,7 @@ def plan(
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress) if budget.drop is not None else None
-    choice = choose(found, work, budget, evaluation, stages=progress, seed=seed)
+    choice = choose(found, work, budget, evaluation, stages=progress, seed=seed, time_s=sensitivity_s)
     return plan_of(anchored(found, choice.anchors), choice)
 
 
@@ -235,7 +241,13 @@ def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | Non
 
 
 def _dispose(
-    found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages, seed: int = 0
+    found: Study,
+    work: Work,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    progress: Stages,
+    seed: int = 0,
+    sensitivity_s: float = TIME_S,
 ) -> Artifact:
     """Build what the program proposes and the uniform assignments that could beat it, and deliver the best that fits.
 
@@ -243,7 +255,7 @@ def _dispose(
     among all of them under a budget of latency; and there, with a budget of drop too, the least bytes. Raises HwqError
     "budget-impossible" where what was measured misses the budget.
     """
-    choice, artifact = _propose(found, work, budget, evaluation, progress, seed)
+    choice, artifact = _propose(found, work, budget, evaluation, progress, seed, sensitivity_s)
     found = anchored(found, choice.anchors)
     contenders, studies = {"chosen": artifact}, {"chosen": found}
     with progress("compare") as callback:
@@ -287,14 +299,22 @@ def _dispose(
 
 
 def _propose(
-    found: Study, work: Work, budget: Budget, evaluation: Evaluation | None, progress: Stages, seed: int = 0
+    found: Study,
+    work: Work,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    progress: Stages,
+    seed: int,
+    sensitivity_s: float,
 ) -> tuple[Choice, Artifact]:
     """The program's choice, built: the first that meets the latency as measured, or the last one tried."""
     ratio, anchors = 1.0, None
     x = network_input(found)
     for turn in range(ROUNDS):
         try:
-            choice = choose(found, work, budget, evaluation, ratio, progress, anchors=anchors, seed=seed)
+            choice = choose(
+                found, work, budget, evaluation, ratio, progress, anchors=anchors, seed=seed, time_s=sensitivity_s
+            )
         except HwqError as error:
             if error.code != "budget-impossible":
                 raise

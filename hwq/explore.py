@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hwq.arguments import check_budget
+from hwq.arguments import check_budget, check_seconds
 from hwq.assign import near, pareto
 from hwq.assignment import Limits, Problem, Solution
 from hwq.choose import Choice, problem_of
@@ -26,7 +26,7 @@ from hwq.judge import accuracy_of, open_judge
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.progress import Stages, silent
-from hwq.reanchor import anchored, open_runs, reanchor, samples_for
+from hwq.reanchor import TIME_S, anchored, open_runs, reanchor, samples_for
 from hwq.scheme import Budget
 from hwq.study import Study
 from hwq.target import Target
@@ -108,6 +108,7 @@ def explore(
     work_dir: str | Path | None = None,
     threads: int | None = None,
     seed: int = 0,
+    sensitivity_s: float = TIME_S,
     observer: str = "mse",
     measure: bool | None = None,
     progress: Stages = silent,
@@ -122,6 +123,7 @@ def explore(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise HwqError("points-invalid", f"{name} is {value!r}; accepted: a whole number of at least {least}")
     limit = check_budget(budget)
+    check_seconds("sensitivity_s", sensitivity_s)
     found, work = studied(
         model,
         target,
@@ -136,11 +138,11 @@ def explore(
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
-    found = _anchored(found, work, limit, seed, progress)
+    found = _anchored(found, work, limit, seed, sensitivity_s, progress)
     return front_of(found, work, evaluation, limit, points, alternatives, progress)
 
 
-def _anchored(found: Study, work: Work, budget: Budget, seed: int, progress: Stages) -> Study:
+def _anchored(found: Study, work: Work, budget: Budget, seed: int, time_s: float, progress: Stages) -> Study:
     """The study with scores re-anchored once, around a few points of the front that isolated ones make."""
     limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
 
@@ -148,12 +150,12 @@ def _anchored(found: Study, work: Work, budget: Budget, seed: int, progress: Sta
         problem = problem_of(known)
         return problem, [one for one in pareto(problem, AROUND, limits) if one.loss > 0]
 
-    if not found.kept or not any(found.losses.values()):
+    if not time_s or not found.kept or not any(found.losses.values()):
         return found
     pool = Pool(kernels=found.kernels, target=found.target, cache=work.cache)
     with progress("re-anchor") as callback:
         runs = open_runs(found, work, pool, samples_for(found))
-        return anchored(found, reanchor(runs, spread, [], seed, progress=callback, rounds=1))
+        return anchored(found, reanchor(runs, spread, [], seed, time_s, callback, rounds=1))
 
 
 def front_of(

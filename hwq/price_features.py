@@ -16,7 +16,7 @@ from typing import Any
 
 from hwq import cost
 from hwq.graph import ANCHORS, Activation
-from hwq.schedules.generic.common import worth_threads
+from hwq.schedules.generic.common import worth_parallel, worth_threads
 from hwq.schedules.x86 import conv2d, dense, depthwise, geometry, tiling, winograd, winograd_tiling
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -75,7 +75,7 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
     model = modelled(workload, family, target)
     epilogue_s = transcendental_s(workload, target)
     modelled_s = arithmetic_s if model is None else model.cycles / target.clock_hz + epilogue_s
-    if not worth_threads(workers, modelled_s, target):
+    if not _split(workload, workers, arithmetic_s, model, target):
         workers = 1
     bytes_s = moved / cost.bytes_per_s(moved, target, workers)
     arrival_s = weights / _home_rate(home, target, workers)
@@ -109,6 +109,16 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
     )
     assert len(values) == len(FEATURES)
     return Described(base_s=base_s, features=tuple(float(value) for value in values))
+
+
+def _split(workload: Workload, workers: int, arithmetic_s: float, model: Modelled | None, target: Target) -> bool:
+    """Whether the schedules split it over threads: anchors by their products or weights, others by their bytes."""
+    if workload.op not in ANCHORS:
+        return worth_parallel(workers, cost.moved_bytes(workload), target)
+    far = target.l3_bytes_per_s or target.memory_bytes_per_s
+    arrival_s = cost.weight_bytes(workload) / far if workload.op == "dense" else 0.0
+    direct_s = 0.0 if model is None else model.direct / target.clock_hz
+    return worth_threads(workers, max(direct_s or arithmetic_s, arrival_s), target)
 
 
 def shape_of(workload: Workload) -> str:
@@ -145,12 +155,14 @@ def _frozen(value: Any) -> Any:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modelled:
     """A schedule's plan. cycles: of the whole call on one core. copied: it copies its input first. ragged: channels do
-    not fill its vectors. tile: sums in registers."""
+    not fill its vectors. tile: sums in registers. direct: what a kernel of every product would take, where this one has
+    fewer."""
 
     cycles: float
     copied: bool
     ragged: bool
     tile: int
+    direct: float = 0.0
 
 
 def modelled(workload: Workload, family: str, target: Target) -> Modelled | None:
@@ -184,7 +196,9 @@ def _winograd(workload: Workload, target: Target, found: geometry.Form) -> Model
     plan = winograd.make_plan(workload, found, core, 1)
     table = not workload.activation.clamps
     cycles = winograd_tiling.cycles(shape, found, core, plan.blocking, 1, table=table)
-    return Modelled(cycles=cycles, copied=True, ragged=plan.ragged, tile=plan.blocking.tiles * plan.blocking.vectors)
+    tile = plan.blocking.tiles * plan.blocking.vectors
+    direct = tiling.cycles(shape, found, core, tiling.best_tile(shape, found, core))
+    return Modelled(cycles=cycles, copied=True, ragged=plan.ragged, tile=tile, direct=direct)
 
 
 def _dense(workload: Workload, target: Target, found: geometry.Form) -> Modelled:

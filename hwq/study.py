@@ -223,7 +223,7 @@ def study(
 
 
 def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads: int, progress: Callback) -> Study:
-    """What building a given plan needs: nothing is calibrated, measured or chosen; costs are the roofline's.
+    """What building a given plan needs: nothing is calibrated, measured or chosen; costs are as learned.
 
     Raises HwqError "plan-ranges" for an integer layer with a tensor whose range the plan does not hold.
     """
@@ -244,11 +244,20 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
                 )
     use_threads(threads)
     float_program = lower(split_activations(graph), {}, {}, {}, target, threads)
-    kernels = compile_kernels([float_program], target, work.cache, progress)
     roundings = {(name, scheme): text for name, (scheme, text) in plan.roundings.items()}
     weights = quantize_weights(graph, candidates, plan.qparams, plan.means, roundings=roundings)
-    pricer = Pricer(target=target, threads=threads, kernels=kernels, footprints={}, learned=None, records={})
-    prices = price_network(graph, candidates, pricer, {})
+    program = lower(graph, plan.schemes, plan.qparams, weights, target, threads)
+    kernels = compile_kernels([float_program, program], target, work.cache, progress)
+    packed, resident = constant_bytes([program], kernels)
+    pricer = Pricer(
+        target=target,
+        threads=threads,
+        kernels=kernels,
+        footprints=footprints_of([program], resident),
+        learned=known_for(target, work.cache),
+        records={},
+    )
+    prices = price_network(graph, candidates, pricer, packed)
     return Study(
         model=model,
         target=target,

@@ -8,12 +8,12 @@ from hwq.errors import HwqError
 
 _UNITS: dict[str, dict[str, float]] = {
     "fraction": {"%": 0.01, "": 1.0},
-    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
+    "time": {"min": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
     "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1024.0, "mib": 1024.0**2, "gib": 1024.0**3},
 }
 _EXAMPLES = {
     "fraction": "a percentage or a fraction below 1, as 0.5% or 0.005",
-    "time": "a number with its unit, as 3ms, 250us or 0.01s",
+    "time": "a number with its unit, as 3ms, 250us, 0.01s or 2min",
     "size": "a number with its unit, as 4MB, 300kB, 2MiB or 1000B",
 }
 

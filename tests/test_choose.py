@@ -239,3 +239,11 @@ def test_solutions_are_sums_of_their_candidates(study: Study) -> None:
     found = choice.solution
     assert evaluate(problem_of(anchored(study, choice.anchors)), found.schemes) == found
     assert within(found, module.Limits(weight_bytes=0.7 * uniforms(study)["w8a8"].weight_bytes))
+
+
+def test_no_time_for_whole_assignments_leaves_the_losses_of_layers(study: Study) -> None:
+    choice = choose(study, demo_work(), Budget(weight_bytes=25_000), None, time_s=0)
+    assert choice.anchors is None
+    assert choice.solution.loss == pytest.approx(
+        sum(study.losses[unit] for unit in choice.solution.schemes.items()), rel=1e-9
+    )

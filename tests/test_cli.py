@@ -15,6 +15,7 @@ from shell_runs import DEMO, Ended, hwq, write_samples
 import hwq as face
 from hwq.artifact import Artifact
 from hwq.plan import Plan
+from hwq.reanchor import TIME_S
 from hwq.scheme import Budget
 from hwq.target import Target
 
@@ -141,6 +142,7 @@ def test_options_arrive(capsys: Capture, folder: Path, monkeypatch: pytest.Monke
         "--batch": 4,
         "--shape": "image=4x1x16x16",
         "--observer": "entropy",
+        "--sensitivity-time": "90s",
         "-o": tmp_path / "out.hwq",
     }
     ended = hwq(capsys, "compile", DEMO, *(str(part) for pair in options.items() for part in pair), "--measure")
@@ -150,6 +152,7 @@ def test_options_arrive(capsys: Capture, folder: Path, monkeypatch: pytest.Monke
     assert seen["target"] == Target.load("x86-generic")
     assert seen["schemes"] == ["w8a8", "f32"]
     assert (seen["threads"], seen["observer"], seen["measure"], seen["trials"]) == (3, "entropy", True, 0)
+    assert seen["sensitivity_s"] == 90
     assert seen["work_dir"] == str(tmp_path / "work")
     (name,) = seen["calibration"]
     np.testing.assert_array_equal(seen["evaluate"][0][name], PICTURES)
@@ -158,6 +161,7 @@ def test_options_arrive(capsys: Capture, folder: Path, monkeypatch: pytest.Monke
     assert seen["target"] == Target.load("host")
     assert (seen["budget"], seen["calibration"], seen["evaluate"], seen["threads"]) == (None,) * 4
     assert seen["measure"] is None
+    assert seen["sensitivity_s"] == TIME_S
 
 
 def test_demo_is_the_main_job(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -320,6 +320,8 @@ def test_times_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "code"),
     [
         ({"trials": 5}, "trials-unsupported"),
+        ({"sensitivity_s": -1.0}, "quantity-invalid"),
+        ({"sensitivity_s": "2min"}, "quantity-invalid"),
         ({"threads": 0}, "threads-invalid"),
         ({"threads": 1.5}, "threads-invalid"),
         ({"schemes": ["w3a3"]}, "scheme-unknown"),

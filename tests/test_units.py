@@ -18,6 +18,7 @@ from hwq.units import parse
         (".5 %", "fraction", 0.005),
         ("99.9%", "fraction", 0.999),
         ("3ms", "time", 3e-3),
+        ("2min", "time", 120.0),
         ("250 us", "time", 250e-6),
         ("250µs", "time", 250e-6),
         ("0.01s", "time", 0.01),
@@ -44,7 +45,7 @@ def test_what_people_type_is_read(text: str, kind: str, value: float) -> None:
         ("0.5ms", "fraction"),
         ("nan", "fraction"),
         ("3", "time"),  # of what?
-        ("3 min", "time"),
+        ("3 h", "time"),
         ("-3ms", "time"),
         ("3 ms 4", "time"),
         ("3MS", "time"),  # M is mega: capitals matter in times
