@@ -191,7 +191,7 @@ def solve(
     objective = objective * (_SIZE / (float(np.abs(objective).max()) or 1.0))
     for _ in range(_CUTS):
         constraint = optimize.LinearConstraint(sparse.vstack(rows), np.concatenate(lower), np.concatenate(upper))
-        with _stdout_to_stderr():
+        with _without_stdout():
             answer = optimize.milp(
                 objective, integrality=binary, bounds=(least, 1), constraints=constraint, options={"mip_rel_gap": 0.0}
             )
@@ -213,18 +213,20 @@ def _marked(width: int, columns: Any) -> Vector:
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Keeps the process's standard output clean: HiGHS 1.12 at times writes a forgotten line there (its issue 2783)."""
+def _without_stdout() -> Iterator[None]:
+    """Standard output goes nowhere: HiGHS 1.12 at times writes a forgotten line there (its issue 2783)."""
     sys.stdout.flush()
     try:
         saved = os.dup(1)
     except OSError:  # no standard output to keep clean
         yield
         return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(nowhere, 1)
         yield
     finally:
         ctypes.CDLL(None).fflush(None)  # what C has buffered belongs to where it was written
         os.dup2(saved, 1)
         os.close(saved)
+        os.close(nowhere)

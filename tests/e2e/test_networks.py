@@ -30,7 +30,7 @@ from hwq.target import Target
 from hwq.verify import differing_steps
 from hwq.work import open_work
 
-FULL = bool(os.environ.get("HWQ_FULL"))
+FULL = os.environ.get("HWQ_FULL") == "1"
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.data
 
