@@ -30,9 +30,8 @@ from hwq.assign import assign
 from hwq.assignment import evaluate
 from hwq.certificate import WHOLE
 from hwq.choose import Choice, problem_of, uniforms
-from hwq.compiler import plan_of
 from hwq.cost import fit_whole, price_roofline
-from hwq.deliver import assemble, network_input
+from hwq.deliver import assemble, network_input, plan_of
 from hwq.learned_price import Learned, layer_digest, shipped
 from hwq.lower import Program, layer_workload
 from hwq.pricing import Pricer, constant_bytes, footprints_of, measured, moved_programs, price_network

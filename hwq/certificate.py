@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from hwq.cost import COLD_S, IN_PLACE
 from hwq.scheme import Cost
 from hwq.verify import Accuracy
 
@@ -49,7 +50,7 @@ def certify(
     ratio as predicted, None where nothing is.
     """
     whole = sum_interval(predicted_s, list(costs.values()))
-    rows = {layer: _figure(cost.latency_s, times_s[layer], cost.interval_s) for layer, cost in costs.items()}
+    rows = {layer: _figure(cost.latency_s, times_s[layer], in_network(cost)) for layer, cost in costs.items()}
     stray = {layer: size - costs[layer].weight_bytes for layer, size in sizes.items() if layer in costs}
     errors = {layer: abs(row["error"]) for layer, row in rows.items() if row["error"] is not None}
     found: dict[str, Any] = {
@@ -83,15 +84,23 @@ def certify(
 def sum_interval(total: float, costs: Sequence[Cost]) -> tuple[float, float]:
     """The interval around ``total``, which is the sum of ``costs`` and of what is certain.
 
-    Measured kernels are all a little slower in one network and a little faster in another, so their sum has an interval
-    of its own (``WHOLE``). Errors of a model are likely to go the same way, so they add themselves.
+    Measured kernels are all a little slower in one network and a little faster in another, so their sum, conversions
+    and all, has an interval of its own (``WHOLE``). Errors of a model are likely to go the same way, so they add
+    themselves.
     """
-    alone_s = math.fsum(cost.latency_s for cost in costs if cost.source == "measured")
+    unsure = [cost.latency_s for cost in costs if cost.source != "measured"]
+    alone_s = total - math.fsum(unsure) if len(unsure) < len(costs) else 0.0
     ends = []
     for end in (0, 1):
         modelled = (abs(cost.interval_s[end] - cost.latency_s) for cost in costs if cost.source != "measured")
         ends.append(abs(WHOLE[end] - 1) * alone_s + math.fsum(modelled))
     return max(0.0, total - ends[0]), total + ends[1]
+
+
+def in_network(cost: Cost) -> tuple[float, float]:
+    """The interval of a layer's time within a network. A record's is that already, a model's is of the kernel alone."""
+    low, high = cost.interval_s
+    return (low, high) if cost.source == "measured" else (low * IN_PLACE[0], high * IN_PLACE[1] + COLD_S)
 
 
 def predicted_drop(outputs: Array, labels: Array | None, ratio: float) -> float | None:

@@ -57,7 +57,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _TIMES = "Time kernels on this machine.  [default: where they can run]"
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
-_ANCHORS = "About how long losses are corrected by runs of whole assignments."
+_ANCHORS = "About how long losses are corrected by runs of whole assignments; 0s: not at all."
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."
 
 
@@ -204,7 +204,7 @@ def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None,
             "measure",
             "sensitivity_time",
         )
-        for name in (*idle, "sensitivity_time"):
+        for name in idle:
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--{option} does not go with --plan, which has it settled.", ctx)

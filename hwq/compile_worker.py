@@ -26,6 +26,8 @@ def main() -> None:
         from hwq.errors import HwqError
 
         for line in sys.stdin:
+            if not line.endswith("\n"):  # the parent was killed while it wrote
+                break
             job = json.loads(line)
             symbol = next(iter(job["functions"]))
             answer: dict[str, str] = {}

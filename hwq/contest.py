@@ -71,16 +71,30 @@ def missed(artifact: Artifact, latency_s: float, accuracy: Accuracy | None, budg
     return found
 
 
-def verdict(picked: str, times: Mapping[str, float], misses: list[str]) -> str:
-    """What was delivered and why; ``misses``: what of the budget the proposal misses."""
+def verdict(
+    picked: str, times: Mapping[str, float], misses: list[str], budget: Budget, sizes: Mapping[str, int]
+) -> str:
+    """What was delivered and why. misses: what of the budget the proposal misses; sizes: bytes, where they decided."""
     others = ", ".join(f"{name} {value * 1e3:.4g} ms" for name, value in times.items() if name != picked)
     what = "the proposal"
     if picked != "chosen":
-        better = "faster than" if times[picked] < times["chosen"] else "as fast and with less loss than"
-        why = f"since {what} misses the budget ({'; '.join(misses)})" if misses else f"{better} {what}"
+        why = f"since {what} misses the budget ({'; '.join(misses)})" if misses else _why(picked, times, budget, sizes)
         uniform = picked.startswith("all ")
         what = f"uniform {picked.removeprefix('all ')}, {why}" if uniform else f"{picked}, {why}"
     return f"{what}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
+
+
+def _why(picked: str, times: Mapping[str, float], budget: Budget, sizes: Mapping[str, int]) -> str:
+    """By what it beat a proposal that is within the budget."""
+    if sizes.get(picked, 0) < sizes.get("chosen", 0):
+        return "smaller than the proposal, within the budget"
+    if budget.latency_s is not None:
+        return "with less loss than the proposal, within the budget"
+    if times[picked] < times["chosen"]:
+        return "faster than the proposal"
+    if times[picked] <= times["chosen"] * (1 + NOISE):
+        return "as fast and with less loss than the proposal"
+    return "with less drop than the proposal's lead in time is worth"
 
 
 def figures(artifact: Artifact, latency_s: float, accuracy: Accuracy | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hwq import evaluate as evaluation_of
@@ -10,7 +11,7 @@ from hwq.artifact import Artifact, open_library
 from hwq.assignment import Limits
 from hwq.assignment import evaluate as sums_of
 from hwq.certificate import certify, predicted_drop
-from hwq.choose import problem_of
+from hwq.choose import Choice, problem_of
 from hwq.evaluate import Evaluation
 from hwq.execute import bind, compile_kernels
 from hwq.explain import explain
@@ -20,13 +21,46 @@ from hwq.lower import CONVERSIONS, Program
 from hwq.plan import Plan
 from hwq.samples import made_up
 from hwq.store import tool_versions
-from hwq.study import Study, inputs_of
+from hwq.study import Study, inputs_of, roundings_of
 from hwq.switches import verify_wanted
 from hwq.verify import Accuracy, require_equal, require_same_bits
 from hwq.work import Work
 
 BENCH_RUNS = 30
 LAYER_RUNS = 10
+
+
+def plan_of(study: Study, choice: Choice) -> Plan:
+    """The choice as a plan."""
+    solution = choice.solution
+    return Plan(
+        model=study.model.fingerprint,
+        target=study.target.known_as,
+        threads=study.threads,
+        schemes=dict(solution.schemes),
+        layers={
+            name: (study.costs[name, scheme], study.losses[name, scheme]) for name, scheme in solution.schemes.items()
+        },
+        latency_s=solution.latency_s,
+        weight_bytes=solution.weight_bytes,
+        loss=solution.loss,
+        noise_per_loss=study.noise_per_loss,
+        why=explain_choices(study, solution.schemes),
+        qparams=dict(study.qparams),
+        means={tensor: tuple(mean) for tensor, mean in study.means.items()},
+        roundings=roundings_of(study.roundings, solution.schemes),
+    )
+
+
+def priced(study: Study, plan: Plan) -> Plan:
+    """``plan``, edited or not, with the latency and the bytes that the prices of ``study`` say; its loss stays."""
+    free_of_loss = replace(study, losses=dict.fromkeys(study.costs, 0.0))
+    now = sums_of(problem_of(free_of_loss), plan.schemes)
+    layers = {
+        name: (study.costs[name, scheme], plan.layers[name][1] if name in plan.layers else 0.0)
+        for name, scheme in plan.schemes.items()
+    }
+    return replace(plan, latency_s=now.latency_s, weight_bytes=now.weight_bytes, layers=layers)
 
 
 def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None) -> Artifact:

@@ -5,6 +5,7 @@ A program's kernels are compiled once each; a runner calls them in order on buff
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,12 @@ class KernelSet:
     def name_of(self, workload: Workload) -> str:
         """The schedule that made the kernel, and a hash of the code: no record outlives the code that it timed."""
         return f"{self.kernels[workload].schedule}#{self.objects[workload].stem[:12]}"
+
+    @property
+    def code(self) -> str:
+        """A hash of all the kernels' code: what was found with them is not found again with others."""
+        names = sorted(map(self.name_of, self.kernels))
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def function(self, workload: Workload) -> Any:
         return self.libraries[workload][self.kernels[workload].symbol]

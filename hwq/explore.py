@@ -17,8 +17,9 @@ from hwq.arguments import check_budget, check_seconds
 from hwq.assign import near, pareto
 from hwq.assignment import Limits, Problem, Solution
 from hwq.choose import Choice, problem_of
-from hwq.compiler import evaluated, plan_of, studied
+from hwq.compiler import evaluated, studied
 from hwq.compose import Pool
+from hwq.deliver import plan_of
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.graph import ANCHORS

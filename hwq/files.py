@@ -7,6 +7,7 @@ import io
 import os
 import secrets
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,15 @@ def write_whole(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path, older_s: float = 3600.0) -> None:
+    """Remove what processes that were killed while they wrote into ``folder`` left there, an hour ago or more."""
+    before = time.time() - older_s
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):  # another process swept it, or it is not ours to remove
+            if part.stat().st_mtime < before:
+                part.unlink()
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:

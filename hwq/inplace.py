@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hwq.artifact import Artifact
+from hwq.cost import IN_PLACE
 from hwq.scheme import SCHEMES, Cost
 from hwq.study import Study
 
@@ -38,8 +39,10 @@ def seen_s(study: Study, artifacts: Iterable[Artifact], x: Any) -> dict[Unit, fl
     return found
 
 
-def correct(costs: Mapping[Unit, Cost], seen: Mapping[Unit, float]) -> dict[Unit, Cost]:
-    """``costs`` as seen in place; the others of a domain times the domain's median of seen over price."""
+def corrected(costs: Mapping[Unit, Cost], seen: Mapping[Unit, float]) -> dict[Unit, Cost]:
+    """``costs`` as seen in place, as uncertain as a repetition; the others of a domain times its median of seen over
+    price.
+    """
     ratios: dict[str, list[float]] = {}
     for unit, seconds in seen.items():
         if costs[unit].latency_s > 0:
@@ -47,10 +50,11 @@ def correct(costs: Mapping[Unit, Cost], seen: Mapping[Unit, float]) -> dict[Unit
     usual = {domain: statistics.median(values) for domain, values in ratios.items()}
     found = {}
     for unit, cost in costs.items():
-        factor = usual.get(SCHEMES[unit[1]].domain, 1.0)
         if unit in seen and cost.latency_s > 0:
-            factor = seen[unit] / cost.latency_s
+            again = IN_PLACE[0]
+            found[unit] = replace(cost, latency_s=seen[unit], interval_s=(seen[unit] * again, seen[unit] / again))
+            continue
+        factor = usual.get(SCHEMES[unit[1]].domain, 1.0)
         low, high = cost.interval_s
-        interval_s = (low * factor, high * factor)
-        found[unit] = replace(cost, latency_s=cost.latency_s * factor, interval_s=interval_s)
+        found[unit] = replace(cost, latency_s=cost.latency_s * factor, interval_s=(low * factor, high * factor))
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from hwq.assignment import Solution
 from hwq.compose import Pool, composed
 from hwq.evaluate import Evaluation, float_call
-from hwq.evaluate import judge as accuracy
+from hwq.evaluate import judge as compare
 from hwq.files import write_atomic
 from hwq.samples import LABELS, Digest
 from hwq.study import Study, inputs_of, roundings_of
@@ -46,7 +46,7 @@ def open_judge(study: Study, work: Work, pool: Pool, evaluation: Evaluation) -> 
         seen.add(evaluation.inputs)
         if evaluation.labels is not None:
             seen.add({LABELS: evaluation.labels})
-        made_from = (study.model.fingerprint, study.target.fingerprint, seen.hex(), study.qparams, study.means)
+        made_from = (study.model.fingerprint, study.kernels.code, seen.hex(), study.qparams, study.means)
     return Judge(study=study, work=work, pool=pool, evaluation=evaluation, made_from=made_from)
 
 
@@ -65,7 +65,7 @@ def accuracy_of(judge: Judge, solution: Solution) -> Accuracy:
 
 def _run(judge: Judge, solution: Solution) -> Accuracy:
     runner = composed(judge.pool, judge.study.program(solution.schemes))
-    return accuracy(judge.evaluation, float_call(runner, inputs_of(judge.study.graph)))
+    return compare(judge.evaluation, float_call(runner, inputs_of(judge.study.graph)))
 
 
 def _load(path: Path) -> Accuracy | None:

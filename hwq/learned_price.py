@@ -123,7 +123,11 @@ def rows_of(records: Iterable[Record], target: Target, tools: str) -> tuple[Row,
             latest[place] = record
     rows = []
     for (key, home), record in sorted(latest.items(), key=lambda item: item[0]):
-        workload = workload_of(key)
+        try:
+            workload = workload_of(key)
+        except (ValueError, KeyError, TypeError) as error:  # of another version of hwq
+            log.debug("a record cannot be read (%r): nothing is learned of it", error)
+            continue
         if workload.op not in OPS:
             continue
         found = describe(workload, record.key.schedule, home, target)

@@ -16,7 +16,7 @@ from hwq.cost import SMALL_WEIGHTS_BYTES
 from hwq.execute import KernelSet, device_constants, packed_constants, quiet, resident_bytes
 from hwq.lower import Program, Step
 from hwq.progress import Callback
-from hwq.store import Record, get_many, key_of, put, summarize, tool_versions
+from hwq.store import Key, Record, get_many, key_of, put, summarize, tool_versions
 from hwq.target import Target
 from hwq.threads import use_threads
 from hwq.workload import Workload
@@ -101,15 +101,7 @@ def measure_kernels(
     Of a kernel's figures the faster half counts: whatever else runs here only adds.
     """
     use_threads(threads)
-    tools = tool_versions()
-    steps = {
-        step.workload: (step, program) for program in programs for step in program.steps if step.workload is not None
-    }
-    homes = {workload: home_of_weights(footprints.get(workload.scheme, 0), target) for workload in steps}
-    keys = {
-        workload: key_of(workload, f"{kernels.name_of(workload)}@{homes[workload]}", target, tools)
-        for workload in steps
-    }
+    steps, homes, keys = _keys(programs, kernels, target, footprints)
     known = get_many(store_path, keys.values())
     times: dict[Workload, list[float]] = {workload: [] for workload, key in keys.items() if key not in known}
     for turn in range(PASSES):
@@ -121,3 +113,28 @@ def measure_kernels(
                 put(store_path, known[keys[workload]])
             progress(turn * len(times) + done + 1, PASSES * len(times))
     return {workload: known[key] for workload, key in keys.items()}
+
+
+def recorded_kernels(
+    programs: Iterable[Program], kernels: KernelSet, target: Target, store_path: Path, footprints: Mapping[str, int]
+) -> dict[Workload, Record]:
+    """What ``measure_kernels`` finds in the store; what is not there is not measured."""
+    _, _, keys = _keys(programs, kernels, target, footprints)
+    known = get_many(store_path, keys.values())
+    return {workload: known[key] for workload, key in keys.items() if key in known}
+
+
+def _keys(
+    programs: Iterable[Program], kernels: KernelSet, target: Target, footprints: Mapping[str, int]
+) -> tuple[dict[Workload, tuple[Step, Program]], dict[Workload, str], dict[Workload, Key]]:
+    """By kernel: one of its steps with the program around it, where its weights are, and its record's key."""
+    steps = {
+        step.workload: (step, program) for program in programs for step in program.steps if step.workload is not None
+    }
+    homes = {workload: home_of_weights(footprints.get(workload.scheme, 0), target) for workload in steps}
+    tools = tool_versions()
+    keys = {
+        workload: key_of(workload, f"{kernels.name_of(workload)}@{homes[workload]}", target, tools)
+        for workload in steps
+    }
+    return steps, homes, keys

@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from hwq.scheme import SCHEMES, Candidate
 # HiGHS's tolerances are absolute, 1e-6: sums are scaled to this size for them to mean little.
 _SIZE = 1e4
 # Answers that round to an assignment beyond a limit are cut off one by one, at most this often.
+# What HiGHS prints whatever it is told.
+FORGOTTEN = b"HighsMipSolverData::transformNewIntegerFeasibleSolution"
 _CUTS = 100
 
 Vector = npt.NDArray[np.float64]
@@ -191,7 +194,7 @@ def solve(
     objective = objective * (_SIZE / (float(np.abs(objective).max()) or 1.0))
     for _ in range(_CUTS):
         constraint = optimize.LinearConstraint(sparse.vstack(rows), np.concatenate(lower), np.concatenate(upper))
-        with _without_stdout():
+        with _without_forgotten_line():
             answer = optimize.milp(
                 objective, integrality=binary, bounds=(least, 1), constraints=constraint, options={"mip_rel_gap": 0.0}
             )
@@ -213,20 +216,22 @@ def _marked(width: int, columns: Any) -> Vector:
 
 
 @contextmanager
-def _without_stdout() -> Iterator[None]:
-    """Standard output goes nowhere: HiGHS 1.12 at times writes a forgotten line there (its issue 2783)."""
+def _without_forgotten_line() -> Iterator[None]:
+    """Keeps a line off standard output that HiGHS 1.12 at times forgets there (its issue 2783); all else goes on."""
     sys.stdout.flush()
     try:
         saved = os.dup(1)
     except OSError:  # no standard output to keep clean
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # what C has buffered belongs to where it was written
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(nowhere)
+    with tempfile.TemporaryFile() as written:
+        try:
+            os.dup2(written.fileno(), 1)
+            yield
+        finally:
+            ctypes.CDLL(None).fflush(None)  # what C has buffered belongs to where it was written
+            os.dup2(saved, 1)
+            os.close(saved)
+            written.seek(0)
+            others = b"".join(line for line in written if FORGOTTEN not in line)
+            os.write(1, others)

@@ -33,7 +33,7 @@ def render(report: Mapping[str, Any], plan: Plan) -> str:
         threads=reports.count(report["threads"], "thread"),
         used=Counter(row["scheme"] for row in report["layers"]).most_common(),
         cards=cards(report),
-        certificate=reports.certificate_lines(report),
+        certificate=[*reports.certificate_lines(report), *reports.study_lines(report)],
         charts=front_charts(report),
         near=[{**one, "figures": _sums(one)} for one in report.get("near", ())],
         layers=[_layer(row, report) for row in report["layers"]],

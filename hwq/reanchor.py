@@ -138,8 +138,8 @@ def losses_of(runs: Runs, schemes: Schemes) -> Vector:
 
 
 def _digest(study: Study, clean: Sequence[Sequence[loss.Array]]) -> str:
-    """Of all that the losses of assignments follow from: ranges, weights, samples and what float makes of them."""
-    digest = hashlib.sha256()
+    """Of all that assignments' losses follow from: kernels, ranges, weights, samples and what float makes of them."""
+    digest = hashlib.sha256(study.kernels.code.encode())
     for tensor, q in sorted(study.qparams.items()):
         digest.update(f"{tensor} {float(q.scale)!r} {q.zero_point}".encode())
     for unit, weights in sorted(study.weights.items()):

@@ -159,11 +159,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         _say(console, f"the loss is held by: {holders(report)}")
     for line in certificate_lines(report):
         _say(console, line)
-    if report.get("compile"):
-        took = report["compile"]
-        most = took["peak_memory_bytes"]
-        memory = "" if most is None else f"; the process held {size(most)} of memory at most"
-        _say(console, f"compiled in {duration(took['seconds'])}{memory}")
+    for line in study_lines(report):
+        _say(console, line)
     for line in report.get("notes", ()):
         _say(console, f"note: {line}")
 
@@ -237,6 +234,26 @@ def certificate_lines(report: Mapping[str, Any]) -> list[str]:
         noise = found["sqnr_db"]
         lines.append(f"SQNR: predicted {noise['predicted']:.1f} dB, measured {decibels(noise['measured'])}")
     return lines
+
+
+def study_lines(report: Mapping[str, Any]) -> list[str]:
+    """How well losses are known, and what finding it all out took, in words; what a report lacks is left out."""
+    found = []
+    if report.get("scores"):
+        scores = report["scores"]
+        held, alone = scores["held_out"], scores["isolated"]
+        assignments = count(scores["plans"], "whole assignment")
+        found.append(
+            f"losses: fitted to {assignments} on {count(scores['samples'], 'sample')}; of such left out R2 "
+            f"{held['r2']:.2f} and rank {held['spearman']:.2f}, by layers alone {alone['r2']:.2f} and "
+            f"{alone['spearman']:.2f}"
+        )
+    if report.get("compile"):
+        took = report["compile"]
+        most = took["peak_memory_bytes"]
+        memory = "" if most is None else f"; the process held {size(most)} of memory at most"
+        found.append(f"compiled in {duration(took['seconds'])}{memory}")
+    return found
 
 
 def _held(inside: bool | None) -> str:

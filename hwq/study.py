@@ -22,6 +22,7 @@ from hwq.graph import PASS_THROUGH, Graph
 from hwq.learned_price import known_for, refresh
 from hwq.loss import Sums, noise_per_loss
 from hwq.lower import Program, legal_schemes, lower
+from hwq.measure import recorded_kernels
 from hwq.model import Model
 from hwq.numerics import QParams
 from hwq.observe import calibrated, rounded
@@ -174,7 +175,7 @@ def study(
             "sensitivity",
             ".json",
             model.fingerprint,
-            target.fingerprint,
+            kernels.code,
             digest,
             observer,
             few,
@@ -223,7 +224,8 @@ def study(
 
 
 def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads: int, progress: Callback) -> Study:
-    """What building a given plan needs: nothing is calibrated, measured or chosen; costs are as learned.
+    """What building a given plan needs: nothing is calibrated, measured or chosen; costs are those of records, or as
+    learned.
 
     Raises HwqError "plan-ranges" for an integer layer with a tensor whose range the plan does not hold.
     """
@@ -249,13 +251,15 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
     program = lower(graph, plan.schemes, plan.qparams, weights, target, threads)
     kernels = compile_kernels([float_program, program], target, work.cache, progress)
     packed, resident = constant_bytes([program], kernels)
+    every = sum(footprints_of([program], resident).values())
+    footprints = dict.fromkeys(plan.schemes.values(), every)
     pricer = Pricer(
         target=target,
         threads=threads,
         kernels=kernels,
-        footprints=footprints_of([program], resident),
+        footprints=footprints,
         learned=known_for(target, work.cache),
-        records={},
+        records=recorded_kernels([program], kernels, target, default_store_path(), footprints),
     )
     prices = price_network(graph, candidates, pricer, packed)
     return Study(

@@ -19,7 +19,7 @@ import numpy as np
 
 from hwq.cache import default_cache_dir
 from hwq.errors import HwqError
-from hwq.files import write_atomic
+from hwq.files import sweep, write_atomic
 from hwq.numerics import INT8, QParams
 from hwq.store import tool_versions
 
@@ -61,6 +61,8 @@ def open_work(fingerprint: str, name: str, work_dir: str | Path | None) -> Work:
     stages = cache / "work" / fingerprint[:16] if work_dir is None else Path(work_dir)
     _make(cache, "cache folder", "a writable place, or HWQ_CACHE set to one")
     _make(stages, "work directory", "a writable folder")
+    for folder in (stages, cache, cache / "objects", cache / "price"):
+        sweep(folder)
     mark = stages / _MARK
     if mark.exists():
         owner = _owner(mark)

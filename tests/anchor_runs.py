@@ -68,7 +68,7 @@ def anchor(
     output: Shape = (*shape[:-1], out_c)
     if op != "dense":
         attrs = {"kernel": kernel, "strides": strides, "padding": padding, "dilation": dilation}
-        attrs |= {"groups": groups} if op == "conv2d" else {}
+        attrs["groups"] = groups if op == "conv2d" else shape[-1]
         span = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
         high = (shape[1] + padding[0] + padding[2] - span[0]) // strides[0] + 1
         wide = (shape[2] + padding[1] + padding[3] - span[1]) // strides[1] + 1

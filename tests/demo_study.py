@@ -21,6 +21,7 @@ from hwq.study import Study, inputs_of, study
 from hwq.target import Target
 from hwq.work import Work, open_work
 
+SCHEMES = ("f32", "w8a8", "w4a8")  # what every host has
 CALIBRATION = 16
 EVALUATION = 60
 
@@ -39,7 +40,7 @@ def demo_work() -> Work:
 def demo_study() -> Study:
     """All schemes, one thread, nothing timed."""
     calibration = load_demo()[1][:CALIBRATION]
-    target, allowed = Target.load("host"), parse_schemes(("f32", "w8a8", "w4a8"))  # on every host
+    target, allowed = Target.load("host"), parse_schemes(SCHEMES)
     return study(demo_model(), target, demo_work(), calibration, allowed, 1, "mse", False, silent)
 
 
@@ -56,7 +57,13 @@ def demo_artifact() -> Artifact:
     budget = Budget(weight_bytes=0.8 * uniforms(demo_study())["w8a8"].weight_bytes)
     calibration = load_demo()[1][:CALIBRATION]
     return compile(
-        demo_model(), calibration=calibration, evaluate=demo_pictures(), budget=budget, threads=1, measure=False
+        demo_model(),
+        calibration=calibration,
+        evaluate=demo_pictures(),
+        budget=budget,
+        schemes=SCHEMES,
+        threads=1,
+        measure=False,
     )
 
 

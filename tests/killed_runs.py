@@ -3,8 +3,8 @@
     python tests/killed_runs.py demo|NETWORK BUDGET_BYTES BUDGET_DROP WORK
 
 Lines are "stage done total" of every progress, and "ran WHAT NAME 1" of what is kept piece by piece; the last one is
-"schemes" with the plan's as JSON. NETWORK is one of ``benchmarks/real_data.py``, with 128 calibration samples and 600
-to evaluate on.
+"plan" with a part of the plan as JSON. NETWORK is one of ``benchmarks/real_data.py``, with 128 calibration samples and
+600 to evaluate on.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ HERE = Path(__file__).resolve()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """The lines of one process, and the plan's schemes if it came to its end."""
+    """The lines of one process. found: what was found, if it came to its end: the schemes, and by layer and tensor what
+    does not depend on times."""
 
     lines: tuple[str, ...]
-    schemes: dict[str, str] | None
+    found: dict[str, Any] | None
 
     @property
     def stage(self) -> str:
@@ -39,7 +40,7 @@ class Ran:
 
 
 def ran(args: list[str], env: dict[str, str], kill_at: int | None = None) -> Ran:
-    """One process; at line number ``kill_at`` it is killed, with all that it started."""
+    """One process; at line number ``kill_at`` it is killed. Its helpers end when nobody asks them any more."""
     started = subprocess.Popen(
         [sys.executable, str(HERE), *args],
         stdout=subprocess.PIPE,
@@ -55,10 +56,8 @@ def ran(args: list[str], env: dict[str, str], kill_at: int | None = None) -> Ran
             os.killpg(started.pid, signal.SIGKILL)
     code = started.wait()
     assert code in (0, -signal.SIGKILL), f"ended by itself with {code}"
-    schemes = None
-    if code == 0:
-        schemes = json.loads(lines.pop().removeprefix("schemes "))
-    return Ran(lines=tuple(lines), schemes=schemes)
+    found = json.loads(lines.pop().removeprefix("plan ")) if code == 0 else None
+    return Ran(lines=tuple(lines), found=found)
 
 
 @contextlib.contextmanager
@@ -122,7 +121,9 @@ def main() -> None:
     budget = hwq.Budget(weight_bytes=float(size), drop=float(drop))
     artifact = hwq.compile(hwq.load(model), budget=budget, threads=1, work_dir=work, progress=_said, **given)
     print(artifact.report["compile"], artifact.report["measured"]["accuracy"], file=sys.stderr, flush=True)
-    print("schemes", json.dumps(dict(artifact.plan.schemes)), flush=True)
+    plan = artifact.plan.to_dict()
+    kept = {name: plan[name] for name in ("qparams", "means", "roundings")}
+    print("plan", json.dumps({"schemes": dict(artifact.plan.schemes), **kept}), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from demo_study import demo_model, demo_study
 from hwq import compiler
 from hwq.arguments import machine_of_plan
 from hwq.choose import Choice, uniforms
-from hwq.compiler import plan_of
+from hwq.deliver import plan_of
 from hwq.errors import HwqError
 from hwq.plan import Plan
 from hwq.target import TARGETS_AT, Target

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from demo_study import demo_artifact
 
-from hwq.certificate import WHOLE, Z, certify, drop_interval, predicted_drop, sum_interval
+from hwq.certificate import WHOLE, Z, certify, drop_interval, in_network, predicted_drop, sum_interval
+from hwq.cost import COLD_S, IN_PLACE
 from hwq.scheme import Cost
 from hwq.verify import Accuracy
 
@@ -33,11 +34,11 @@ def accuracy(lost: int, gained: int, samples: int, *, labels: bool = True) -> Ac
 
 def test_measured_kernels_have_the_interval_of_their_sum_and_errors_of_a_model_add() -> None:
     measured = [cost(2.0, 1.0, 9.0), cost(3.0, 2.0, 9.0)]
-    assert sum_interval(10.0, measured) == (pytest.approx(10 - 5 * (1 - WHOLE[0])), pytest.approx(5 + 5 * WHOLE[1]))
+    assert sum_interval(10.0, measured) == (pytest.approx(10 * WHOLE[0]), pytest.approx(10 * WHOLE[1]))
     modelled = [cost(2.0, 1.0, 6.0, "roofline"), cost(3.0, 2.0, 5.0, "learned")]
     assert sum_interval(10.0, modelled) == (pytest.approx(8.0), pytest.approx(16.0))
     low, high = sum_interval(15.0, [*measured, *modelled])
-    assert (low, high) == (pytest.approx(13 - 5 * (1 - WHOLE[0])), pytest.approx(16 + 5 * WHOLE[1]))
+    assert (low, high) == (pytest.approx(10 * WHOLE[0] + 3), pytest.approx(10 * WHOLE[1] + 11))
     assert sum_interval(1.0, [cost(1.0, -5.0, 2.0, "roofline")])[0] == 0.0
 
 
@@ -97,6 +98,12 @@ def test_no_noise_loses_nothing_and_only_classes_can_be_lost() -> None:
     assert predicted_drop(outputs[0], None, 0.1) is None
 
 
+def test_a_model_s_interval_is_widened_to_that_inside_a_network() -> None:
+    assert in_network(cost(1.0, 0.5, 2.0)) == (0.5, 2.0)
+    least, most = IN_PLACE
+    assert in_network(cost(1.0, 0.5, 2.0, "learned")) == pytest.approx((0.5 * least, 2.0 * most + COLD_S))
+
+
 def test_figures_of_a_certificate() -> None:
     found = certify(
         predicted_s=3.2,
@@ -110,7 +117,7 @@ def test_figures_of_a_certificate() -> None:
         accuracy=accuracy(1, 0, 100),
     )
     assert found["latency_s"]["error"] == pytest.approx(-0.2)
-    assert found["latency_s"]["inside"]
+    assert not found["latency_s"]["inside"]
     assert found["weight_bytes"] == {
         "predicted": 15,
         "measured": 19,

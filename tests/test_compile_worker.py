@@ -54,3 +54,9 @@ def test_an_answer_that_nobody_reads_ends_it_without_a_word(tmp_path: Path, capf
     assert process.wait(timeout=120) == 1
     assert capfd.readouterr().err == ""
     assert (tmp_path / "good.o").exists()
+
+
+def test_half_a_job_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    process = _start_worker()
+    out, _ = process.communicate(json.dumps(job(tmp_path / "good.o"))[:-9], timeout=120)
+    assert (out, process.returncode, capfd.readouterr().err) == ("", 0, "")

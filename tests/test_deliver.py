@@ -13,8 +13,17 @@ from hwq import deliver as module
 from hwq import execute, library
 from hwq.artifact import Artifact
 from hwq.choose import Choice, uniforms
-from hwq.compiler import plan_of
-from hwq.deliver import assemble, deliver, describe, explain_choices, network_input, notes, packed_sizes, weight_bytes
+from hwq.deliver import (
+    assemble,
+    deliver,
+    describe,
+    explain_choices,
+    network_input,
+    notes,
+    packed_sizes,
+    plan_of,
+    weight_bytes,
+)
 from hwq.errors import HwqError
 from hwq.evaluate import float_call
 from hwq.execute import bind, compile_kernels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def test_no_point_is_beaten_and_the_ends_are_there(front: tuple[Point, ...]) -> 
     assert min(point.loss for point in front) == 0.0
 
 
-def test_accuracy_is_that_of_the_kernels(front: tuple[Point, ...]) -> None:
+def test_accuracy_is_that_of_the_kernels(front: tuple[Point, ...], tmp_path: Path) -> None:
+    work = replace(demo_work(), stages=tmp_path)  # nothing is found there
     solution = evaluate(problem_of(demo_study()), front[0].plan.schemes)
     pool = Pool(kernels=demo_study().kernels, target=demo_study().target, cache=demo_work().cache)
-    found = accuracy_of(open_judge(demo_study(), demo_work(), pool, demo_evaluation()), solution)
+    found = accuracy_of(open_judge(demo_study(), work, pool, demo_evaluation()), solution)
     assert front[0].accuracy == found
     assert front[0].drop == found.drop
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hwq.errors import HwqError
-from hwq.files import scratch, write_atomic, write_npz
+from hwq.files import scratch, sweep, write_atomic, write_npz
 
 
 def test_content_is_replaced(tmp_path: Path) -> None:
@@ -101,3 +102,14 @@ def test_scratch_is_gone_afterwards_and_says_what_the_system_refused(tmp_path: P
     assert caught.value.code == "save-failed"
     with pytest.raises(OSError, match="not by the system"), scratch(tmp_path):
         raise OSError("not by the system")
+
+
+def test_what_killed_processes_left_is_swept_once_it_is_old(tmp_path: Path) -> None:
+    old, fresh, other = (tmp_path / name for name in (".a.json.12.part", ".b.json.34.part", "c.part"))
+    for path in (old, fresh, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (time.time() - 7200,) * 2)
+    sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [fresh, other]
+    sweep(tmp_path / "absent")

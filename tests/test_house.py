@@ -63,7 +63,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("pipeline", "model", "work", "plan", "arguments"),
             *("observe", "study", "pricing", "reanchor", "judge", "choose", "memory_plan", "library", "artifact"),
-            *("deliver", "inplace", "contest"),
+            *("deliver", "inplace", "contest", "dispose"),
         ),
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page")),

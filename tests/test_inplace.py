@@ -6,9 +6,8 @@ import pytest
 from demo_study import anchors, demo_artifact, demo_study, demo_work
 
 from hwq.choose import Choice, uniforms
-from hwq.compiler import plan_of
-from hwq.deliver import assemble, network_input
-from hwq.inplace import correct, seen_s
+from hwq.deliver import assemble, network_input, plan_of
+from hwq.inplace import corrected, seen_s
 from hwq.scheme import Cost
 
 
@@ -18,7 +17,7 @@ def cost(seconds: float) -> Cost:
 
 def test_others_of_a_domain_move_with_what_was_seen() -> None:
     costs = {("a", "w8a8"): cost(1.0), ("b", "w8a8"): cost(2.0), ("b", "w4a8"): cost(4.0), ("b", "f32"): cost(8.0)}
-    found = correct(costs, {("a", "w8a8"): 1.5, ("b", "w8a8"): 2.2})
+    found = corrected(costs, {("a", "w8a8"): 1.5, ("b", "w8a8"): 2.2})
     seconds = {unit: one.latency_s for unit, one in found.items()}
     factor = (1.5 + 1.1) / 2
     assert seconds == pytest.approx(
@@ -28,7 +27,7 @@ def test_others_of_a_domain_move_with_what_was_seen() -> None:
 
 
 def test_what_is_free_stays_free() -> None:
-    assert correct({("view", "f32"): cost(0.0)}, {("view", "f32"): 1e-7})["view", "f32"].latency_s == 0.0
+    assert corrected({("view", "f32"): cost(0.0)}, {("view", "f32"): 1e-7})["view", "f32"].latency_s == 0.0
 
 
 def test_layers_of_an_artifact_are_seen_in_its_schemes() -> None:

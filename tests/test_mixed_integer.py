@@ -75,13 +75,14 @@ def test_sixty_units_of_four_schemes_are_solved_in_two_seconds(
     assert taken_s < 2.0
 
 
-def test_what_the_solver_prints_goes_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_solver_s_forgotten_line_is_kept_off_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     libc = ctypes.CDLL(None)
     print("before")
-    with mixed_integer._without_stdout():
-        libc.puts(b"from C")
+    with mixed_integer._without_forgotten_line():
+        libc.puts(mixed_integer.FORGOTTEN + b" tmpSolver.run();")
+        libc.puts(b"of another thread")
     libc.puts(b"after")
     libc.fflush(None)
     captured = capfd.readouterr()
     assert captured.err == ""
-    assert captured.out == "before\nafter\n"
+    assert captured.out == "before\nof another thread\nafter\n"

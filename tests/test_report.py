@@ -253,3 +253,16 @@ def test_targets_are_listed() -> None:
     rows = {"x86-avx2": {"machine": "any", "builds": True}, "t4": {"machine": "[a]", "builds": False}}
     text = printed(report.show_targets, rows)
     assert [line.split() for line in text.splitlines()][-3:-1] == [["x86-avx2", "yes", "any"], ["t4", "no", "[a]"]]
+
+
+def test_what_it_took_and_how_well_losses_are_known_is_told() -> None:
+    text = shown({"compile": {"seconds": 125.0, "peak_memory_bytes": 1_611_669_504}}, width=200)
+    assert "compiled in 2 min 05 s; the process held 1.61 GB of memory at most" in text
+    assert report.study_lines({"compile": {"seconds": 3.0, "peak_memory_bytes": None}}) == ["compiled in 3.0 s"]
+    scores = {"plans": 64, "samples": 8, "held_out": {"r2": 0.84, "spearman": 0.93}}
+    (line,) = report.study_lines({"scores": {**scores, "isolated": {"r2": -1.0, "spearman": 0.89}}})
+    assert line == (
+        "losses: fitted to 64 whole assignments on 8 samples; of such left out R2 0.84 and rank 0.93, by layers alone "
+        "-1.00 and 0.89"
+    )
+    assert report.study_lines({}) == []

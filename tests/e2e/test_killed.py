@@ -10,6 +10,7 @@ import pytest
 from killed_runs import ran
 
 from hwq.store import everything
+from hwq.study import BF16_SHARE, SENSITIVITY_SAMPLES
 
 pytestmark = pytest.mark.slow
 
@@ -27,10 +28,11 @@ def kept(line: str) -> bool:
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     """Random moments: each time after a few lines more, until it was killed often enough and may end."""
     whole = ran([*ARGS, str(tmp_path / "other")], {"HWQ_CACHE": str(tmp_path / "other cache")})
-    assert whole.schemes is not None
+    assert whole.found is not None
+    samples = {"sensitivity": SENSITIVITY_SAMPLES[1], "sensitivity bf16": SENSITIVITY_SAMPLES[1] // BF16_SHARE}
     units = {
-        stage: len([line for line in whole.lines if line.startswith(f"{stage} ")]) // 16
-        for stage in ("sensitivity", "sensitivity bf16")
+        stage: len([line for line in whole.lines if line.startswith(f"{stage} ")]) // count
+        for stage, count in samples.items()
     }
     work, cache = tmp_path / "work", tmp_path / "cache"
     args, env = [*ARGS, str(work)], {"HWQ_CACHE": str(cache)}
@@ -46,16 +48,23 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
         print(f"killed at line {at}, in {run.stage}")
         said.update(line for line in dict.fromkeys(run.lines) if kept(line))
         allowed += units.get(run.stage, 1)  # what it was at was not finished
-        assert [path for path in (*work.rglob("*.part"), *cache.rglob("*.part")) if at is None] == []
         found = {path: path.stat().st_mtime_ns for path in (cache / "objects").glob("*")}
         assert objects.items() <= found.items(), "a kernel was compiled again"
         objects = found
         times = {repr(record.key): record.median_s for record in everything(cache / "records.sqlite")}
         assert records.items() <= times.items(), "a record was measured again"
         records = times
-        if run.schemes is not None:
+        if run.found is not None:
             break
-    assert run.schemes is not None
+    assert run.found is not None
+    assert (run.found["qparams"], run.found["means"]) == (whole.found["qparams"], whole.found["means"])
+    alike = [
+        name
+        for name, one in run.found["roundings"].items()
+        if name in whole.found["roundings"] and one["scheme"] == whole.found["roundings"][name]["scheme"]
+    ]
+    assert alike
+    assert all(run.found["roundings"][name] == whole.found["roundings"][name] for name in alike)
     assert runs > KILLS // 2
     assert {line.rsplit(" ", 2)[0] for line in said} >= {"calibrate", "sensitivity"}
     assert {" ".join(line.split(" ")[:2]) for line in said} >= {"ran correct", "ran re-anchor", "ran accuracy"}

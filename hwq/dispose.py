@@ -1,0 +1,205 @@
+"""Dispose: what the program proposes is built and measured, beside what could beat it, and the best that fits wins.
+
+Stands between a study and ``hwq.compile``. Proposals whose network misses the latency are made anew within less; what
+layers took in the networks that were built corrects the prices, and the program proposes again, until that is stable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from hwq import evaluate as evaluation_of
+from hwq.artifact import Artifact
+from hwq.assign import assign
+from hwq.assignment import Limits, Solution
+from hwq.assignment import evaluate as sums
+from hwq.choose import Choice, choose, improved, problem_of, uniforms, wants_bytes
+from hwq.contest import HOPELESS, NOISE, figures, interleaved, missed, verdict, weighed
+from hwq.cost import fit_whole
+from hwq.deliver import assemble, describe, network_input, plan_of, weight_bytes
+from hwq.errors import HwqError
+from hwq.evaluate import Evaluation
+from hwq.graph import ANCHORS
+from hwq.inplace import Unit, corrected, seen_s
+from hwq.progress import Stages
+from hwq.reanchor import anchored, report_of
+from hwq.scheme import Budget
+from hwq.study import Study
+from hwq.verify import Accuracy
+from hwq.work import Work
+
+# Predicted slower than the proposal by this factor, a uniform assignment is not built to be compared.
+WORTH_BUILDING = 1.25
+# How often the program may propose, each time within a budget tightened by what the last proposal missed.
+ROUNDS = 3
+# This part of a latency is left free by proposals: the user's own measurement is not the same as this one.
+MARGIN = 0.02
+# What a measured latency is named with when it is offered as a budget: the next measurement is not the same.
+HEADROOM = 0.1
+
+
+def dispose(
+    found: Study,
+    work: Work,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    progress: Stages,
+    seed: int,
+    sensitivity_s: float,
+) -> Artifact:
+    """Build what the program proposes and the uniform assignments that could beat it, and deliver the best that fits.
+
+    That is the least loss among those as fast as the fastest but for ``NOISE``, a drop that nobody allowed weighed in;
+    among all of them under a budget of latency; and there, with a budget of drop too, the least bytes. Raises HwqError
+    "budget-impossible" where what was measured misses the budget.
+    """
+    choice, artifact = _propose(found, work, budget, evaluation, progress, seed, sensitivity_s)
+    found = anchored(found, choice.anchors)
+    contenders, studies = {"chosen": artifact}, {"chosen": found}
+    with progress("compare") as callback:
+        others = _others(found, choice.solution)
+        for done, (name, solution) in enumerate(others.items()):
+            contenders[name], studies[name] = assemble(found, work, plan_of(found, Choice(solution=solution))), found
+            callback(done + 1, len(others))
+        _correct(found, work, budget, choice.solution, contenders, studies)
+        times = interleaved(contenders, network_input(found))
+    with progress("verify") as callback:
+        accuracies: dict[str, Accuracy | None] = {}
+        misses: dict[str, list[str]] = {}
+        for done, (name, one) in enumerate(contenders.items()):
+            # Slower than a proposal that fits, it can be delivered only for a budget of latency.
+            hopeless = misses.get("chosen") == [] and times[name] > HOPELESS * times["chosen"]
+            judged = not hopeless or budget.latency_s is not None
+            accuracies[name] = evaluation_of.judge(evaluation, one) if evaluation is not None and judged else None
+            misses[name] = missed(one, times[name], accuracies[name], budget)
+            callback(done + 1, len(contenders))
+        fitting = [name for name in contenders if not misses[name]]
+        if not fitting:
+            raise HwqError("budget-impossible", f"what was built misses the budget: {'; '.join(misses['chosen'])}")
+        worth = weighed({name: times[name] for name in fitting}, accuracies, budget)
+        least_s = min(worth.values())
+        fast = [name for name in fitting if budget.latency_s is not None or worth[name] <= least_s * (1 + NOISE)]
+        sizes = {name: weight_bytes(contenders[name]) if wants_bytes(budget) else 0 for name in fast}
+        picked = min(fast, key=lambda name: (sizes[name], contenders[name].plan.loss, name != "chosen"))
+        best = contenders[picked]
+        alternatives = {
+            name: figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
+        }
+        limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
+        describe(studies[picked], best, times[picked], accuracies[picked], evaluation, limits)
+    best.report["verdict"] = verdict(picked, times, misses["chosen"], budget, sizes)
+    best.report["alternatives"] = alternatives
+    problem = problem_of(found)
+    summed = {name: sums(problem, one.plan.schemes).latency_s for name, one in contenders.items()}
+    pairs = [(summed[name], seconds) for name, seconds in times.items() if summed[name] > 0]
+    best.report["fit"] = asdict(fit_whole(pairs))
+    best.report["scores"] = None if choice.anchors is None else report_of(choice.anchors)
+    best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
+    return best
+
+
+def _propose(
+    found: Study,
+    work: Work,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    progress: Stages,
+    seed: int,
+    sensitivity_s: float,
+) -> tuple[Choice, Artifact]:
+    """The program's choice, built: the first that meets the latency as measured, or the last one tried."""
+    aimed = 1.0 if budget.latency_s is None else 1 - MARGIN
+    ratio, anchors = 1 / aimed, None
+    built: tuple[Choice, Artifact] | None = None
+    x = network_input(found)
+    for _ in range(ROUNDS):
+        try:
+            choice = choose(
+                found, work, budget, evaluation, ratio, progress, anchors=anchors, seed=seed, time_s=sensitivity_s
+            )
+        except HwqError as error:
+            if error.code != "budget-impossible":
+                raise
+            if built is not None:
+                break  # nothing meets the tightened budget: what was built will be held against the given one
+            if aimed == 1:
+                raise _impossible(found, work, budget, error) from error
+            aimed = ratio = 1.0  # nothing can be left free
+            continue
+        with progress("build"):
+            anchors = choice.anchors
+            built = choice, assemble(found, work, plan_of(anchored(found, anchors), choice))
+            latency_s = interleaved({"chosen": built[1]}, x)["chosen"]
+        if budget.latency_s is None or latency_s <= budget.latency_s * (1 + aimed) / 2:
+            break
+        # Predictions know nothing of what networks take beyond their kernels.
+        ratio = max(latency_s / choice.solution.latency_s / aimed, ratio * 1.02)
+    assert built is not None
+    return built
+
+
+def _correct(
+    found: Study,
+    work: Work,
+    budget: Budget,
+    chosen: Solution,
+    contenders: dict[str, Artifact],
+    studies: dict[str, Study],
+) -> None:
+    """Add to the contenders what is proposed by prices as the contenders' layers showed them, until that is stable.
+
+    Not where nothing was measured: by prices that are no measurements the same machine must give the same answer.
+    """
+    if not any(cost.source == "measured" and cost.latency_s for cost in found.costs.values()):
+        return
+    x = network_input(found)
+    seen: dict[Unit, float] = {}
+    fresh = list(contenders.values())
+    for turn in range(1, ROUNDS):
+        for unit, seconds in seen_s(found, fresh, x).items():
+            seen[unit] = min(seconds, seen.get(unit, seconds))
+        study = replace(found, costs=corrected(found.costs, seen))
+        ratio = 1.0
+        if budget.latency_s is not None:
+            ratio = interleaved({"chosen": contenders["chosen"]}, x)["chosen"]
+            ratio /= sums(problem_of(study), chosen.schemes).latency_s * (1 - MARGIN)
+        solution = improved(study, budget, chosen, ratio)
+        if solution is None or any(solution.schemes == one.plan.schemes for one in contenders.values()):
+            return
+        name = f"proposal {turn + 1}, by times in place"
+        fresh = [assemble(study, work, plan_of(study, Choice(solution=solution)))]
+        contenders[name], studies[name] = fresh[0], study
+        chosen = solution
+
+
+def _impossible(found: Study, work: Work, budget: Budget, error: HwqError) -> HwqError:
+    """``error``, of a budget that predictions say cannot be met; for a latency, with what the fastest really takes."""
+    if budget.latency_s is None:
+        return error
+    try:
+        fastest = assign(problem_of(found), Limits(weight_bytes=budget.weight_bytes), slack=0.0)
+    except HwqError:
+        return error  # the size cannot be met at any latency
+    artifact = assemble(found, work, plan_of(found, Choice(solution=fastest)))
+    least_s = interleaved({"fastest": artifact}, network_input(found))["fastest"] * (1 + HEADROOM)
+    if least_s <= budget.latency_s:
+        return error  # not the latency alone
+    return HwqError(
+        "budget-impossible",
+        f"latency {budget.latency_s * 1e3:.4g} ms cannot be met; the closest that can be met is "
+        f"{least_s * 1e3:.4g} ms, measured on the fastest assignment",
+    )
+
+
+def _others(found: Study, chosen: Solution) -> dict[str, Solution]:
+    """The uniform assignments worth building beside ``chosen``: float always, others if they might be faster.
+
+    One that gives every weight the scheme it has already is no other assignment.
+    """
+    weighted = [layer.name for layer in found.graph.layers if layer.op in ANCHORS]
+    return {
+        f"all {name}": solution
+        for name, solution in uniforms(found).items()
+        if any(solution.schemes[layer] != chosen.schemes[layer] for layer in weighted)
+        and (name == "f32" or solution.latency_s <= WORTH_BUILDING * chosen.latency_s)
+    }
