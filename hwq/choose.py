@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import overload
 
 from hwq.assign import TIE, assign, near
-from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate
+from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate, within
 from hwq.compose import Pool
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
@@ -304,8 +304,8 @@ def wants_bytes(budget: Budget) -> bool:
 def improved(study: Study, budget: Budget, chosen: Solution, latency_ratio: float = 1.0) -> Solution | None:
     """What the prices of ``study`` have instead of ``chosen``, which other prices had; None if that is hardly better.
 
-    Better is faster with no more loss, or any loss where nothing limits it; within a latency, less loss. Hardly is by
-    no more than ``SLACK``.
+    Better is faster with no more loss, or any loss where nothing limits it; within a latency, less loss, or within it
+    at all where ``chosen`` is not. Hardly is by no more than ``SLACK``.
     """
     if wants_bytes(budget):  # times are kept there, and bytes are no matter of prices
         return None
@@ -322,6 +322,8 @@ def improved(study: Study, budget: Budget, chosen: Solution, latency_ratio: floa
         found = assign(problem, limits, slack=SLACK)
     except HwqError:  # not within the latency, by these prices
         return None
+    if budget.latency_s is not None and not within(now, limits):
+        return found
     goal = "loss" if budget.latency_s is not None else "latency_s"
     return found if getattr(found, goal) < getattr(now, goal) * (1 - SLACK) else None
 

@@ -30,8 +30,10 @@ from hwq.work import Work
 
 # Predicted slower than the proposal by this factor, a uniform assignment is not built to be compared.
 WORTH_BUILDING = 1.25
-# How often the program may propose, each time within a budget tightened by what the last proposal missed.
-ROUNDS = 3
+# How often the program may propose, each time within a budget tightened by what the last proposal missed; then how often
+# by prices corrected in place.
+ROUNDS = 6
+CORRECTIONS = 2
 # This part of a latency is left free by proposals: the user's own measurement is not the same as this one.
 MARGIN = 0.02
 # What a measured latency is named with when it is offered as a budget: the next measurement is not the same.
@@ -155,7 +157,7 @@ def _correct(
     x = network_input(found)
     seen: dict[Unit, float] = {}
     fresh = list(contenders.values())
-    for turn in range(1, ROUNDS):
+    for turn in range(1, 1 + CORRECTIONS):
         for unit, seconds in seen_s(found, fresh, x).items():
             seen[unit] = min(seconds, seen.get(unit, seconds))
         study = replace(found, costs=corrected(found.costs, seen))
