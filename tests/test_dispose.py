@@ -153,6 +153,15 @@ def test_within_a_latency_and_a_drop_the_least_bytes_are_delivered(monkeypatch: 
     assert large.report["measured"]["drop"] <= 0.0
 
 
+def test_a_latency_is_kept_with_room_for_another_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float loses least; a hair below the budget it is taken only where nothing else is within it."""
+    times = {"chosen": 1.0, "all f32": 0.99, "all w8a8": 0.5, "all w4a8": 0.5}
+    budget = Budget(latency_s=1.0)
+    assert set(Bench(monkeypatch, times).dispose(budget).plan.schemes.values()) != {"f32"}
+    late = times | {"all w8a8": 1.5, "all w4a8": 1.5}
+    assert set(Bench(monkeypatch, late | {"chosen": 1.5}).dispose(budget).plan.schemes.values()) == {"f32"}
+
+
 def test_what_is_delivered_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is twice as slow as what misses the budget of bytes, and yet the fastest that keeps it."""
     times = {"chosen": 1.2, "all f32": 0.1, "all w8a8": 0.5, "all w4a8": 0.9}
