@@ -345,10 +345,10 @@ def default_chunks(plan: Plan, target: Target, extent: int) -> int:
     least = math.ceil(touched / half) if weight_bytes <= half else 1
     blocks = shape.groups * plan.blocks // plan.tile.vectors
     threads = plan.workload.parallel if worth_parallel(plan, target) else 1
+    picture = extent // shape.batch  # a chunk is whole pictures, or of one: else its tiles' places are no products
+    whole = [count for count in divisors(extent, extent) if extent // count % picture == 0 or count % shape.batch == 0]
     good = [
-        count
-        for count in divisors(extent, extent)
-        if count >= least and (count * blocks % threads == 0 or count * blocks >= 4 * threads)
+        count for count in whole if count >= least and (count * blocks % threads == 0 or count * blocks >= 4 * threads)
     ]
     even = [count for count in good if plan.copied and count % threads == 0]
     return next(iter(even or good), extent)

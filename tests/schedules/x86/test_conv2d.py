@@ -70,6 +70,7 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "8 channels, table": ((1, 20, 21, 3), 8, {**SQUARE, "activation": TABLED}),
     "16 channels, table": ((1, 9, 8, 24), 16, {**SQUARE, "activation": TABLED, "residual": True}),
     "8 channels, many rows": ((1, 80, 20, 3), 8, {**SQUARE, "activation": RELU}),
+    "two pictures, chunks": ((2, 80, 56, 127), 128, {"strides": (2, 2), "activation": RELU}),
     "one tile": ((1, 4, 4, 64), 64, {**SQUARE, "activation": RELU}),
 }
 DENSE: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
