@@ -12,7 +12,6 @@ import ctypes
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,9 +27,9 @@ from hwq.scheme import SCHEMES, Candidate
 # HiGHS's tolerances are absolute, 1e-6: sums are scaled to this size for them to mean little.
 _SIZE = 1e4
 # Answers that round to an assignment beyond a limit are cut off one by one, at most this often.
+_CUTS = 100
 # What HiGHS prints whatever it is told.
 FORGOTTEN = b"HighsMipSolverData::transformNewIntegerFeasibleSolution"
-_CUTS = 100
 
 Vector = npt.NDArray[np.float64]
 Row = tuple[dict[int, float], float, float]  # coefficients, lower and upper bound
@@ -224,7 +223,7 @@ def _without_forgotten_line() -> Iterator[None]:
     except OSError:  # no standard output to keep clean
         yield
         return
-    with tempfile.TemporaryFile() as written:
+    with os.fdopen(os.memfd_create("stdout"), "w+b") as written:
         try:
             os.dup2(written.fileno(), 1)
             yield
