@@ -30,7 +30,7 @@ from hwq.target import Target
 from hwq.verify import differing_steps
 from hwq.work import open_work
 
-FULL = os.environ.get("HWQ_FULL") == "1"
+FULL = os.environ.get("HWQ_FULL", "") not in ("", "0")
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.data
 
