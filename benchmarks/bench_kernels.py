@@ -35,7 +35,7 @@ from hwq.execute import KernelSet, compile_kernels, packed_constants, resident_b
 from hwq.graph import ANCHORS
 from hwq.lower import Program, Step
 from hwq.measure import time_step
-from hwq.schedules.x86 import conv2d
+from hwq.schedules.cpu import conv2d
 from hwq.scheme import SCHEMES
 from hwq.store import tool_versions
 from hwq.target import Target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -19,27 +18,12 @@ from hwq import report as reports
 from hwq import target as targets
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
+from hwq.options import check_output, json_option, threads_option
 from hwq.samples import read_file
 from hwq.scheme import SCHEMES, Budget
 from hwq.shell import Shell, count, emit, stages
 from hwq.switches import debug_wanted
 from hwq.units import parse
-
-
-def _check_output(path: str | None) -> None:
-    """Refuse before the work a file that could not be written after it. Raises HwqError "save-failed"."""
-    if path is None:
-        return
-    folder = Path(path).absolute().parent
-    if Path(path).is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"there is no folder {str(folder)!r}"
-    elif not os.access(path if Path(path).exists() and not Path(path).is_file() else folder, os.W_OK):
-        reason = "no permission"
-    else:
-        return
-    raise HwqError("save-failed", f"cannot write {path!r}: {reason}; accepted: a file in a writable folder")
 
 
 def _budget(drop: str | None, latency: str | None, size: str | None) -> Budget | None:
@@ -52,8 +36,6 @@ def _budget(drop: str | None, latency: str | None, size: str | None) -> Budget |
     )
 
 
-_threads = click.option("--threads", type=count, help="Worker threads.  [default: those it was compiled for]")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 _TIMES = "Time kernels on this machine.  [default: where they can run]"
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
@@ -80,7 +62,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--observer", metavar="NAME", default="mse", show_default=True, help=_OBSERVERS),
         click.option("--sensitivity-time", metavar="TIME", default="2min", show_default=True, help=_ANCHORS),
         click.option("--measure/--no-measure", default=None, help=_TIMES),
-        _json,
+        json_option,
     )
     for option in reversed(options):
         command = option(command)
@@ -156,13 +138,13 @@ def main() -> None:
 @main.command("demo", short_help="The whole flow, on a small network that ships with hwq.")
 @click.option("-o", "--output", metavar="OUT.hwq", help="Keep the artifact here.")
 @click.option("--threads", type=count, help="Worker threads.  [default: this machine's cores]")
-@_json
+@json_option
 def demo_command(output: str | None, threads: int | None, as_json: bool) -> None:
     """Compile a small network that ships with hwq for this machine: float, int8 and int4 weights, chosen by layer."""
     import hwq
     from hwq.demo import load_demo
 
-    _check_output(output)
+    check_output(output)
     path, calibration, evaluate = load_demo()
     artifact = hwq.compile(
         hwq.load(path),
@@ -187,7 +169,7 @@ def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None,
     """Compile MODEL (.onnx) into one artifact: choose a scheme for each layer, build, verify, save."""
     import hwq
 
-    _check_output(output)
+    check_output(output)
     if plan_path is None:
         _require_calibration(given)
         model, target, job = _job(given, given["target"] or "host")
@@ -223,7 +205,7 @@ def plan_command(as_json: bool, output: str | None, **given: Any) -> None:
     """Choose a scheme for each layer of MODEL (.onnx) without building it; the plan can be edited and compiled."""
     import hwq
 
-    _check_output(output)
+    check_output(output)
     _require_calibration(given)
     model, target, job = _job(given, given["target"] or "host")
     plan = hwq.plan(model, target, **job)
@@ -255,14 +237,14 @@ def explore_command(as_json: bool, points: int, output: str | None, **given: Any
 @click.argument("artifact")
 @click.argument("samples")
 @click.option("-o", "--output", metavar="Y.npz", help="Write the outputs here.")
-@_threads
-@_json
+@threads_option
+@json_option
 def run_command(artifact: str, samples: str, output: str | None, threads: int | None, as_json: bool) -> None:
     """Run ARTIFACT (.hwq) on SAMPLES (.npz); says the outputs' shapes, and the accuracy where there are labels."""
     import hwq
     from hwq.verify import check_labels, outputs_of, top1
 
-    _check_output(output)
+    check_output(output)
     loaded = hwq.Artifact.load(artifact, threads=threads)
     inputs, labels = read_file(samples, tuple(loaded.inputs))
     values = dict(zip(loaded.outputs, outputs_of(loaded, inputs), strict=True))
@@ -286,8 +268,8 @@ def run_command(artifact: str, samples: str, output: str | None, threads: int | 
 @click.argument("artifact")
 @click.option("--input", "samples", metavar="X.npz", help="Samples.  [default: made-up ones]")
 @click.option("--runs", type=count, default=100, show_default=True, help="Timed calls, after a warm-up.")
-@_threads
-@_json
+@threads_option
+@json_option
 def bench_command(artifact: str, samples: str | None, runs: int, threads: int | None, as_json: bool) -> None:
     """Time ARTIFACT (.hwq): median and least seconds of one call."""
     import hwq
@@ -305,12 +287,12 @@ def bench_command(artifact: str, samples: str | None, runs: int, threads: int | 
 @click.argument("artifact")
 @click.option("--layer", "layers", metavar="NAME", multiple=True, help="Only this layer (may be given again).")
 @click.option("--html", "page", metavar="OUT.html", help="Write the whole report as a page, complete in itself.")
-@_json
+@json_option
 def explain_command(artifact: str, layers: tuple[str, ...], page: str | None, as_json: bool) -> None:
     """Say what each layer of ARTIFACT (.hwq) runs in, and why; without --layer the whole report."""
     import hwq
 
-    _check_output(page)
+    check_output(page)
     loaded = hwq.Artifact.load(artifact)
     report = loaded.report
     known = [row["name"] for row in report["layers"]]
@@ -334,7 +316,7 @@ def explain_command(artifact: str, layers: tuple[str, ...], page: str | None, as
 @main.command("targets", short_help="List the machines hwq knows, describe one, or measure this one.")
 @click.argument("name", required=False)
 @click.option("-o", "--output", metavar="T.toml", help="For probe: the target file to write.")
-@_json
+@json_option
 def targets_command(name: str | None, output: str | None, as_json: bool) -> None:
     """List the machines hwq knows, or describe NAME: one of them, host (this one), or a .toml file, which is checked.
 
@@ -360,7 +342,7 @@ def _probe(output: str | None, as_json: bool) -> None:
     """Measure this machine; the target file goes to ``output``, or to stdout."""
     from hwq.probe import probe
 
-    _check_output(output)
+    check_output(output)
     with stages()("probe") as callback:
         text = probe(targets.host(), "measured" if output is None else Path(output).stem, callback)
     if output is not None:

@@ -96,7 +96,7 @@ def measure_kernels(
     """A record for every distinct kernel of ``programs``: the store's, or a new one, kept there at once.
 
     footprints: for each scheme the bytes of all weights of the network in it, see ``home_of_weights``; where the
-    weights were is a part of the record's schedule name ("x86/conv2d:1#3f09c2@l3", with the code's own hash).
+    weights were is a part of the record's schedule name ("cpu/conv2d:1#3f09c2@l3", with the code's own hash).
     New ones are measured in ``PASSES`` turns, so that a passing load on the machine does not fall on one kernel alone.
     Of a kernel's figures the faster half counts: whatever else runs here only adds.
     """

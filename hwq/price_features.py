@@ -16,8 +16,9 @@ from typing import Any
 
 from hwq import cost
 from hwq.graph import ANCHORS, Activation
+from hwq.schedules.cpu import conv2d, dense, depthwise, geometry, tiling
 from hwq.schedules.generic.common import worth_parallel, worth_threads
-from hwq.schedules.x86 import conv2d, dense, depthwise, geometry, tiling, winograd, winograd_tiling
+from hwq.schedules.x86 import winograd, winograd_tiling
 from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Workload
@@ -29,11 +30,11 @@ OPS = (
 )
 FAMILIES = (
     *(
-        "x86/conv2d",
+        "cpu/conv2d",
         "x86/winograd",
-        "x86/dense",
-        "x86/grouped",
-        "x86/depthwise",
+        "cpu/dense",
+        "cpu/grouped",
+        "cpu/depthwise",
         "x86/depthwise_dot",
         "x86/amx",
         "x86/picture",
@@ -64,7 +65,7 @@ class Described:
 
 
 def describe(workload: Workload, schedule: str, home: str, target: Target) -> Described:
-    """The features of ``workload`` as made by ``schedule`` ("x86/conv2d:7"), its weights in ``home`` (of HOMES)."""
+    """The features of ``workload`` as made by ``schedule`` ("cpu/conv2d:7"), its weights in ``home`` (of HOMES)."""
     macs, moved, weights = cost.op_macs(workload), cost.moved_bytes(workload), cost.weight_bytes(workload)
     home = home if weights >= cost.SMALL_WEIGHTS_BYTES else "l2"
     family = schedule.split(":")[0].split("#")[0]
@@ -224,10 +225,10 @@ def _depthwise(workload: Workload, target: Target, found: geometry.Form) -> Mode
 
 
 _MODELS: dict[str, Callable[[Workload, Target, geometry.Form], Modelled]] = {
-    "x86/conv2d": _conv2d,
+    "cpu/conv2d": _conv2d,
     "x86/winograd": _winograd,
-    "x86/dense": _dense,
-    "x86/depthwise": _depthwise,
+    "cpu/dense": _dense,
+    "cpu/depthwise": _depthwise,
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hwq.errors import HwqError
+from hwq.schedules.cpu import conv2d, dense, depthwise, grouped
 from hwq.schedules.generic import (
     binary,
     boxes,
@@ -18,7 +19,7 @@ from hwq.schedules.generic import (
     transpose,
     unary,
 )
-from hwq.schedules.x86 import amx, conv2d, dense, depthwise, grouped, picture, resize, table, winograd
+from hwq.schedules.x86 import amx, picture, resize, table, winograd
 from hwq.schedules.x86 import binary as x86_binary
 from hwq.target import Target
 from hwq.workload import Kernel, Workload

@@ -190,7 +190,7 @@ def test_writing_float_costs_the_bytes_more() -> None:
 
 def test_a_measured_record_beats_the_roofline() -> None:
     workload = conv()
-    record = summarize(key_of(workload, "x86/conv2d:1", VNNI, "v"), [1.0, 2.0, 3.0])
+    record = summarize(key_of(workload, "cpu/conv2d:1", VNNI, "v"), [1.0, 2.0, 3.0])
     found = cost.price(workload, VNNI, record=record)
     assert (found.latency_s, found.source) == (2.0, "measured")
     least, most = cost.IN_PLACE
@@ -201,7 +201,7 @@ def test_a_measured_record_beats_the_roofline() -> None:
 
 
 def test_a_record_of_something_else_is_a_defect() -> None:
-    record = summarize(key_of(conv(), "x86/conv2d:1", VNNI, "v"), [1.0])
+    record = summarize(key_of(conv(), "cpu/conv2d:1", VNNI, "v"), [1.0])
     with pytest.raises(AssertionError, match="workload"):
         cost.price(conv(size=7), VNNI, record=record)
     with pytest.raises(AssertionError, match="machine"):
@@ -211,7 +211,7 @@ def test_a_record_of_something_else_is_a_defect() -> None:
 def test_a_learned_price_beats_the_roofline_and_a_record_beats_both() -> None:
     workload = conv()
     learned = Cost(latency_s=3.0, weight_bytes=1, source="learned", interval_s=(2.0, 4.0))
-    record = summarize(key_of(workload, "x86/conv2d:1", VNNI, "v"), [1.0])
+    record = summarize(key_of(workload, "cpu/conv2d:1", VNNI, "v"), [1.0])
     assert cost.price(workload, VNNI, learned=learned) == learned
     assert cost.price(workload, VNNI, record=record, learned=learned).source == "measured"
 

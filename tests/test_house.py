@@ -68,7 +68,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page")),
     ("face", None, ("__init__",)),
-    ("shell", None, ("shell", "cli")),
+    ("shell", None, ("shell", "options", "cli")),
 )
 LEVEL = {module: level for level, (_, _, modules) in enumerate(LAYERS) for module in modules}
 

@@ -33,7 +33,7 @@ from hwq.workload import Workload
 
 VNNI = Target.load("x86-avx512-vnni")
 AVX2 = Target.load("x86-avx2")
-DENSE = "x86/dense:3"
+DENSE = "cpu/dense:3"
 
 
 def dense(rows: int, inputs: int, outputs: int, scheme: str = "w8a8") -> Workload:

@@ -29,8 +29,8 @@ from hwq.library import MARK, Library, build_library, kernel_steps, pack
 from hwq.lower import Program, Step, lower
 from hwq.memory_plan import aligned
 from hwq.quantize import quantize_weights
+from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.generic import common
-from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
 from hwq.workload import Expand, Kernel
 

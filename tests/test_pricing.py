@@ -76,7 +76,7 @@ def test_records_come_before_what_is_learned_and_that_before_the_roofline(pricer
     workload = layer_workload(network().layers[1], "w8a8", "int8", 1)
     assert workload is not None
     assert pricer.cost(workload).source == "learned"
-    record = summarize(key_of(workload, "x86/conv2d:1", HOST, "v"), [0.5])
+    record = summarize(key_of(workload, "cpu/conv2d:1", HOST, "v"), [0.5])
     known = replace(pricer, records={workload: record})
     assert (known.cost(workload).source, known.cost(workload).latency_s) == ("measured", 0.5)
     assert replace(pricer, learned=None).cost(workload) == price_roofline(workload, HOST, 1)

@@ -27,15 +27,15 @@ import numpy.typing as npt
 
 from hwq import numerics
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu.ends import kernel_function
+from hwq.schedules.cpu.geometry import geometry
+from hwq.schedules.cpu.packing import pack_nibbles
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import amx_tiles as tiles
 from hwq.schedules.x86 import table
 from hwq.schedules.x86.amx_code import kernel_code, packed_shape
 from hwq.schedules.x86.amx_model import best_plan, sectioned
 from hwq.schedules.x86.amx_plan import LANES, Plan, candidates
-from hwq.schedules.x86.ends import kernel_function
-from hwq.schedules.x86.geometry import geometry
-from hwq.schedules.x86.packing import pack_nibbles
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 

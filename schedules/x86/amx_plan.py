@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hwq.schedules.x86.geometry import Geometry
+from hwq.schedules.cpu.geometry import Geometry
 from hwq.schedules.x86.narrow import sharing
 from hwq.workload import Workload
 

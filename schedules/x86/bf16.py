@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from hwq.schedules.x86.geometry import Form
+from hwq.schedules.cpu.geometry import Form
 
 IMPORT = "pragma_import_llvm"
 _ROUND = "hwq_to_bf16"

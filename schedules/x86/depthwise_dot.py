@@ -31,11 +31,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu.ends import kernel_function
+from hwq.schedules.cpu.geometry import Form
 from hwq.schedules.generic import common
 from hwq.schedules.x86.depthwise_plan import Chunk, Plan, default_part, make_plan, pack, worth_parallel
 from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, dot, interleaved, to_bytes, to_words
-from hwq.schedules.x86.ends import kernel_function
-from hwq.schedules.x86.geometry import Form
 from hwq.schedules.x86.narrow import UNIT
 from hwq.schedules.x86.table import LANES, TABLE, lookup, repeated_rows
 from hwq.target import Target

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hwq.schedules.cpu.geometry import Form, Geometry, geometry
+from hwq.schedules.cpu.packing import pack_nibbles
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import table
 from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, unit_order
-from hwq.schedules.x86.geometry import Form, Geometry, geometry
 from hwq.schedules.x86.narrow import UNIT
-from hwq.schedules.x86.packing import pack_nibbles
 from hwq.target import Target
 from hwq.workload import Workload
 

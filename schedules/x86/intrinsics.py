@@ -20,8 +20,8 @@ from typing import Any
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
+from hwq.schedules.cpu.int4 import SCALE_BITS
 from hwq.schedules.x86 import bf16
-from hwq.schedules.x86.int4 import SCALE_BITS
 
 
 def _description(lanes: int, r: int, act: str, weight: str, scope: str) -> Any:

@@ -18,9 +18,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from hwq.graph import Shape
+from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import narrow
-from hwq.schedules.x86.views import with_shapes
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 

@@ -30,13 +30,13 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu import tiling
+from hwq.schedules.cpu.conv2d import core_of
+from hwq.schedules.cpu.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
+from hwq.schedules.cpu.tiling import Core
 from hwq.schedules.generic import common
-from hwq.schedules.x86 import tiling
-from hwq.schedules.x86.conv2d import core_of
-from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
-from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
 from hwq.schedules.x86.intrinsics import dot
-from hwq.schedules.x86.tiling import Core
 from hwq.schedules.x86.winograd_expand import Layout, expand, pack, pick
 from hwq.schedules.x86.winograd_maths import (
     CENTRED,

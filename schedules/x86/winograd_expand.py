@@ -18,8 +18,8 @@ from tvm import te, tirx
 
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu.packing import pack_nibbles
 from hwq.schedules.generic import common
-from hwq.schedules.x86.packing import pack_nibbles
 from hwq.schedules.x86.winograd_maths import KERNEL, WINDOW, weight_rows
 from hwq.workload import Expand
 

@@ -51,7 +51,7 @@ def _row(scheme: str = "w8a8", us: float = 10.0, gmacs: float = 100.0, name: str
     return Row(
         name=name,
         scheme=scheme,
-        schedule="x86/conv2d:1",
+        schedule="cpu/conv2d:1",
         us=us,
         gmacs=gmacs,
         gbytes=1.0,
@@ -192,7 +192,7 @@ def test_a_layer_of_winograd_is_timed_directly_too() -> None:
     (job,), direct = beside_winograd(jobs, kernels, VNNI)
     row = row_of(job, 1e-3, direct, LIMITS, VNNI, 1)
     assert row.name == "conv2d 28x28x128->128 3x3/1 direct"
-    assert row.schedule.startswith("x86/conv2d")
+    assert row.schedule.startswith("cpu/conv2d")
     assert row.bar == "missed"
     jobs, kernels = compiled(jobs_of(parse(["--match", "dense 1x2048", "--schemes", "w8a8"]), VNNI), VNNI)
     assert beside_winograd(jobs, kernels, VNNI)[0] == []
@@ -216,7 +216,7 @@ def test_a_kernel_is_compiled_and_its_figures_follow_from_its_time(capsys: pytes
     assert row.gmacs == pytest.approx(2048 * 1000 / 1e-3 / 1e9)
     assert row.gbytes * 1e9 * 1e-3 == pytest.approx(2048 * 1000 + 2048 + 1000 + 8 * 1000, rel=0.05)
     assert row.bar == ""
-    assert row.schedule.startswith("x86/dense")
+    assert row.schedule.startswith("cpu/dense")
     assert shown_row(row).count("|") == 10
     inputs = {name: np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
               for name, (shape, dtype) in job.program.values.items() if name in job.step.inputs}  # fmt: skip

@@ -14,7 +14,7 @@ from kernel_runs import Array, assembly, run
 from hwq import numerics
 from hwq.errors import HwqError
 from hwq.schedule import kernel_for
-from hwq.schedules.x86 import conv2d
+from hwq.schedules.cpu import conv2d
 from hwq.target import Target
 
 # 64 outputs of one product each: x[m, 0] times the identity.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from anchor_runs import RELU, TABLED, anchor
 
+from hwq.schedules.cpu.geometry import form
 from hwq.schedules.x86.depthwise_plan import Plan, best_width, make_plan, pack
-from hwq.schedules.x86.geometry import form
 from hwq.target import Target
 
 TIERS = ("x86-avx512-vnni", "x86-avx2")

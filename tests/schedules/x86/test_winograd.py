@@ -16,8 +16,9 @@ from kernel_runs import Array, assembly, at_the_edge, shared
 
 from hwq.lowering import pipeline
 from hwq.reference import evaluate
-from hwq.schedules.x86 import conv2d, winograd
-from hwq.schedules.x86.geometry import form
+from hwq.schedules.cpu import conv2d
+from hwq.schedules.cpu.geometry import form
+from hwq.schedules.x86 import winograd
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hwq.schedules.x86.geometry import Form, Geometry
+from hwq.schedules.cpu.geometry import Form, Geometry
 from hwq.schedules.x86.narrow import pieces, sharing
 
 # Cycles from one multiply-add to the next on the same sum (4 on Intel since Skylake and on AMD's Zen 2 to 5).

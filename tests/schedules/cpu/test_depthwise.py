@@ -13,7 +13,7 @@ from anchor_runs import RELU, RELU6, SCHEMES, TABLED, TIER_SCHEMES, anchor, chec
 from kernel_runs import assembly
 
 from hwq.compile_kernel import compile_object
-from hwq.schedules.x86.depthwise import apply
+from hwq.schedules.cpu.depthwise import apply
 from hwq.target import Target
 from hwq.workload import Workload
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwq.schedules.x86.packing import pack_blocks, pack_nibbles, pack_stream, pack_taps
+from hwq.schedules.cpu.packing import pack_blocks, pack_nibbles, pack_stream, pack_taps
 
 
 @pytest.mark.parametrize("columns", [1, 3])

@@ -14,7 +14,7 @@ from kernel_runs import assembly
 
 from hwq.graph import Activation
 from hwq.schedule import kernel_for
-from hwq.schedules.x86.grouped import apply
+from hwq.schedules.cpu.grouped import apply
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -97,4 +97,4 @@ def test_takes_what_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
     assert apply(anchor("dense", SCHEME, (1, 64), 16), Target.load("x86-generic")) is None
     assert caplog.text.count("declined") == 2
     for rows in (1, 64):
-        assert kernel_for(anchor("dense", SCHEME, (rows, 64), 16), vnni).schedule.startswith("x86/grouped")
+        assert kernel_for(anchor("dense", SCHEME, (rows, 64), 16), vnni).schedule.startswith("cpu/grouped")

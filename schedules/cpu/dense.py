@@ -1,4 +1,4 @@
-"""Dense kernels for x86: the weights pass once, as one stream of blocks, and each is multiplied with every row.
+"""Dense kernels for CPUs: the weights pass once, as one stream of blocks, and each is multiplied with every row.
 
     rows     x, widened, rounded or filled up to whole steps and tiles; absent if it can be read in place
     weights  int4 only: a step's vectors unpacked in registers, see ``int4``
@@ -26,18 +26,18 @@ from tvm.s_tir import Schedule
 from hwq import numerics
 from hwq.cost import weight_bytes
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu.ends import finished, kernel_function
+from hwq.schedules.cpu.geometry import Form, compute_row, form, geometry, no_form
+from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
+from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
+from hwq.schedules.cpu.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import bf16
-from hwq.schedules.x86.ends import finished, kernel_function
-from hwq.schedules.x86.geometry import Form, compute_row, form, geometry, no_form
-from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.x86.intrinsics import dot
-from hwq.schedules.x86.packing import pack_nibbles, pack_stream
-from hwq.schedules.x86.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/dense:4"
+NAME = "cpu/dense:4"
 # Convolutions of more rows are left to ``conv2d``, whose tiles are wider where rows are not crowded.
 MOST_PIXELS = 16
 # Rows of a tile at most; and of int4 where products are added up by an instruction of their own: LLVM then sums them in

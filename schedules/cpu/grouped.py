@@ -25,9 +25,8 @@ from tvm.s_tir import Schedule
 
 from hwq import group_scales
 from hwq.schedules import epilogue as ep
-from hwq.schedules.generic import common
-from hwq.schedules.x86 import dense
-from hwq.schedules.x86.dense import (
+from hwq.schedules.cpu import dense
+from hwq.schedules.cpu.dense import (
     MOST_VECTORS,
     UNPACK_CYCLES,
     crowd,
@@ -36,16 +35,17 @@ from hwq.schedules.x86.dense import (
     tile_cycles,
     worth_parallel,
 )
-from hwq.schedules.x86.ends import finished, kernel_function
-from hwq.schedules.x86.geometry import Form, form, geometry
-from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers
+from hwq.schedules.cpu.ends import finished, kernel_function
+from hwq.schedules.cpu.geometry import Form, form, geometry
+from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers
+from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
+from hwq.schedules.generic import common
 from hwq.schedules.x86.intrinsics import dot, scaled_sum
-from hwq.schedules.x86.packing import pack_nibbles, pack_stream
 from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/grouped:3"
+NAME = "cpu/grouped:3"
 # Rows of a tile at most, and what a part takes to become a float and be added, beside its multiplies.
 MOST_ROWS, PART_CYCLES = 8, 2.0
 

@@ -34,8 +34,8 @@ from hwq.compile_kernel import compile_object
 from hwq.graph import Activation
 from hwq.lowering import pipeline
 from hwq.reference import evaluate
-from hwq.schedules.x86.conv2d import apply, computation, core_of, default_chunks, make_plan, schedule
-from hwq.schedules.x86.geometry import form
+from hwq.schedules.cpu.conv2d import apply, computation, core_of, default_chunks, make_plan, schedule
+from hwq.schedules.cpu.geometry import form
 from hwq.target import Target
 from hwq.workload import Workload
 

@@ -13,10 +13,10 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu.geometry import Form, Geometry
+from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.x86 import bf16, table
-from hwq.schedules.x86.geometry import Form, Geometry
 from hwq.schedules.x86.narrow import narrow, narrowed, sharing
-from hwq.schedules.x86.views import with_shapes
 from hwq.workload import Workload
 
 

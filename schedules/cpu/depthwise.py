@@ -1,4 +1,4 @@
-"""Depthwise convolution kernels for x86: vectors of channels, plain multiply-adds that LLVM turns into the CPU's own.
+"""Depthwise convolution kernels for CPUs: vectors of channels, plain multiply-adds that LLVM turns into the CPU's own.
 
     rows     the input with its spatial padding; absent or inlined where it can be read in place
     weights  int4 only: unpacked to bytes, all of them at once (they are few)
@@ -21,16 +21,16 @@ from tvm import te
 from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
+from hwq.schedules.cpu.packing import pack_nibbles, pack_taps
+from hwq.schedules.cpu.tiling import divisors
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import depthwise_dot
-from hwq.schedules.x86.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
-from hwq.schedules.x86.geometry import Form, Geometry, form, geometry
-from hwq.schedules.x86.packing import pack_nibbles, pack_taps
-from hwq.schedules.x86.tiling import divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/depthwise:2"
+NAME = "cpu/depthwise:2"
 # Kernels of more taps than this keep their rows as a loop.
 UNROLLED_TAPS = 49
 # Kernels of at most so many taps may read their padding by conditions; without a stride, rows of at least so many

@@ -34,9 +34,9 @@ from tvm.s_tir import Schedule
 from hwq.graph import Activation
 from hwq.reference import evaluate
 from hwq.schedule import kernel_for
-from hwq.schedules.x86.dense import MOST_PIXELS, apply, computation, make_plan, schedule
-from hwq.schedules.x86.geometry import form
-from hwq.schedules.x86.int4 import scaled_nibble, within_range
+from hwq.schedules.cpu.dense import MOST_PIXELS, apply, computation, make_plan, schedule
+from hwq.schedules.cpu.geometry import form
+from hwq.schedules.cpu.int4 import scaled_nibble, within_range
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -198,5 +198,5 @@ def test_declines_what_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
     assert apply(anchor("dense", "w4a8", (1, 65794), 16), vnni) is None
     assert apply(anchor("dense", "w8a8", (1, 16), 16), Target.load("cuda-t4")) is None
     assert caplog.text.count("declined") == 5
-    assert kernel_for(anchor("dense", "w4a8", (1, 65794), 16), vnni).schedule.startswith("x86/conv2d")
-    assert kernel_for(anchor("dense", "w4a8", (1, 100), 16), vnni).schedule.startswith("x86/dense")
+    assert kernel_for(anchor("dense", "w4a8", (1, 65794), 16), vnni).schedule.startswith("cpu/conv2d")
+    assert kernel_for(anchor("dense", "w4a8", (1, 100), 16), vnni).schedule.startswith("cpu/dense")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import tirx
 
-from hwq.schedules.x86.geometry import Form
+from hwq.schedules.cpu.geometry import Form
 
 SCALE_BITS = 4
 # The largest product of a stored byte and a scaled weight, and what a sum of them may reach.

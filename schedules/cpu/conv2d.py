@@ -1,4 +1,4 @@
-"""Convolution and dense kernels for x86: one template over instruction, weight type, tile and loop order.
+"""Convolution and dense kernels for CPUs: one template over instruction, weight type, tile and loop order.
 
     rows     the input with its padding, widened or rounded where the instruction wants it; absent if read in place
     weights  int4 only: the current block of output channels unpacked to bytes
@@ -27,9 +27,7 @@ from tvm.s_tir import Schedule
 
 from hwq import numerics
 from hwq.schedules import epilogue as ep
-from hwq.schedules.generic import common
-from hwq.schedules.x86 import bf16, table
-from hwq.schedules.x86.ends import (
+from hwq.schedules.cpu.ends import (
     finished,
     from_bias,
     kernel_function,
@@ -38,15 +36,17 @@ from hwq.schedules.x86.ends import (
     schedule_tail,
     table_entries,
 )
-from hwq.schedules.x86.geometry import Form, Geometry, compute_row, form, geometry, no_form
-from hwq.schedules.x86.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
+from hwq.schedules.cpu.geometry import Form, Geometry, compute_row, form, geometry, no_form
+from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
+from hwq.schedules.cpu.packing import pack_blocks, pack_nibbles
+from hwq.schedules.cpu.tiling import Core, Tile, best_tile, divisors
+from hwq.schedules.generic import common
+from hwq.schedules.x86 import bf16, table
 from hwq.schedules.x86.intrinsics import dot
-from hwq.schedules.x86.packing import pack_blocks, pack_nibbles
-from hwq.schedules.x86.tiling import Core, Tile, best_tile, divisors
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/conv2d:9"
+NAME = "cpu/conv2d:9"
 # Pixels behind whose products the unpacking of a vector of weights does not show.
 HIDING_SPOTS = 6
 

@@ -1,0 +1,30 @@
+"""What the shell commands have in common: options, and a look at an output before the work for it begins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from hwq.errors import HwqError
+from hwq.shell import count
+
+threads_option = click.option("--threads", type=count, help="Worker threads.  [default: those it was compiled for]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+
+
+def check_output(path: str | None) -> None:
+    """Refuse before the work a file that could not be written after it. Raises HwqError "save-failed"."""
+    if path is None:
+        return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"there is no folder {str(folder)!r}"
+    elif not os.access(path if Path(path).exists() and not Path(path).is_file() else folder, os.W_OK):
+        reason = "no permission"
+    else:
+        return
+    raise HwqError("save-failed", f"cannot write {path!r}: {reason}; accepted: a file in a writable folder")

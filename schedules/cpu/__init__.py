@@ -1,0 +1,1 @@
+"""Kernel templates of every CPU: what instructions they use is in ``x86`` and ``arm``."""
