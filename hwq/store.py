@@ -1,37 +1,33 @@
-"""The store: measured kernel times in one SQLite file, which several processes may read and write at once.
+"""The store: what was measured, tried and decided about kernels, in one SQLite file for several processes at once.
 
-A record is found again only under the same workload, schedule, target fingerprint and tool versions, so one from
-another machine or another compiler is never used. Every function takes the file's path, opens it, and closes it:
-nothing is held open between calls, and a process that dies in the middle of a write leaves the file as it was before.
+Three kinds of rows, each under a workload, a schedule, a target's fingerprint and tool versions, so that one from
+another machine or another compiler is never used: a ``Record`` is a measured time, which prices are made from; a
+``Trial`` is a candidate that tuning tried, with its time or why it was refused; a ``Decision`` is the candidate that
+took the place of a kernel's default. Every function takes the file's path, opens it, and closes it: nothing is held
+open between calls (``hwq.store_file``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hwq.errors import HwqError
+from hwq.store_file import transaction, with_database
 from hwq.target import Target
 from hwq.workload import Workload
-
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x68777131  # "hwq1": tells our files from other people's SQLite files
-_BUSY_S = 30.0
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What a measurement holds for. workload: ``Workload.key``; schedule: file and version, "x86/conv:1"; target:
-    ``Target.fingerprint``; tools: ``tool_versions()``."""
+    """What a row holds for. workload: ``Workload.key``; schedule: file and version, "x86/conv:1", a record's with a
+    hash of the code and where weights were behind it; target: ``Target.fingerprint``; tools: ``tool_versions()``."""
 
     workload: str
     schedule: str
@@ -48,6 +44,50 @@ class Record:
     spread_s: float
     runs: int
     measured_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One candidate that was tried. decision: its text (``hwq.space``); code: the hash of its object file, "" where
+    there is none. seconds and default_s: its median and the default's beside it; None where ``reason`` says why it was
+    refused. Those of one round have the same measured_at."""
+
+    key: Key
+    decision: str
+    code: str
+    seconds: float | None
+    default_s: float | None
+    reason: str | None
+    measured_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The candidate that is used in place of the default. median_s and default_s: of both, measured in turns."""
+
+    key: Key
+    decision: str
+    code: str
+    median_s: float
+    default_s: float
+    measured_at: float
+
+
+Row = Record | Trial | Decision
+_R = TypeVar("_R", Record, Trial, Decision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """All rows of a store, each kind sorted by key."""
+
+    records: tuple[Record, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return (*self.records, *self.trials, *self.decisions)
 
 
 def tool_versions() -> str:
@@ -84,67 +124,136 @@ def get_many(path: Path, keys: Iterable[Key]) -> dict[Key, Record]:
     wanted = list(keys)
     if not os.path.exists(path):
         return {}
+    where = " AND ".join(f"{name} = ?" for name in _KEY_COLUMNS)
 
     def read(db: sqlite3.Connection) -> dict[Key, Record]:
-        where = " AND ".join(f"{name} = ?" for name in _KEY_COLUMNS)
-        query = f"SELECT {', '.join(_COLUMNS)} FROM record WHERE {where}"
-        rows = [row for key in wanted for row in db.execute(query, astuple(key))]
-        return {record.key: record for record in map(_record, rows)}
+        found = [row for key in wanted for row in _select(db, Record, where, astuple(key))]
+        return {record.key: record for record in found}
 
-    return _with_database(path, read)
+    return with_database(path, read)
 
 
 def everything(path: Path) -> tuple[Record, ...]:
-    """Every record, sorted by key; none for a store that does not exist yet.
+    """Every record, sorted by key; none for a store that does not exist yet. Raises HwqError as ``with_database``."""
+    return _read(path, Record)
 
-    Raises HwqError: "store-corrupt" for a file that is damaged or no store, "store-version" for one of a newer hwq,
-    "store-unwritable" for one that cannot be opened, "store-busy" for one locked by others for longer than 30 s.
-    """
+
+def contents(path: Path) -> Contents:
+    """All that the store holds, as of one moment; nothing for one that does not exist yet."""
     if not os.path.exists(path):
-        return ()
-    query = f"SELECT {', '.join(_COLUMNS)} FROM record ORDER BY {', '.join(_KEY_COLUMNS)}"
-    return _with_database(path, lambda db: tuple(map(_record, db.execute(query))))
+        return Contents()
+
+    def read(db: sqlite3.Connection) -> Contents:
+        db.execute("BEGIN")  # closing the file ends it
+        return Contents(
+            records=tuple(_select(db, Record)), trials=tuple(_select(db, Trial)), decisions=tuple(_select(db, Decision))
+        )
+
+    return with_database(path, read)
 
 
-def put(path: Path, *records: Record) -> None:
-    """Add the records, all or none; one under a key that is there already takes its place. Creates file and folders."""
+def trials(path: Path, target: Target, tools: str) -> tuple[Trial, ...]:
+    """Every candidate tried on ``target`` with these tools, sorted by key and decision."""
+    return _read(path, Trial, target, tools)
 
-    def write(db: sqlite3.Connection) -> None:
-        marks = ", ".join("?" * len(_COLUMNS))
-        rows = [(*astuple(it.key), it.median_s, it.spread_s, it.runs, it.measured_at) for it in records]
-        with _transaction(db):
-            db.executemany(f"INSERT OR REPLACE INTO record ({', '.join(_COLUMNS)}) VALUES ({marks})", rows)
 
-    _with_database(path, write)
+def decisions(path: Path, target: Target, tools: str) -> Mapping[str, Decision]:
+    """``Workload.key`` -> what was decided for it on ``target`` with these tools; of several schedules' the latest."""
+    found = sorted(_read(path, Decision, target, tools), key=lambda row: row.measured_at)
+    return {row.key.workload: row for row in found}
+
+
+def refusals(path: Path, target: Target, tools: str) -> Mapping[str, Mapping[str, str]]:
+    """``Workload.key`` -> decision -> why the candidate was refused on ``target`` with these tools."""
+    found: dict[str, dict[str, str]] = {}
+    for row in trials(path, target, tools):
+        if row.reason is not None:
+            found.setdefault(row.key.workload, {})[row.decision] = row.reason
+    return found
+
+
+def put(path: Path, *rows: Row) -> None:
+    """Add the rows, all or none; one under a key that is there already takes its place. Creates file and folders."""
+    _write(path, rows, "INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})")
+
+
+def take_over(path: Path, rows: Iterable[Row]) -> int:
+    """Add the rows, all or none; under a key that is there already the later measurement stays, decisions too: what
+    is measured later knows the machine and the default as they are now. Gives how many came in."""
+    return _write(
+        path,
+        tuple(rows),
+        "INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {updates} "
+        "WHERE excluded.measured_at > {table}.measured_at",
+    )
 
 
 def merge(path: Path, other: Path) -> int:
-    """Add the records of the store ``other`` to ``path``; under the same key the later measurement stays.
+    """``take_over`` of all that the store ``other`` holds, of whatever machines; ``other`` keeps its rows.
 
-    Gives how many were taken over. Raises HwqError "store-missing" if there is no ``other``.
+    Raises HwqError "store-missing" if there is no ``other``.
     """
     if not os.path.exists(other):
         raise HwqError("store-missing", f"store {other} does not exist; give the path of a store to merge")
-    mine = {record.key: record.measured_at for record in everything(path)}
-    newer = [it for it in everything(other) if it.measured_at > mine.get(it.key, float("-inf"))]
-    put(path, *newer)
-    return len(newer)
+    return take_over(path, contents(other).rows)
 
 
 _KEY_COLUMNS = tuple(item.name for item in fields(Key))
-_COLUMNS = (*_KEY_COLUMNS, "median_s", "spread_s", "runs", "measured_at")
-_CREATE = f"""
-CREATE TABLE record (
-    workload TEXT NOT NULL, schedule TEXT NOT NULL, target TEXT NOT NULL, tools TEXT NOT NULL,
-    median_s REAL NOT NULL, spread_s REAL NOT NULL, runs INTEGER NOT NULL, measured_at REAL NOT NULL,
-    PRIMARY KEY ({", ".join(_KEY_COLUMNS)})
-) WITHOUT ROWID
-"""
 
 
-def _record(row: tuple[str, str, str, str, float, float, int, float]) -> Record:
-    key = Key(workload=row[0], schedule=row[1], target=row[2], tools=row[3])
-    return Record(key=key, median_s=row[4], spread_s=row[5], runs=row[6], measured_at=row[7])
+def _table(kind: type[Row]) -> str:
+    return kind.__name__.lower()
+
+
+def _columns(kind: type[Row]) -> tuple[str, ...]:
+    return (*_KEY_COLUMNS, *(item.name for item in fields(kind) if item.name != "key"))
+
+
+def _select(db: sqlite3.Connection, kind: type[_R], where: str = "TRUE", values: Sequence[Any] = ()) -> list[_R]:
+    """The rows of one table, sorted by key."""
+    columns = _columns(kind)
+    found = db.execute(
+        f"SELECT {', '.join(columns)} FROM {_table(kind)} WHERE {where} ORDER BY {', '.join(columns[:5])}", values
+    )
+    split = len(_KEY_COLUMNS)
+    return [
+        kind(
+            key=Key(**dict(zip(_KEY_COLUMNS, row, strict=False))),
+            **dict(zip(columns[split:], row[split:], strict=True)),
+        )
+        for row in found
+    ]
+
+
+def _read(path: Path, kind: type[_R], target: Target | None = None, tools: str = "") -> tuple[_R, ...]:
+    """The rows of one table: all, or those of one target and tools."""
+    if not os.path.exists(path):
+        return ()
+    if target is None:
+        return with_database(path, lambda db: tuple(_select(db, kind)))
+    values = (target.fingerprint, tools)
+    return with_database(path, lambda db: tuple(_select(db, kind, "target = ? AND tools = ?", values)))
+
+
+def _write(path: Path, rows: Sequence[Row], statement: str) -> int:
+    """One transaction; gives how many rows it changed."""
+
+    def write(db: sqlite3.Connection) -> int:
+        before = db.total_changes
+        with transaction(db):
+            for kind in (Record, Trial, Decision):
+                columns = _columns(kind)
+                text = statement.format(
+                    table=_table(kind),
+                    columns=", ".join(columns),
+                    marks=", ".join("?" * len(columns)),
+                    updates=", ".join(f"{name} = excluded.{name}" for name in columns[len(_KEY_COLUMNS) :]),
+                )
+                values = [(*astuple(row.key), *astuple(row)[1:]) for row in rows if isinstance(row, kind)]
+                db.executemany(text, values)
+        return db.total_changes - before
+
+    return with_database(path, write)
 
 
 def _version(package: str) -> str:
@@ -152,82 +261,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "uninstalled"
-
-
-def _with_database(path: Path, use: Callable[[sqlite3.Connection], _T]) -> _T:
-    """``use`` on an open, checked store; every SQLite error becomes an HwqError that names the file."""
-    deadline = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)) as db:
-                _prepare(db, path)
-                return use(db)
-        except OSError as error:
-            raise _unwritable(path, error.strerror or str(error)) from error
-        except sqlite3.IntegrityError:
-            raise  # a record with None in it: a defect of ours, not of the file
-        except sqlite3.DatabaseError as error:
-            text = str(error)
-            if "locked" in text or "busy" in text:
-                # Turning on WAL does not wait for other processes as a write does, so the waiting is done here.
-                if time.monotonic() > deadline:
-                    message = f"store {path} is locked by another process since {_BUSY_S:.0f} s; stop it and try again"
-                    raise HwqError("store-busy", message) from error
-                time.sleep(0.01)
-                continue
-            if isinstance(error, sqlite3.OperationalError) and any(word in text for word in _UNWRITABLE):
-                raise _unwritable(path, text) from error
-            raise _corrupt(path, text) from error
-
-
-_UNWRITABLE = ("unable to open", "readonly", "full", "disk I/O", "permission")
-
-
-def _unwritable(path: Path, reason: str) -> HwqError:
-    message = (
-        f"store {path} cannot be opened or written ({reason}); accepted: a writable place, or HWQ_CACHE set to one"
-    )
-    return HwqError("store-unwritable", message)
-
-
-def _corrupt(path: Path, reason: str) -> HwqError:
-    message = f"store {path} is damaged or not a store of hwq ({reason}); delete or move it, and hwq measures again"
-    return HwqError("store-corrupt", message)
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Make an empty file a store; refuse what is not one, or comes from a newer hwq."""
-    db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last records, but never the store
-    if _identity(db) == (0, 0, 0):
-        db.execute("PRAGMA journal_mode = WAL")
-        with _transaction(db):
-            if _identity(db) == (0, 0, 0):  # again, now that no one else can be between the look and the leap
-                db.execute(_CREATE)
-                db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    application, version, _ = _identity(db)
-    if application != _APPLICATION_ID:
-        raise _corrupt(path, "another program's SQLite file")
-    if version != SCHEMA_VERSION:
-        message = f"store {path} has format {version}; accepted: {SCHEMA_VERSION}; move it away, and hwq measures again"
-        raise HwqError("store-version", message)
-
-
-def _identity(db: sqlite3.Connection) -> tuple[int, int, int]:
-    """(application id, format version, number of tables)."""
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    return application, version, db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; takes the write lock at once, so that waiting happens here and not half-way."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
