@@ -29,6 +29,8 @@ TARGETS_AT = Path(__file__).parent / "targets"
 SCHEDULES_AT = Path(__file__).parent / "schedules"
 # What a plan writes behind the name of a machine that is not found by it.
 FROM_FILE = " (a file)"
+# What the CPU model of a board that is an emulator begins with.
+EMULATED = "emulated "
 # The files that "host" may become, best first: the first whose flags the CPU has.
 HOST_TIERS = ("x86-amx", "x86-avx512-bf16", "x86-avx512-vnni", "x86-avx-vnni", "x86-avx2", "x86-generic")
 
@@ -62,7 +64,8 @@ class Target:
     l3_bytes and l3_bytes_per_s are 0 where the machine has no third level. On a GPU a "core" is a multiprocessor and
     l1_bytes its shared memory. activation_storage: "uint8" holds q + 128, "int8" holds q (see ``activation_offset``).
     cpu_flags: what the compiled code needs, as /proc/cpuinfo spells it. sources: (field, where the number is from).
-    cpu_model is set by "host" only.
+    device: how the machine is reached: "local", or a board's KEY or KEY@HOST:PORT (see ``hwq.device``). cpu_model is set
+    by "host", and where a board was asked.
     """
 
     name: str
@@ -142,10 +145,28 @@ class Target:
         able = {name for op in ANCHORS for name in self.schemes_for(op)}
         return tuple(name for name in SCHEMES if name in able)
 
+    def on(self, device: str) -> Target:
+        """The same machine, reached by ``device``: "local", KEY, or KEY@HOST:PORT."""
+        return replace(self, device=device)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the board is an emulator: what it computes is right, and how long it takes means nothing."""
+        return self.cpu_model.startswith(EMULATED)
+
+    @property
+    def architecture(self) -> str:
+        """The kind of CPU, as LLVM and Linux spell it: "x86_64" where the file gives no triple, "aarch64"."""
+        return "x86_64" if self.mtriple is None else self.mtriple.split("-")[0]
+
     def missing_flags(self, flags: Collection[str] | None = None) -> tuple[str, ...]:
-        """The flags this target's code needs and a CPU with ``flags`` (None: this one) lacks; empty if it can run."""
+        """What this target's code needs and a CPU with ``flags`` (None: this one) lacks; empty if it can run.
+
+        Where this CPU is of another kind altogether, its architecture comes first.
+        """
+        other = flags is None and self.architecture != _architecture_here()
         have = cpu.cpu_flags() if flags is None else flags
-        return tuple(flag for flag in self.cpu_flags if flag not in have)
+        return (*([self.architecture] if other else []), *(flag for flag in self.cpu_flags if flag not in have))
 
     def require_builds(self) -> None:
         """Raises HwqError "target-no-build" for a machine that hwq has no kernels for yet."""
@@ -169,8 +190,10 @@ class Target:
     @property
     def known_as(self) -> str:
         """The name by which ``load`` finds this machine; with FROM_FILE behind it where it finds none, or another."""
-        shipped = self.name in _shipped() and _load_file(TARGETS_AT / f"{self.name}.toml") == self
-        return self.name if shipped or (self.name == "host" and self.cpu_model) else f"{self.name}{FROM_FILE}"
+        here = self.name == "host" and self.cpu_model and self.device == "local"
+        plain = self if here else replace(self, device="local", cpu_model="")  # wherever it is reached
+        shipped = self.name in _shipped() and _load_file(TARGETS_AT / f"{self.name}.toml") == plain
+        return self.name if shipped or here else f"{self.name}{FROM_FILE}"
 
     @property
     def fingerprint(self) -> str:
@@ -205,6 +228,11 @@ class Target:
             raise HwqError("target-invalid", f"stored target is wrong: {error}; accepted keys: {known}") from error
 
 
+def _architecture_here() -> str:
+    machine = platform.machine().lower()
+    return "x86_64" if machine == "amd64" else machine
+
+
 def _shipped() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in TARGETS_AT.glob("*.toml")))
 
@@ -230,8 +258,8 @@ def host(flags: Collection[str] | None = None, *, caches: Mapping[int, int] | No
     Where flags cannot be read the tier is x86-generic; a number that cannot be read stays the file's.
     Raises HwqError "target-host" on a processor that is not x86-64.
     """
-    machine = platform.machine().lower()
-    if machine not in ("x86_64", "amd64"):
+    machine = _architecture_here()
+    if machine != "x86_64":
         raise HwqError("target-host", f"this machine is {machine!r}; host works on x86_64 only: name a target")
     found = cpu.cpu_flags() if flags is None else flags
     tiers = (_load_file(TARGETS_AT / f"{name}.toml") for name in HOST_TIERS)

@@ -90,6 +90,28 @@ def test_missing_flags_are_those_the_cpu_lacks() -> None:
     assert Target.load("host").missing_flags() == ()
 
 
+def test_a_cpu_of_another_kind_is_told_before_its_flags() -> None:
+    arm = Target.load("arm-cortex-a76")
+    assert (arm.architecture, Target.load("x86-generic").architecture) == ("aarch64", "x86_64")
+    assert arm.missing_flags() == ("aarch64", *arm.cpu_flags)
+    assert replace(arm, cpu_flags=()).missing_flags() == ("aarch64",)
+    assert arm.missing_flags(arm.cpu_flags) == ()
+
+
+def test_a_machine_is_the_same_wherever_it_is_reached() -> None:
+    arm = Target.load("arm-cortex-a72")
+    there = arm.on("kitchen@192.0.2.1:9190")
+    assert there.device == "kitchen@192.0.2.1:9190"
+    assert there.on("local") == arm
+    found = replace(there, cpu_model="CPU implementer 0x41")
+    assert found.known_as == there.known_as == "arm-cortex-a72"
+    assert found.fingerprint != replace(found, cpu_model="another").fingerprint
+    assert replace(found, cpu_model="emulated max").emulated
+    assert not found.emulated
+    host = Target.load("host")
+    assert (host.known_as, host.on("kitchen").known_as) == ("host", "host (a file)")
+
+
 def test_load_by_path_is_load_by_name(tmp_path: Path) -> None:
     copy = tmp_path / "mine.toml"
     copy.write_text((TARGETS_AT / "x86-avx2.toml").read_text())
