@@ -64,8 +64,8 @@ class Target:
     l3_bytes and l3_bytes_per_s are 0 where the machine has no third level. On a GPU a "core" is a multiprocessor and
     l1_bytes its shared memory. activation_storage: "uint8" holds q + 128, "int8" holds q (see ``activation_offset``).
     cpu_flags: what the compiled code needs, as /proc/cpuinfo spells it. sources: (field, where the number is from).
-    device: how the machine is reached: "local", or a board's KEY or KEY@HOST:PORT (see ``hwq.device``). cpu_model is set
-    by "host", and where a board was asked.
+    device: how the machine is reached: "local", or a board's KEY or KEY@HOST:PORT (see ``hwq.device``). cpu_model is
+    set by "host", and where a board was asked.
     """
 
     name: str
