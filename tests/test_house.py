@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("graph", "workload", "samples", "ties", "quantize", "reference", "progress"),
             *("target", "target_file", "threads", "store_file", "store", "cost", "boosting"),
+            *("board_server",),
             *("relax_tools", "onnx_prepare", "onnx_convert", "onnx_import"),
             *("passes", "layer_ops", "float_ops", "layers"),
         ),

@@ -1,0 +1,140 @@
+"""Serve this machine as a board of the lab: TVM's own RPC server, kept going, and ended whole.
+
+    python board_server.py --key K --tracker HOST:PORT
+
+``hwq lab serve`` runs this file. It imports nothing of hwq: a board with Python and TVM alone needs a copy of it.
+TVM's server gives up when a session dies (an instruction that the CPU lacks ends its process), and leaves processes
+behind when it is killed. Here another listener takes the place of one that gave up, and all processes end with the
+first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+PORTS = (9090, 9290)
+# Before the next listener: a tracker that is gone is looked for that often.
+PAUSE_S = 0.5
+# How long processes have to end by themselves.
+GRACE_S = 3.0
+
+
+def guarded(command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+    """Run ``command`` and give its exit status. Its processes end with it, and with this one, however that ends.
+
+    SIGTERM and SIGINT end it, with status 0. The processes are a group, which one more process kills as soon as the
+    pipe it reads from is closed: the system closes it when this process dies.
+    """
+    ended: list[int] = []
+    child = subprocess.Popen(command, env=None if env is None else dict(env), start_new_session=True)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.append(number)
+        _signal(child.pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    reading, writing = os.pipe()
+    guard = subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", _GUARD, str(child.pid)], stdin=reading, start_new_session=True
+    )
+    os.close(reading)
+    try:
+        while child.poll() is None:
+            try:
+                child.wait(GRACE_S if ended else None)
+            except subprocess.TimeoutExpired:
+                _signal(child.pid, signal.SIGKILL)
+    finally:
+        os.close(writing)
+        guard.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if ended else child.returncode
+
+
+_GUARD = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.read(0, 1)
+try:
+    os.killpg(int(sys.argv[1]), signal.SIGKILL)
+except ProcessLookupError:
+    pass
+"""
+
+
+def _signal(group: int, number: int) -> None:
+    """Send a signal to a process group, which may be gone."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+
+
+def serve(key: str, tracker: tuple[str, int], host: str, address: str | None) -> None:
+    """Listen as a board of ``key``, for good. address: where clients reach this board; None: as the tracker sees it."""
+    from tvm.rpc import server
+
+    home = os.getcwd()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def say(ended: threading.ExceptHookArgs) -> None:
+        """One line in place of a traceback."""
+        print(f"a session ended badly: {ended.exc_value}; the board goes on", file=sys.stderr, flush=True)
+
+    threading.excepthook = say
+    first, last = PORTS
+    port = server._popen_start_rpc_server(host, first, last, False, tracker, key, custom_addr=address)
+    state: Any = server.PopenRPCServerState.current
+    thread = state.thread
+    print(f"board {key!r} listens on port {port}, known to the tracker at {tracker[0]}:{tracker[1]}", flush=True)
+    while True:
+        thread.join()
+        time.sleep(PAUSE_S)
+        os.chdir(home)  # a session that died left its own folder, which may be gone
+        thread = threading.Thread(target=server._listen_loop, args=(state.sock, port, key, tracker, None, address))
+        thread.start()
+
+
+def split_address(text: str, default_port: int = 9190) -> tuple[str, int]:
+    """(host, port) of "host:port" or "host". Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        return text, default_port
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is no HOST:PORT")
+    return host, int(port)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; without --inner it starts itself again with it, and guards that."""
+    parser = argparse.ArgumentParser(description="Serve this machine as a board of the lab.")
+    parser.add_argument("--key", required=True, help="what boards of this kind are called")
+    parser.add_argument("--tracker", default="127.0.0.1:9190", help="HOST:PORT of the tracker")
+    parser.add_argument("--host", default="0.0.0.0", help="the address to listen on")
+    parser.add_argument("--address", help="where clients reach this board, if not as the tracker sees it")
+    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wanted = parser.parse_args(given)
+    try:
+        tracker = split_address(wanted.tracker)
+    except ValueError as error:
+        parser.error(f"--tracker: {error}")
+    if not wanted.inner:
+        return guarded([sys.executable, os.path.abspath(__file__), "--inner", *given])
+    serve(wanted.key, (socket.gethostbyname(tracker[0]), tracker[1]), wanted.host, wanted.address)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
