@@ -16,7 +16,7 @@ from typing import Any
 
 from hwq import cost
 from hwq.graph import ANCHORS, Activation
-from hwq.schedules.cpu import conv2d, dense, depthwise, geometry, tiling
+from hwq.schedules.cpu import conv2d_plan, dense, depthwise, geometry, tiling
 from hwq.schedules.generic.common import worth_parallel, worth_threads
 from hwq.schedules.x86 import winograd, winograd_tiling
 from hwq.scheme import SCHEMES
@@ -184,8 +184,8 @@ def transcendental_s(workload: Workload, target: Target) -> float:
 
 
 def _conv2d(workload: Workload, target: Target, found: geometry.Form) -> Modelled:
-    core = conv2d.core_of(workload, found, target)
-    plan = conv2d.make_plan(workload, found, core)
+    core = conv2d_plan.core_of(workload, found, target)
+    plan = conv2d_plan.make_plan(workload, found, core)
     tile = plan.tile
     cycles = tiling.cycles(plan.geometry, found, core, tile)
     sums = tile.rows * tile.pixels * tile.vectors
@@ -193,7 +193,7 @@ def _conv2d(workload: Workload, target: Target, found: geometry.Form) -> Modelle
 
 
 def _winograd(workload: Workload, target: Target, found: geometry.Form) -> Modelled:
-    core, shape = conv2d.core_of(workload, found, target), geometry.geometry(workload)
+    core, shape = conv2d_plan.core_of(workload, found, target), geometry.geometry(workload)
     plan = winograd.make_plan(workload, found, core, 1)
     table = not workload.activation.clamps
     cycles = winograd_tiling.cycles(shape, found, core, plan.blocking, 1, table=table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from kernel_runs import Array, numbers, run
 from hwq import group_scales, numerics
 from hwq.graph import Activation, Shape
 from hwq.reference import evaluate
+from hwq.schedules.template import Template
 from hwq.scheme import SCHEMES as KNOWN
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -168,6 +169,24 @@ def check_anchor(
         np.testing.assert_array_equal(result, expected)
         assert expected.size < 99 or len(np.unique(expected)) > 5  # not all clamped
     return kernel
+
+
+def check_variants(
+    templates: Callable[[Workload, Target], Iterable[Template]],
+    workload: Workload,
+    target: Target,
+    rng: np.random.Generator,
+    count: int = 4,
+) -> None:
+    """Some of the templates, from the first to the last, each with samples of its own seed, equal the reference, and
+    are several kernels."""
+    found = list(templates(workload, target))
+    texts = set()
+    for seed in range(count):
+        template = found[seed * (len(found) - 1) // (count - 1)]
+        apply = lambda *_, seed=seed, template=template: template.kernel(seed + 1)  # noqa: E731
+        texts.add(str(check_anchor(apply, workload, target, rng, seed=seed).func))
+    assert len(texts) > 1
 
 
 def loop_bodies(lines: list[str], mnemonic: str) -> list[list[str]]:

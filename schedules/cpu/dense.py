@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_register
 from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
 from hwq.schedules.cpu.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
 from hwq.schedules.generic import common
+from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86 import bf16
 from hwq.schedules.x86.intrinsics import dot
 from hwq.target import Target
@@ -100,24 +102,34 @@ class Plan:
 
 def make_plan(workload: Workload, found: Form) -> Plan:
     """The plan with the tile of fewest ``cycles`` that has registers."""
+    return ranked(workload, found)[0][1]
+
+
+def ranked(workload: Workload, found: Form) -> list[tuple[float, Plan]]:
+    """The plans of every tile that has registers, fewest ``cycles`` first, with those."""
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
     vectors = math.ceil(shape.out_c / lanes)
     rows_most, wide_most = min(MOST_ROWS, shape.in_w), min(MOST_VECTORS, vectors)
     tiles = [(rows, wide) for rows in range(1, rows_most + 1) for wide in range(1, wide_most + 1)]
-    rows, wide = min(
-        (tile for tile in tiles if fits(found, *tile)), key=lambda tile: cycles(found, shape.in_w, vectors, *tile)
-    )
-    return Plan(
-        workload=workload,
-        form=found,
-        count=shape.in_w,
-        inputs=shape.in_c,
-        channels=shape.out_c,
-        rows=rows,
-        vectors=wide,
-        lanes=lanes,
-    )
+    plans = [
+        (
+            cycles(found, shape.in_w, vectors, rows, wide),
+            Plan(
+                workload=workload,
+                form=found,
+                count=shape.in_w,
+                inputs=shape.in_c,
+                channels=shape.out_c,
+                rows=rows,
+                vectors=wide,
+                lanes=lanes,
+            ),
+        )
+        for rows, wide in tiles
+        if fits(found, rows, wide)
+    ]
+    return sorted(plans, key=lambda plan: plan[0])
 
 
 def fits(found: Form, rows: int, vectors: int) -> bool:
@@ -150,26 +162,53 @@ def crowd(rows: int, row_bytes: int) -> bool:
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
     """The kernel of a dense workload, or None. seed: sample the decisions, not the default ones."""
+    return first(templates(workload, target), seed)
+
+
+def templates(workload: Workload, target: Target) -> Iterator[Template]:
+    """The kernels of a dense workload, a register tile each, the model's best first."""
     if workload.op not in ("conv2d", "dense"):
-        return None
+        return
     shape = geometry(workload)
     if not shape.is_product or (workload.op == "conv2d" and shape.in_w > MOST_PIXELS):
-        return common.decline(workload, f"neither dense nor a convolution that is a product of {MOST_PIXELS} rows")
+        common.decline(workload, f"neither dense nor a convolution that is a product of {MOST_PIXELS} rows")
+        return
     found = form(workload, target)
     if found is None:
-        return common.decline(workload, no_form(workload, target))
+        common.decline(workload, no_form(workload, target))
+        return
     if found.weight == "int4" and not within_range(shape.in_c):
-        return common.decline(workload, f"{shape.in_c} inputs are too many for scaled int4 sums")
+        common.decline(workload, f"{shape.in_c} inputs are too many for scaled int4 sums")
+        return
     if found.weight == "int4" and found.r < 4 and shape.in_w > MOST_UNFUSED_ROWS:
-        return common.decline(workload, f"more than {MOST_UNFUSED_ROWS} rows to unpack int4 for, one by one")
-    plan = make_plan(workload, found)
-    arguments, tail = computation(plan)
-    sch = common.schedule_of(arguments, seed)
-    schedule(sch, plan, target, sample=seed is not None)
-    func = kernel_function(sch.mod["main"], workload, tail)
+        common.decline(workload, f"more than {MOST_UNFUSED_ROWS} rows to unpack int4 for, one by one")
+        return
+    plans = ranked(workload, found)
+    for expected, plan in plans:
+        yield template_of(plan, target, f"{plan.rows}x{plan.vectors}x{plan.lanes}", expected / plans[0][0])
+
+
+def template_of(plan: Plan, target: Target, variant: str, cycles: float) -> Template:
+    """The template of ``plan``."""
+
+    def start() -> Draft:
+        arguments, tail = computation(plan)
+        return Draft(
+            func=te.create_prim_func(arguments),
+            schedule=lambda sch, choice: schedule(sch, plan, target, choice),
+            finish=functools.partial(finish, plan, tail),
+        )
+
+    return Template(name=NAME, variant=variant, cycles=cycles, start=start)
+
+
+def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
+    """The kernel of the scheduled function of ``plan``."""
+    found = plan.form
     # A sum of one product needs no addition, and so no fused multiply-add.
     mnemonic = found.mnemonic if found.intrinsic or plan.steps > 1 else None
-    return replace(common.finish(workload, func, NAME, mnemonic), pack=functools.partial(pack, plan))
+    kernel = common.finish(plan.workload, kernel_function(func, plan.workload, tail), NAME, mnemonic)
+    return replace(kernel, pack=functools.partial(pack, plan))
 
 
 def pack(plan: Plan, weight: Any) -> Any:
@@ -224,24 +263,18 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
 
 
-def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
-    """Schedules ``computation(plan)``. Each tile size is a sampling instruction, with its default unless ``sample``."""
+def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
+    """Schedules ``computation(plan)``. A sampling instruction: how far the reduction is written out."""
     found = plan.form
     int4 = found.weight == "int4"
-
-    def split(loop: Any, inner: int, extent: int, most: int) -> Any:
-        """``loop`` in two, the inner of default size ``inner``; both open to sampling."""
-        decision = None if sample else [extent // inner, inner]
-        return sch.split(loop, sch.sample_perfect_tile(loop, 2, max_innermost_factor=most, decision=decision))
-
     acc = sch.get_sblock("acc")
     m, b, v, lane, k, i = sch.get_loops(acc)
-    m_out, m_in = split(m, plan.rows, plan.tiles * plan.rows, plan.rows)
+    m_out, m_in = sch.split(m, [None, plan.rows])
     pairs, step = sch.split(k, [None, 2]) if int4 else (k, None)
     extent = plan.steps // 2 if int4 else plan.steps
     # Written out, sums of separate products are added up in another order by LLVM, which then lacks registers.
     most = 1 if found.act == "int16" else max(1, UNROLLED // (plan.rows * plan.vectors * (2 if int4 else 1)))
-    k_out, k_in = split(pairs, divisors(extent, most)[-1], extent, most)
+    k_out, k_in = choice.cut(sch, pairs, divisors(extent, most)[-1], 2 * most)
     within = [k_in] if step is None else [k_in, step]
     sch.reorder(b, m_out, k_out, *within, m_in, v, lane, i)
     if found.bf16:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
 from hwq.schedules.cpu.packing import pack_nibbles, pack_taps
 from hwq.schedules.cpu.tiling import divisors
 from hwq.schedules.generic import common
+from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86 import depthwise_dot
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -36,6 +38,8 @@ UNROLLED_TAPS = 49
 # Kernels of at most so many taps may read their padding by conditions; without a stride, rows of at least so many
 # pixels, of which few tiles are at an edge. The tiles are narrow, since conditions multiply their code.
 INLINED_TAPS, INLINED_WIDTH, INLINED_PIXELS = 9, 16, 2
+# How much longer each further plan is expected to take, as a share: there is no model.
+NEXT = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +95,15 @@ def make_plan(workload: Workload, found: Form) -> Plan:
     """The default plan: the widest vectors that the channels fill to three quarters, and four to seven pixels a time,
     so that the sums' chains overlap.
     """
+    return next(plans(workload, found))
+
+
+def plans(workload: Workload, found: Form) -> Iterator[Plan]:
+    """The default plan, then those of other widths, by what tiles leave over; and with a padding that is copied where
+    the default reads it by conditions.
+    """
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if shape.in_c / (math.ceil(shape.in_c / n) * n) >= 0.75), found.vectors[-1])
-    widths = [width for width in range(1, 8) if width <= shape.out_w]
     inlined = (
         found.acc == "float32"
         and shape.padded
@@ -101,37 +111,66 @@ def make_plan(workload: Workload, found: Form) -> Plan:
         and shape.kernel_h * shape.kernel_w <= INLINED_TAPS
         and (shape.stride_w > 1 or shape.out_w >= INLINED_WIDTH)
     )
-    if inlined:
-        widths = widths[:INLINED_PIXELS]
-    pixels = min(widths, key=lambda width: (math.ceil(shape.out_w / width) * max(width, 4), -width))
-    return Plan(
-        workload=workload,
-        geometry=shape,
-        form=elementwise(found),
-        pixels=pixels,
-        lanes=lanes,
-        blocks=math.ceil(shape.in_c / lanes),
-        inlined=inlined,
-    )
+    for inline in (True, False) if inlined else (False,):
+        widths = [width for width in range(1, 8) if width <= shape.out_w]
+        if inline:
+            widths = widths[:INLINED_PIXELS]
+        for pixels in sorted(widths, key=lambda width: (math.ceil(shape.out_w / width) * max(width, 4), -width)):
+            yield Plan(
+                workload=workload,
+                geometry=shape,
+                form=elementwise(found),
+                pixels=pixels,
+                lanes=lanes,
+                blocks=math.ceil(shape.in_c / lanes),
+                inlined=inline,
+            )
 
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
     """The kernel of a depthwise workload, or None. seed: sample the decisions instead of taking the default ones."""
+    return first(templates(workload, target), seed)
+
+
+def templates(workload: Workload, target: Target) -> Iterator[Template]:
+    """The kernels of a depthwise workload: those of ``depthwise_dot`` if there are any, else a tile each."""
     if workload.op != "depthwise_conv2d":
-        return common.decline(workload, "not depthwise")
+        common.decline(workload, "not depthwise")
+        return
     found = form(workload, target)
     if found is None:
-        return common.decline(workload, f"no x86 form for it on {target.name}")
-    kernel = depthwise_dot.make(workload, found, target, seed=seed) if common.is_integer(workload) else None
-    if kernel is not None:
-        return kernel
-    plan = make_plan(workload, found)
-    arguments, tail = computation(plan)
-    sch = common.schedule_of(arguments, seed)
-    schedule(sch, plan, target, sample=seed is not None)
-    func = kernel_function(sch.mod["main"], workload, tail)
+        common.decline(workload, f"no x86 form for it on {target.name}")
+        return
+    dots = depthwise_dot.templates(workload, found, target) if common.is_integer(workload) else iter(())
+    dot = next(dots, None)
+    if dot is not None:
+        yield dot
+        yield from dots
+        return
+    for number, plan in enumerate(plans(workload, found)):
+        variant = f"{plan.pixels}x{plan.lanes}{' inlined' if plan.inlined else ''}"
+        yield template_of(plan, target, variant, 1.0 + NEXT * number)
+
+
+def template_of(plan: Plan, target: Target, variant: str, cycles: float) -> Template:
+    """The template of ``plan``."""
+
+    def start() -> Draft:
+        arguments, tail = computation(plan)
+        return Draft(
+            func=te.create_prim_func(arguments),
+            schedule=lambda sch, choice: schedule(sch, plan, target, choice),
+            finish=functools.partial(finish, plan, tail),
+        )
+
+    return Template(name=NAME, variant=variant, cycles=cycles, start=start)
+
+
+def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
+    """The kernel of the scheduled function of ``plan``."""
     mnemonic = plan.form.mnemonic if plan.taps > 1 else None  # one product needs no addition
-    return replace(common.finish(workload, func, NAME, mnemonic), pack=functools.partial(pack, plan))
+    kernel = common.finish(plan.workload, kernel_function(func, plan.workload, tail), NAME, mnemonic)
+    return replace(kernel, pack=functools.partial(pack, plan))
 
 
 def pack(plan: Plan, weight: Any) -> Any:
@@ -172,16 +211,13 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
 
 
-def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
-    """Schedules ``computation(plan)``. Tile sizes are sampling instructions, with their defaults unless ``sample``."""
+def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
+    """Schedules ``computation(plan)``. A sampling instruction: the output rows for which input is copied at a time."""
     shape, found = plan.geometry, plan.form
     acc = sch.get_sblock("acc")
     n, h, w, b, lane, kh, kw = sch.get_loops(acc)
-    decision = None if sample else [plan.out_w // plan.pixels, plan.pixels]
-    w_out, w_in = sch.split(w, sch.sample_perfect_tile(w, 2, max_innermost_factor=plan.pixels, decision=decision))
-    height = default_height(plan, target)
-    decision = None if sample else [shape.out_h // height, height]
-    h_out, h_in = sch.split(h, sch.sample_perfect_tile(h, 2, max_innermost_factor=shape.out_h, decision=decision))
+    w_out, w_in = sch.split(w, [None, plan.pixels])
+    h_out, h_in = choice.cut(sch, h, default_height(plan, target), shape.out_h)
     sch.reorder(n, h_out, h_in, b, w_out, kh, kw, w_in, lane)
     outer = sch.fuse(n, h_out)
     parallel = worth_parallel(plan, target)

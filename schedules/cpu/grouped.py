@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +41,7 @@ from hwq.schedules.cpu.geometry import Form, form, geometry
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers
 from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
 from hwq.schedules.generic import common
+from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86.intrinsics import dot, scaled_sum
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -48,6 +50,8 @@ from hwq.workload import Kernel, Workload
 NAME = "cpu/grouped:3"
 # Rows of a tile at most, and what a part takes to become a float and be added, beside its multiplies.
 MOST_ROWS, PART_CYCLES = 8, 2.0
+# Pairs of steps of a group that are written out in a row, at most.
+MOST_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +79,9 @@ class Plan(dense.Plan):
         return crowd(self.rows, self.steps * self.form.r * self.form.item_bytes)
 
 
-def make_plan(workload: Workload, found: Form, group: int) -> Plan:
-    """The plan with the tile of fewest cycles that has registers: for its parts, and for what unpacks. The totals,
-    which are touched but once a group, may lie in the L1.
+def ranked(workload: Workload, found: Form, group: int) -> list[tuple[float, Plan]]:
+    """The plans of every tile that has registers, for its parts and for what unpacks, fewest cycles first, with those.
+    The totals, which are touched but once a group, may lie in the L1.
     """
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
@@ -94,36 +98,63 @@ def make_plan(workload: Workload, found: Form, group: int) -> Plan:
         step = tile_cycles(rows, wide) + UNPACK_CYCLES * (rows + wide) + PART_CYCLES * rows * wide * found.r / group
         return math.ceil(shape.in_w / rows) * math.ceil(vectors / wide) * step
 
-    rows, wide = min(tiles, key=cycles)
-    return Plan(
-        workload=workload,
-        form=found,
-        group=group,
-        count=shape.in_w,
-        inputs=shape.in_c,
-        channels=shape.out_c,
-        rows=rows,
-        vectors=wide,
-        lanes=lanes,
-    )
+    def plan(tile: tuple[int, int]) -> Plan:
+        rows, wide = tile
+        return Plan(
+            workload=workload,
+            form=found,
+            group=group,
+            count=shape.in_w,
+            inputs=shape.in_c,
+            channels=shape.out_c,
+            rows=rows,
+            vectors=wide,
+            lanes=lanes,
+        )
+
+    return [(cycles(tile), plan(tile)) for tile in sorted(tiles, key=cycles)]
 
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
     """The kernel of a dense workload with a group size, or None. seed: sample the decisions, not the default ones."""
+    return first(templates(workload, target), seed)
+
+
+def templates(workload: Workload, target: Target) -> Iterator[Template]:
+    """The kernels of a dense workload with a group size: a tile each, the model's best first."""
     if workload.op != "dense":
-        return None
+        return
     group = SCHEMES[workload.scheme].group_size
     if group is None:
-        return common.decline(workload, "its weights have no groups")
+        common.decline(workload, "its weights have no groups")
+        return
     found = form(workload, target, grouped=True)
     if found is None:
-        return common.decline(workload, f"no x86 form for it on {target.name}")
-    plan = make_plan(workload, found, group)
-    arguments, tail = computation(plan)
-    sch = common.schedule_of(arguments, seed)
-    schedule(sch, plan, target, sample=seed is not None)
-    func = kernel_function(sch.mod["main"], workload, tail)
-    return replace(common.finish(workload, func, NAME, found.mnemonic), pack=functools.partial(pack, plan))
+        common.decline(workload, f"no x86 form for it on {target.name}")
+        return
+    plans = ranked(workload, found, group)
+    for expected, plan in plans:
+        yield template_of(plan, target, f"{plan.rows}x{plan.vectors}x{plan.lanes}", expected / plans[0][0])
+
+
+def template_of(plan: Plan, target: Target, variant: str, cycles: float) -> Template:
+    """The template of ``plan``."""
+
+    def start() -> Draft:
+        arguments, tail = computation(plan)
+        return Draft(
+            func=te.create_prim_func(arguments),
+            schedule=lambda sch, choice: schedule(sch, plan, target, choice),
+            finish=functools.partial(finish, plan, tail),
+        )
+
+    return Template(name=NAME, variant=variant, cycles=cycles, start=start)
+
+
+def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
+    """The kernel of the scheduled function of ``plan``."""
+    kernel = common.finish(plan.workload, kernel_function(func, plan.workload, tail), NAME, plan.form.mnemonic)
+    return replace(kernel, pack=functools.partial(pack, plan))
 
 
 def pack(plan: Plan, weight: Any) -> Any:
@@ -182,13 +213,12 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
 
 
-def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
-    """Schedules ``computation(plan)``. The rows of a tile are a sampling instruction, by default unless ``sample``."""
+def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
+    """Schedules ``computation(plan)``. A sampling instruction: how many steps of a group are written out."""
     found = plan.form
     total, part, weights = (sch.get_sblock(name) for name in ("total", "part", "weights"))
     m, b, v, lane, g = sch.get_loops(total)
-    decision = None if sample else [plan.tiles, plan.rows]
-    m_out, m_in = sch.split(m, sch.sample_perfect_tile(m, 2, max_innermost_factor=plan.rows, decision=decision))
+    m_out, m_in = sch.split(m, [None, plan.rows])
     sch.reorder(b, m_out, g, m_in, v, lane)
     if plan.blocks > 1 and worth_parallel(plan.workload, target):
         sch.parallel(b)
@@ -199,7 +229,14 @@ def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False)
     *_, p_m, _, p_v, _, p_lane, k, i = sch.get_loops(part)
     k_out, step = sch.split(k, [None, 2])
     sch.reorder(k_out, step, p_m, p_v, p_lane, i)
-    sch.compute_at(weights, k_out, preserve_unit_loops=True)
+    at_once = choice.sizes(sch, k_out, 1, MOST_STEPS)
+    if int(sch.get(at_once[1])) > 1:
+        k_out, within = sch.split(k_out, at_once)
+        sch.unroll(within)
+        unpacked_at = within
+    else:
+        unpacked_at = k_out
+    sch.compute_at(weights, unpacked_at, preserve_unit_loops=True)
     *_, odd, w_v, w_lane, w_i = sch.get_loops(weights)
     sch.vectorize(sch.fuse(w_lane, w_i))
     for loop in (odd, w_v, step, p_m, p_v, m_in, v):

@@ -140,6 +140,11 @@ def crowding(geometry: Geometry, form: Form, pixels: int) -> float:
 
 def best_tile(geometry: Geometry, form: Form, core: Core, *, multiple: int = 1) -> Tile:
     """The tile with the fewest cycles by the model; the smallest of equals. Its channels are a ``multiple``."""
+    return ranked_tiles(geometry, form, core, multiple=multiple)[0][1]
+
+
+def ranked_tiles(geometry: Geometry, form: Form, core: Core, *, multiple: int = 1) -> list[tuple[float, Tile]]:
+    """(cycles, tile) of every tile that fits, ``best_tile`` first."""
     tiles = (
         Tile(rows=rows, pixels=pixels, vectors=vectors, lanes=lanes)
         for lanes in form.vectors
@@ -148,7 +153,8 @@ def best_tile(geometry: Geometry, form: Form, core: Core, *, multiple: int = 1) 
         for pixels in range(1, min(28, geometry.out_w) + 1)
     )
     good = [tile for tile in tiles if fits(form, tile) and tile.vectors * tile.lanes % multiple == 0]
-    return min(good, key=lambda tile: (cycles(geometry, form, core, tile), tile.rows, tile.pixels * tile.vectors))
+    priced = [(cycles(geometry, form, core, tile), tile) for tile in good]
+    return sorted(priced, key=lambda one: (one[0], one[1].rows, one[1].pixels * one[1].vectors))
 
 
 def divisors(extent: int, largest: int) -> list[int]:

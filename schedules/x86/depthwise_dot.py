@@ -22,6 +22,7 @@ padding, dilation; declines residuals and float outputs (rare behind a depthwise
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,8 @@ from hwq.schedules import epilogue as ep
 from hwq.schedules.cpu.ends import kernel_function
 from hwq.schedules.cpu.geometry import Form
 from hwq.schedules.generic import common
-from hwq.schedules.x86.depthwise_plan import Chunk, Plan, default_part, make_plan, pack, worth_parallel
+from hwq.schedules.template import DEFAULT, Choice, Draft, Template
+from hwq.schedules.x86.depthwise_plan import Chunk, Plan, default_part, pack, plans, worth_parallel
 from hwq.schedules.x86.depthwise_vectors import GROUP_BYTES, dot, interleaved, to_bytes, to_words
 from hwq.schedules.x86.narrow import UNIT
 from hwq.schedules.x86.table import LANES, TABLE, lookup, repeated_rows
@@ -42,19 +44,39 @@ from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
 NAME = "x86/depthwise_dot:2"
+# How much longer each further plan is expected to take, as a share: there is no model.
+NEXT = 0.05
 
 
-def make(workload: Workload, found: Form, target: Target, *, seed: int | None = None) -> Kernel | None:
-    """The kernel, or None. seed: sample the decisions instead of taking the default ones."""
-    plan = make_plan(workload, found, target)
-    if plan is None:
-        return common.decline(workload, "not for dot products")
-    func, tail = function(plan)
-    sch = Schedule(func, seed=seed, debug_mask="none")
-    schedule(sch, plan, target, sample=seed is not None)
-    scheduled = kernel_function(sch.mod["main"], workload, tail)
-    mnemonic = plan.instruction.split(".")[-1]
-    return replace(common.finish(workload, scheduled, NAME, mnemonic), pack=functools.partial(pack, plan))
+def templates(workload: Workload, found: Form, target: Target) -> Iterator[Template]:
+    """The kernels, the default first: tiles of other widths, and fewer output rows that share groups."""
+    known = list(plans(workload, found, target))
+    if not known:
+        common.decline(workload, "not for dot products")
+    for number, plan in enumerate(known):
+        variant = f"{plan.rows}x{plan.chunks[0].pixels}x{plan.chunks[0].channels}"
+        yield template_of(plan, target, variant, 1.0 + NEXT * number)
+
+
+def template_of(plan: Plan, target: Target, variant: str, cycles: float) -> Template:
+    """The template of ``plan``."""
+
+    def start() -> Draft:
+        func, tail = function(plan)
+        return Draft(
+            func=func,
+            schedule=lambda sch, choice: schedule(sch, plan, target, choice),
+            finish=functools.partial(finish, plan, tail),
+        )
+
+    return Template(name=NAME, variant=variant, cycles=cycles, start=start)
+
+
+def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
+    """The kernel of the scheduled function of ``plan``."""
+    scheduled = kernel_function(func, plan.workload, tail)
+    kernel = common.finish(plan.workload, scheduled, NAME, plan.instruction.split(".")[-1])
+    return replace(kernel, pack=functools.partial(pack, plan))
 
 
 def function(plan: Plan) -> tuple[Any, ep.Epilogue]:
@@ -286,15 +308,13 @@ def _table(plan: Plan, found: Any, tables: tuple[Any, Any], out: Any, outer: tup
                     T.buffer_store(out, value, [n, high, place])
 
 
-def schedule(sch: Schedule, plan: Plan, target: Target, *, sample: bool = False) -> None:
-    """Schedules ``function(plan)``. Sizes are sampling instructions, with their defaults unless ``sample``."""
+def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
+    """Schedules ``function(plan)``. A sampling instruction for each chunk: the pixels of a part of an output row."""
     for chunk in plan.chunks:
         quads, words, out = (sch.get_sblock(f"{name}{chunk.slot}") for name in ("quads", "words", "out"))
         *_, row, pixel = sch.get_loops(out)
         part, most = default_part(plan, chunk, target), plan.geometry.out_w
-        decision = None if sample else [most // part, part]
-        split = sch.sample_perfect_tile(pixel, 2, max_innermost_factor=most, decision=decision)
-        pixel_out, pixel_in = sch.split(pixel, split)
+        pixel_out, pixel_in = choice.cut(sch, pixel, part, most)
         sch.reorder(pixel_out, row, pixel_in)
         sch.compute_at(words, row, preserve_unit_loops=True)
         sch.compute_at(quads, pixel_out, preserve_unit_loops=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,6 @@ def make_plan(workload: Workload, found: Form, target: Target) -> Plan | None:
     lookup = next((name for name in known if shape.out_w * shape.out_c >= table.LANES[name]), None)
     if lookup is None and not workload.activation.clamps:
         return None
-    groups = math.ceil(shape.kernel_h / r)
-    rows = (groups * r - shape.kernel_h) // shape.stride_h + 1 if shape.dilation_h == 1 else 1
     lanes = target.lanes("int32")
     return Plan(
         workload=workload,
@@ -122,21 +121,48 @@ def make_plan(workload: Workload, found: Form, target: Target) -> Plan | None:
         instruction=found.instruction,
         weight=found.weight,
         r=r,
-        rows=min(rows, shape.out_h),
+        rows=sharing_rows(shape, r),
         lanes=lanes,
         chunks=chunks_of(shape, lanes),
         lookup=lookup,
     )
 
 
-def chunks_of(shape: Geometry, lanes: int) -> tuple[Chunk, ...]:
+def sharing_rows(shape: Geometry, r: int) -> int:
+    """Output rows, at most, that share groups of ``r`` input rows."""
+    groups = math.ceil(shape.kernel_h / r)
+    rows = (groups * r - shape.kernel_h) // shape.stride_h + 1 if shape.dilation_h == 1 else 1
+    return min(rows, shape.out_h)
+
+
+def plans(workload: Workload, found: Form, target: Target) -> Iterator[Plan]:
+    """The default plan, then others: widths of a tile, by what tiles leave over, up to what has registers; and narrower
+    chunks, or fewer output rows that share groups. None where this family does not fit.
+    """
+    default = make_plan(workload, found, target)
+    if default is None:
+        return
+    shape = default.geometry
+    most = min(2 * PIXELS if shape.stride_w == 1 else 2 * STRIDED_PIXELS, shape.out_w)
+    widths = sorted(range(1, most + 1), key=lambda width: (_work(shape.out_w, width), -width))
+    first = default.chunks[0].pixels
+    yield default
+    for width in [first, *(width for width in widths if width != first)]:
+        for rows in range(default.rows, 0, -1):
+            for widest in (64, 32):
+                plan = replace(default, rows=rows, chunks=chunks_of(shape, default.lanes, width, widest))
+                if plan != default and (widest == 64 or shape.in_c >= 64):
+                    yield plan
+
+
+def chunks_of(shape: Geometry, lanes: int, width: int | None = None, widest: int = 64) -> tuple[Chunk, ...]:
     """The channels in chunks as wide as four registers, then narrower ones; the last 16 may repeat some of those before
-    them, which come out the same.
+    them, which come out the same. width: pixels of a tile (None: the best). widest: channels of a chunk, at most.
     """
     found: list[Chunk] = []
-    pixels = best_width(shape.out_w, PIXELS if shape.stride_w == 1 else STRIDED_PIXELS)
+    pixels = width or best_width(shape.out_w, PIXELS if shape.stride_w == 1 else STRIDED_PIXELS)
     first = slot = 0
-    for channels in (size for size in (64, 32, 16) if size <= 4 * lanes):
+    for channels in (size for size in (64, 32, 16) if size <= min(4 * lanes, widest)):
         count = (shape.in_c - first) // channels
         if count:
             found.append(Chunk(channels=channels, first=first, count=count, slot=slot, pixels=pixels))
@@ -149,7 +175,12 @@ def chunks_of(shape: Geometry, lanes: int) -> tuple[Chunk, ...]:
 def best_width(out_w: int, most: int) -> int:
     """Pixels of a tile: the fewest whole tiles' work over an output row."""
     widths = range(1, min(most, out_w) + 1)
-    return min(widths, key=lambda width: (math.ceil(out_w / width) * (width + TILE_PIXELS), -width))
+    return min(widths, key=lambda width: (_work(out_w, width), -width))
+
+
+def _work(out_w: int, width: int) -> float:
+    """Of an output row in tiles of ``width``, in pixels."""
+    return math.ceil(out_w / width) * (width + TILE_PIXELS)
 
 
 def pack(plan: Plan, weight: Array) -> Array:

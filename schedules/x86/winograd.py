@@ -22,7 +22,7 @@ use for that in additions of values it knows nothing of; the tests run the extre
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,11 +31,12 @@ from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
 from hwq.schedules.cpu import tiling
-from hwq.schedules.cpu.conv2d import core_of
+from hwq.schedules.cpu.conv2d_plan import core_of
 from hwq.schedules.cpu.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
 from hwq.schedules.cpu.tiling import Core
 from hwq.schedules.generic import common
+from hwq.schedules.template import DEFAULT, Choice, Draft, Template
 from hwq.schedules.x86.intrinsics import dot
 from hwq.schedules.x86.winograd_expand import Layout, expand, pack, pick
 from hwq.schedules.x86.winograd_maths import (
@@ -55,6 +56,7 @@ from hwq.schedules.x86.winograd_tiling import (
     Sizes,
     best_blocking,
     cycles,
+    ranked_blockings,
     shares,
     sizes,
     suits,
@@ -66,6 +68,8 @@ from hwq.workload import Kernel, Workload
 # Instruction of a target's compute row for 8-bit products -> the one for 16-bit products in an assembly.
 WORDS = {"avx512.vpdpbusd": "vpdpwssd", "avx.vpdpbusd": "vpdpwssd", "avx2.vpmaddwd": "vpmaddwd"}
 NAME = "x86/winograd:3"
+# Steps of a product that are written out in a row, at most.
+MOST_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +119,12 @@ class Plan:
 
 def make_plan(workload: Workload, found: Form, core: Core, threads: int) -> Plan:
     """The plan with the best blocking by the model."""
+    return plan_of(workload, found, best_blocking(geometry(workload), found, core, threads))
+
+
+def plan_of(workload: Workload, found: Form, blocking: Blocking) -> Plan:
+    """The plan with ``blocking``."""
     shape = geometry(workload)
-    blocking = best_blocking(shape, found, core, threads)
     return Plan(workload=workload, geometry=shape, form=found, blocking=blocking, sizes=sizes(shape, found, blocking))
 
 
@@ -125,29 +133,62 @@ def apply(workload: Workload, target: Target, *, seed: int | None = None, always
 
     seed: sample the decisions, instead of taking the defaults. always: even where it is expected to be slower.
     """
+    found = next(templates(workload, target), None)
+    return None if found is None or not (found.cycles == 1.0 or always) else found.kernel(seed)
+
+
+def templates(workload: Workload, target: Target) -> Iterator[Template]:
+    """The kernels of a 3x3 conv2d, a blocking each, the model's best first. Cycles are shares of its best ones, where
+    that is expected to be faster than the direct kernel; else of the direct one's.
+    """
     if workload.op != "conv2d" or not common.is_integer(workload):
-        return common.decline(workload, "not an integer conv2d")
+        common.decline(workload, "not an integer conv2d")
+        return
     found = form(workload, target)
     if found is None or found.instruction not in WORDS:
-        return common.decline(workload, f"no 16-bit dot product on {target.name}")
+        common.decline(workload, f"no 16-bit dot product on {target.name}")
+        return
     shape = geometry(workload)
     if not suits(shape):
-        return common.decline(workload, "not 3x3 with stride 1, no dilation and one group")
+        common.decline(workload, "not 3x3 with stride 1, no dilation and one group")
+        return
     core = core_of(workload, found, target)
     direct = tiling.cycles(shape, found, core, tiling.best_tile(shape, found, core))
     parallel = common.worth_threads(workload.parallel, direct / target.clock_hz, target)
     threads = workload.parallel if parallel else 1
     if weights_bytes(shape) > FAR_L2S * target.l2_bytes:
         core = replace(core, far_bytes_per_cycle=target.memory_bytes_per_s / target.clock_hz)
-    plan = make_plan(workload, found, core, threads)
-    expected = cycles(shape, found, core, plan.blocking, threads, table=not workload.activation.clamps)
-    if expected * (1.0 + MARGIN) >= direct and not always:
-        return common.decline(workload, f"{expected:.0f} cycles expected, of the direct kernel {direct:.0f}")
-    arguments, tail = computation(plan)
-    sch = common.schedule_of(arguments, seed)
-    schedule(sch, plan, parallel=parallel and shape.batch * plan.sizes.bands > 1, sample=seed is not None)
-    func = kernel_function(sch.mod["main"], workload, tail)
-    kernel = common.finish(workload, func, NAME, WORDS[found.instruction])
+    blockings = ranked_blockings(shape, found, core, threads)
+    expected = [cycles(shape, found, core, one, threads, table=not workload.activation.clamps) for one in blockings]
+    if expected[0] * (1.0 + MARGIN) >= direct:
+        common.decline(workload, f"{expected[0]:.0f} cycles expected, of the direct kernel {direct:.0f}")
+        base = direct / (1.0 + MARGIN)
+    else:
+        base = expected[0]
+    for blocking, each in zip(blockings, expected, strict=True):
+        plan = plan_of(workload, found, blocking)
+        outer = parallel and shape.batch * plan.sizes.bands > 1
+        yield template_of(plan, outer, f"{blocking.rows}x{blocking.tiles}x{blocking.vectors}", each / base)
+
+
+def template_of(plan: Plan, parallel: bool, variant: str, cycles: float) -> Template:
+    """The template of ``plan``."""
+
+    def start() -> Draft:
+        arguments, tail = computation(plan)
+        return Draft(
+            func=te.create_prim_func(arguments),
+            schedule=lambda sch, choice: schedule(sch, plan, choice, parallel=parallel),
+            finish=functools.partial(finish, plan, tail),
+        )
+
+    return Template(name=NAME, variant=variant, cycles=cycles, start=start)
+
+
+def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
+    """The kernel of the scheduled function of ``plan``."""
+    function = kernel_function(func, plan.workload, tail)
+    kernel = common.finish(plan.workload, function, NAME, WORDS[plan.form.instruction])
     layout = plan.layout
     return replace(kernel, pack=functools.partial(pack, layout), expand=expand(layout, f"{kernel.symbol}_expand"))
 
@@ -250,8 +291,8 @@ def _inverse(plan: Plan, m: Any, centres: Any) -> Any:
     return te.compute((*pixels, size.lanes), y_at, name="y")
 
 
-def schedule(sch: Schedule, plan: Plan, *, parallel: bool, sample: bool = False) -> None:
-    """Schedules ``computation(plan)``. A register tile's height is a sampling instruction, by default the plan's."""
+def schedule(sch: Schedule, plan: Plan, choice: Choice = DEFAULT, *, parallel: bool) -> None:
+    """Schedules ``computation(plan)``. A sampling instruction: how many steps of a product are written out."""
     names = ("y", "half", "m", "centres", "middle", "v", "columns")
     y, half, m, centres, middle, v, columns = (sch.get_sblock(name) for name in names)
     n, h, w, b, lane = sch.get_loops(y)
@@ -264,7 +305,7 @@ def schedule(sch: Schedule, plan: Plan, *, parallel: bool, sample: bool = False)
         sch.parallel(outer)
     sch.compute_at(half, vec, preserve_unit_loops=True)
     sch.compute_at(m, block, preserve_unit_loops=True)
-    _schedule_products(sch, plan, m, sample)
+    _schedule_products(sch, plan, m, choice)
     row, column = sch.get_loops(half)[-4:-2]
     sch.reorder(column, row)
     _in_registers(sch, half, sch.get_loops(half)[5:])
@@ -300,14 +341,17 @@ def _in_registers(sch: Schedule, stage: Any, loops: Sequence[Any]) -> None:
         sch.unroll(loop)
 
 
-def _schedule_products(sch: Schedule, plan: Plan, m: Any, sample: bool) -> None:
+def _schedule_products(sch: Schedule, plan: Plan, m: Any, choice: Choice) -> None:
     """36 products one after the other, and their copy to memory, by lines that do not crowd one set of the L1."""
     copy = sch.cache_write(m, 0, "local")
     t, vec, lane, k, r = sch.get_loops(m)[-5:]
     tiles = plan.blocking.tiles
-    decision = None if sample else [plan.sizes.block // tiles, tiles]
-    t_out, t_in = sch.split(t, sch.sample_perfect_tile(t, 2, max_innermost_factor=tiles, decision=decision))
+    t_out, t_in = sch.split(t, [None, tiles])
     sch.reorder(t_out, k, t_in, vec, lane, r)
+    at_once = choice.sizes(sch, k, 1, MOST_STEPS)
+    if int(sch.get(at_once[1])) > 1:
+        k, within = sch.split(k, at_once)
+        sch.unroll(within)
     sch.reverse_compute_at(copy, t_out, preserve_unit_loops=True)
     *_, t_copy, vec_copy, lane_copy = sch.get_loops(copy)
     sch.vectorize(lane_copy)

@@ -124,6 +124,11 @@ def cycles(
 
 def best_blocking(geometry: Geometry, form: Form, core: Core, threads: int) -> Blocking:
     """The decisions with the fewest cycles by the model."""
+    return ranked_blockings(geometry, form, core, threads)[0]
+
+
+def ranked_blockings(geometry: Geometry, form: Form, core: Core, threads: int) -> list[Blocking]:
+    """The decisions that may be, ``best_blocking`` first."""
     across, high = math.ceil(geometry.out_w / TILE), math.ceil(geometry.out_h / TILE)
     lanes = form.vectors[0]
     most = math.ceil(geometry.out_c / lanes)
@@ -136,7 +141,7 @@ def best_blocking(geometry: Geometry, form: Form, core: Core, threads: int) -> B
         for tiles in divisors(rows * across, 28)
         if fits(form, tiles, vectors)
     ]
-    return min(good, key=lambda one: (cycles(geometry, form, core, one, threads), one.rows, one.tiles * one.vectors))
+    return sorted(good, key=lambda one: (cycles(geometry, form, core, one, threads), one.rows, one.tiles * one.vectors))
 
 
 def block_bytes(geometry: Geometry, core: Core, tiles: int, channels: int) -> int:

@@ -9,12 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anchor_runs import RELU, RELU6, TABLED, TIERS, anchor, check_anchor, loop_bodies, tier, weight_shape
+from anchor_runs import (
+    RELU,
+    RELU6,
+    TABLED,
+    TIERS,
+    anchor,
+    check_anchor,
+    check_variants,
+    loop_bodies,
+    tier,
+    weight_shape,
+)
 from kernel_runs import assembly
 
 from hwq.graph import Activation
 from hwq.schedule import kernel_for
-from hwq.schedules.cpu.grouped import apply
+from hwq.schedules.cpu.grouped import apply, templates
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -55,9 +66,7 @@ def test_activations_may_be_stored_either_way(storage: str, rng: np.random.Gener
 
 
 def test_sampled_decisions_are_right_too(rng: np.random.Generator) -> None:
-    target = tier("x86-avx2")
-    for seed in (1, 2, 3):
-        check_anchor(apply, make("whole"), target, rng, seed=seed)
+    check_variants(templates, make("whole"), tier("x86-avx2"), rng)
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from anchor_runs import SCHEMES, TIERS, anchor
 
-from hwq.schedules.cpu.conv2d import core_of
+from hwq.schedules.cpu.conv2d_plan import core_of
 from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
 from hwq.schedules.cpu.tiling import Core, Tile, best_tile, crowding, cycles, divisors, fits
 from hwq.target import Target
