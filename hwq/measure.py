@@ -95,6 +95,8 @@ def measure_kernels(
 ) -> dict[Workload, Record]:
     """A record for every distinct kernel of ``programs``: the store's, or a new one, kept there at once.
 
+    Times of an emulated target mean nothing: they are given, and not kept.
+
     footprints: for each scheme the bytes of all weights of the network in it, see ``home_of_weights``; where the
     weights were is a part of the record's schedule name ("cpu/conv2d:1#3f09c2@l3", with the code's own hash).
     New ones are measured in ``PASSES`` turns, so that a passing load on the machine does not fall on one kernel alone.
@@ -110,7 +112,8 @@ def measure_kernels(
             if turn == PASSES - 1:
                 fast = sorted(times[workload])[: (len(times[workload]) + 1) // 2]
                 known[keys[workload]] = summarize(keys[workload], fast)
-                put(store_path, known[keys[workload]])
+                if not target.emulated:
+                    put(store_path, known[keys[workload]])
             progress(turn * len(times) + done + 1, PASSES * len(times))
     return {workload: known[key] for workload, key in keys.items()}
 

@@ -8,6 +8,7 @@
 |                   | with the NumPy reference, and the library with the kernels; kernels check arguments       |
 | `HWQ_CACHE=dir`   | where compiled kernels and measured records are kept (``hwq.cache``)                      |
 | `XDG_CACHE_HOME`  | the user's cache folder, for those without ``HWQ_CACHE``                                  |
+| `HWQ_TRACKER=host:port` | the tracker of boards named without one (``hwq.address``)                     |
 | `HWQ_DATA=dir`    | where the tests look for real networks and samples                                        |
 | `HWQ_FULL=1`      | the tests take all samples of real networks, not a few                                    |
 """
@@ -32,6 +33,11 @@ def dump_folder() -> Path | None:
     """The folder that HWQ_DUMP names; None where it is empty or not set."""
     folder = os.environ.get("HWQ_DUMP")
     return Path(folder) if folder else None
+
+
+def tracker_wanted() -> str | None:
+    """The tracker that HWQ_TRACKER names, as it stands there; None where it is empty or not set."""
+    return os.environ.get("HWQ_TRACKER") or None
 
 
 def _on(variable: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hwq.address import LOCAL, REMOTE, read_device
 from hwq.errors import HwqError
 from hwq.graph import ANCHORS, INTEGER_OPS
 
@@ -57,7 +58,7 @@ WEIGHTS = ("none", "int8", "int4", "int4_g64", "bfloat16", "float32")
 ACTS = ("int8", "bfloat16", "float32")
 
 # Keys of [target] with their types; a key with "?" may be left out.
-_STRINGS = {"name": None, "description": None, "kind": KINDS, "mtriple?": None, "mcpu": None, "device": ("local",)}
+_STRINGS = {"name": None, "description": None, "kind": KINDS, "mtriple?": None, "mcpu": None, "device": None}
 _CHOICES = {"activation_storage": ("uint8", "int8"), "requantize": ("float32",)}
 _LISTS = ("mattr", "cpu_flags")
 _COUNTS = ("cores", "vector_bits", "l1_bytes", "l2_bytes", "l3_bytes?")
@@ -182,6 +183,10 @@ def read_target_file(path: Path, schedules_at: Path) -> dict[str, Any]:
     for key, choices in {**_STRINGS, **_CHOICES}.items():
         if key.rstrip("?") in target:
             values[key.rstrip("?")] = _string(where, f"target.{key.rstrip('?')}", target[key.rstrip("?")], choices)
+    try:
+        read_device(values["device"])
+    except HwqError as error:
+        raise _error(where, "target.device", values["device"], f"{LOCAL}, {REMOTE}") from error
     for key in _LISTS:
         values[key] = _strings(where, f"target.{key}", target[key])
     sources = []

@@ -10,8 +10,13 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from boards import serving, tracking
+from emulated_board import BoardMissing, build, default_root
+
+from hwq import device
 
 ROOT = Path(__file__).resolve().parents[1]
+BOARD_AT = default_root()  # of the user's cache: it is not built for every run
 
 # Derandomized: a commit passes or fails the same everywhere. No deadline: machines differ, and compiling is slow.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
@@ -45,3 +50,34 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real networks at {folder}; HWQ_DATA names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tracker() -> Iterator[str]:
+    """A tracker of TVM's for the whole run: "HOST:PORT"."""
+    with tracking() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def board_root() -> Path:
+    """The tree of an emulated ARM board, built where it is not in the user's cache; skips where it cannot be."""
+    try:
+        return build(BOARD_AT)
+    except BoardMissing as error:
+        pytest.skip(f"no emulated board: {error}")
+
+
+@pytest.fixture(scope="session")
+def board_name(board_root: Path, tracker: str) -> Iterator[str]:
+    """KEY@HOST:PORT of an emulated ARM board that serves for the whole run; one session at a time."""
+    with serving(board_root, tracker, "board"):
+        yield f"board@{tracker}"
+
+
+@pytest.fixture
+def board(board_name: str) -> Iterator[device.Device]:
+    """A session with that board, for one test: what a test breaks is whole for the next."""
+    found = device.connect(board_name)
+    yield found
+    device.close(found)

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("errors", "scheme", "numerics", "group_scales", "operators", "observers", "rounding", "loss", "ridge"),
             *("assignment", "mixed_integer", "assign", "explain"),
-            *("cache", "cpu", "files", "process", "switches", "units"),
+            *("address", "cache", "cpu", "files", "process", "switches", "units"),
         ),
     ),
     (
@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("graph", "workload", "samples", "ties", "quantize", "reference", "progress"),
             *("target", "target_file", "threads", "store_file", "store", "cost", "boosting"),
-            *("board_server",),
+            *("board_server", "tracker"),
             *("relax_tools", "onnx_prepare", "onnx_convert", "onnx_import"),
             *("passes", "layer_ops", "float_ops", "layers"),
         ),
@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
+            *("board_facts", "device"),
             *("compose", "price_features", "learned_price"),
         ),
     ),

@@ -45,7 +45,7 @@ def test_the_unchanged_file_is_accepted(tmp_path: Path) -> None:
         ("mattr", 'mattr = "+avx512vnni"', "'+avx512vnni'", "a list of texts"),
         ("mattr", "mattr = [1]", "[1]", "a list of texts"),
         ("builds", "builds = 1", "1", "true or false"),
-        ("device", 'device = "rpc"', "'rpc'", "local"),
+        ("device", 'device = "rpc@"', "'rpc@'", "local, KEY"),
         ("activation_storage", 'activation_storage = "int16"', "'int16'", "uint8, int8"),
         ("requantize", 'requantize = "dyadic"', "'dyadic'", "float32"),
         ("cores", "cores = 2", "2", "source ="),
