@@ -16,6 +16,7 @@ from rich.console import Console
 
 from hwq import report as reports
 from hwq import target as targets
+from hwq.cli_store import store_group
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
 from hwq.options import check_output, json_option, threads_option
@@ -352,3 +353,6 @@ def _probe(output: str | None, as_json: bool) -> None:
         emit(True, {"toml": text}, lambda _: None)
     else:
         click.echo(text)
+
+
+main.add_command(store_group)

@@ -26,7 +26,7 @@ from hwq.switches import debug_wanted
 FAILED = 1
 INTERRUPTED = 130
 # Commands that keep what they found, so that the next call goes on from there.
-RESUMABLE = ("compile", "plan", "explore", "demo")
+RESUMABLE = ("compile", "plan", "explore", "demo", "tune")
 # As wide as most logs and pagers show without breaking lines.
 FILE_WIDTH = 140
 # What the layer table needs for its figures beside a short name.

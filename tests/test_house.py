@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("graph", "workload", "samples", "ties", "quantize", "reference", "progress"),
-            *("target", "target_file", "threads", "store_file", "store", "cost", "boosting"),
+            *("target", "target_file", "threads", "store_file", "store", "store_text", "cost", "boosting"),
             *("board_server", "tracker"),
             *("relax_tools", "onnx_prepare", "onnx_convert", "onnx_import"),
             *("passes", "layer_ops", "float_ops", "layers"),
@@ -65,12 +65,13 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("pipeline", "model", "work", "plan", "arguments"),
             *("observe", "study", "pricing", "reanchor", "judge", "choose", "memory_plan", "library", "artifact"),
+            *("tasks",),
             *("deliver", "inplace", "contest", "dispose"),
         ),
     ),
-    ("whole", None, ("compiler", "explore", "demo", "report", "page")),
+    ("whole", None, ("compiler", "explore", "demo", "report", "page", "job_file")),
     ("face", None, ("__init__",)),
-    ("shell", None, ("shell", "options", "cli")),
+    ("shell", None, ("shell", "options", "cli_store", "cli")),
 )
 LEVEL = {module: level for level, (_, _, modules) in enumerate(LAYERS) for module in modules}
 
