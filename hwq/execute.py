@@ -69,15 +69,21 @@ def compile_kernels(
     cache_dir: Path,
     progress: Callback = quiet,
     known: KernelSet | None = None,
+    decisions: Mapping[str, str] | None = None,
 ) -> KernelSet:
     """Schedule, compile and load every distinct kernel of ``programs`` beyond ``known``, which the result includes.
 
     What the cache holds is not compiled again, but scheduled: that alone takes a hundredth of a second a kernel.
+    decisions: ``Workload.key`` -> a point of its space (``hwq.space``), in place of the default, for kernels that are
+    not ``known``. Raises HwqError "decision-invalid" for one that is of no template of this version.
     """
+    decided = decisions or {}
     known = known or KernelSet(kernels={}, objects={}, libraries={})
     needed = {step.workload: step.func for program in programs for step in program.steps if step.workload is not None}
     needed = {workload: func for workload, func in needed.items() if workload not in known.kernels}
-    kernels = {workload: kernel_for(workload, target, func) for workload, func in needed.items()}
+    kernels = {
+        workload: kernel_for(workload, target, func, decided.get(workload.key)) for workload, func in needed.items()
+    }
     paths = compile_many(list(kernels.values()), target, cache_dir, progress=progress)
     objects = {workload: paths[kernel.symbol] for workload, kernel in kernels.items()}
     library = load_kernels(objects.values())

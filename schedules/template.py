@@ -7,11 +7,12 @@ template with the defaults; ``hwq.space`` searches the others. Every point compu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.s_tir import Schedule
+from tvm.s_tir import Schedule, ScheduleError
 
 from hwq.errors import HwqError
 from hwq.workload import Kernel
@@ -104,7 +105,11 @@ class Template:
         """The kernel and the trace of its schedule. Raises HwqError "decision-invalid" as ``Choice`` does."""
         draft = self.start()
         sch = Schedule(draft.func, seed=seed, debug_mask="none")
-        draft.schedule(sch, choice)
+        try:
+            draft.schedule(sch, choice)
+        except ScheduleError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise _invalid(list(choice.values or ()), f"values that {self.name} can schedule ({reason})") from error
         if choice.values is not None and len(sch.trace.decisions) != len(choice.values):
             raise _invalid(list(choice.values), f"{len(sch.trace.decisions)} values")
         return draft.finish(sch.mod["main"]), sch.trace
@@ -114,3 +119,30 @@ def first(found: Any, seed: int | None) -> Kernel | None:
     """The kernel of the first of some templates, or None where there is none."""
     template = next(iter(found), None)
     return None if template is None else template.kernel(seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A point of a workload's space: a template's name and variant, and the values of its sampling instructions."""
+
+    template: str
+    variant: str
+    values: tuple[Any, ...]
+
+    @property
+    def text(self) -> str:
+        """As JSON, one line, always the same for equal decisions."""
+        return json.dumps([self.template, self.variant, list(self.values)], separators=(",", ":"))
+
+
+def read_decision(text: str) -> Decision:
+    """The decision of ``Decision.text``. Raises HwqError "decision-invalid"."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, list) or [type(part) for part in found] != [str, str, list]:
+        accepted = "JSON of a template's name, its variant, and a list of values"
+        raise HwqError("decision-invalid", f"a decision is {text!r:.200}; accepted: {accepted}")
+    template, variant, values = found
+    return Decision(template=template, variant=variant, values=tuple(values))

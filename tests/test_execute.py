@@ -12,9 +12,11 @@ import reference as floats
 import tiny
 
 from hwq.cache import default_cache_dir
+from hwq.errors import HwqError
 from hwq.execute import BoundStep, KernelSet, bind, compile_kernels, packed_constants, run, to_device
 from hwq.lower import Program, lower
 from hwq.quantize import quantize_weights
+from hwq.space import propose
 from hwq.target import Target
 
 HOST = Target.load("host")
@@ -142,3 +144,18 @@ def test_nothing_to_compile() -> None:
     assert not found.kernels
     env = run(bind(view, found), to_device({"x": np.ones((1, 1, 1, 3), np.float32)}))
     assert env["y"].shape == (1, 3)
+
+
+def test_a_decision_takes_the_place_of_the_default(program: Program, kernels: KernelSet, x: dict[str, Any]) -> None:
+    (stem,) = (step.workload for step in program.steps if step.name == "stem")
+    assert stem is not None
+    ((decision, kernel),) = propose(stem, HOST, {}, 1, 0)
+    found = compile_kernels([program], HOST, default_cache_dir(), decisions={stem.key: decision})
+    assert found.kernels[stem].schedule == kernel.schedule
+    assert [workload for workload in found.kernels if found.name_of(workload) != kernels.name_of(workload)] == [stem]
+    assert found.code != kernels.code
+    before, after = (run(bind(program, each), to_device(x))["left@int8"].numpy() for each in (kernels, found))
+    np.testing.assert_array_equal(before, after)
+    with pytest.raises(HwqError) as caught:
+        compile_kernels([program], HOST, default_cache_dir(), decisions={stem.key: "?"})
+    assert caught.value.code == "decision-invalid"

@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
-            *("board_facts", "device"),
+            *("board_facts", "device", "space"),
             *("compose", "price_features", "learned_price"),
         ),
     ),

@@ -41,6 +41,7 @@ from hwq.schedules.cpu.ends import (
 from hwq.schedules.cpu.geometry import form, no_form
 from hwq.schedules.cpu.int4 import SCALE_BITS
 from hwq.schedules.cpu.packing import pack_blocks, pack_nibbles
+from hwq.schedules.cpu.prefetch import mark, prefetched
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86 import bf16
@@ -99,7 +100,7 @@ def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
     found = plan.form
     # A sum of one product needs no addition, and so no fused multiply-add.
     mnemonic = found.mnemonic if found.intrinsic or plan.steps > 1 else None
-    kernel = common.finish(plan.workload, kernel_function(func, plan.workload, tail), NAME, mnemonic)
+    kernel = common.finish(plan.workload, kernel_function(prefetched(func), plan.workload, tail), NAME, mnemonic)
     return replace(kernel, pack=functools.partial(pack, plan))
 
 
@@ -181,7 +182,9 @@ def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
-    """Schedules ``computation(plan)``. Sampling instructions: the chunks, and how far the reduction is written out."""
+    """Schedules ``computation(plan)``. Sampling instructions: the chunks, how far the reduction is written out, and
+    whether weights are asked for ahead of time.
+    """
     shape, found, tile = plan.geometry, plan.form, plan.tile
     acc = sch.get_sblock("acc")
     n, h, w, *group, b, lane, kh, kw, k, i = sch.get_loops(acc)
@@ -217,6 +220,9 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     if int(sch.get(at_once[1])) > 1:
         _, k = sch.split(k, at_once)
         sch.unroll(k)
+    # A block of int4 that goes through a buffer is read once, before its tiles.
+    if (found.weight != "int4" or plan.unpacked_in_registers) and choice.pick(sch, (0, 1), 0):
+        mark(sch, k, axis=0, ahead=tile.vectors, count=tile.vectors)
     if found.weight == "int4":
         _schedule_unpack(sch, k if plan.unpacked_in_registers else outer, plan.unpacked_in_registers)
     sch.set_scope(acc, 0, "local")

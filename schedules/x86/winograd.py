@@ -34,6 +34,7 @@ from hwq.schedules.cpu import tiling
 from hwq.schedules.cpu.conv2d_plan import core_of
 from hwq.schedules.cpu.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
+from hwq.schedules.cpu.prefetch import mark, prefetched
 from hwq.schedules.cpu.tiling import Core
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template
@@ -187,7 +188,7 @@ def template_of(plan: Plan, parallel: bool, variant: str, cycles: float) -> Temp
 
 def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
     """The kernel of the scheduled function of ``plan``."""
-    function = kernel_function(func, plan.workload, tail)
+    function = kernel_function(prefetched(func), plan.workload, tail)
     kernel = common.finish(plan.workload, function, NAME, WORDS[plan.form.instruction])
     layout = plan.layout
     return replace(kernel, pack=functools.partial(pack, layout), expand=expand(layout, f"{kernel.symbol}_expand"))
@@ -292,7 +293,9 @@ def _inverse(plan: Plan, m: Any, centres: Any) -> Any:
 
 
 def schedule(sch: Schedule, plan: Plan, choice: Choice = DEFAULT, *, parallel: bool) -> None:
-    """Schedules ``computation(plan)``. A sampling instruction: how many steps of a product are written out."""
+    """Schedules ``computation(plan)``. Sampling instructions: how many steps of a product are written out, and whether
+    weights are asked for ahead of time.
+    """
     names = ("y", "half", "m", "centres", "middle", "v", "columns")
     y, half, m, centres, middle, v, columns = (sch.get_sblock(name) for name in names)
     n, h, w, b, lane = sch.get_loops(y)
@@ -348,10 +351,12 @@ def _schedule_products(sch: Schedule, plan: Plan, m: Any, choice: Choice) -> Non
     tiles = plan.blocking.tiles
     t_out, t_in = sch.split(t, [None, tiles])
     sch.reorder(t_out, k, t_in, vec, lane, r)
-    at_once = choice.sizes(sch, k, 1, MOST_STEPS)
+    step, at_once = k, choice.sizes(sch, k, 1, MOST_STEPS)
     if int(sch.get(at_once[1])) > 1:
-        k, within = sch.split(k, at_once)
-        sch.unroll(within)
+        k, step = sch.split(k, at_once)
+        sch.unroll(step)
+    if choice.pick(sch, (0, 1), 0):
+        mark(sch, step, axis=3, ahead=1, count=plan.blocking.vectors, along=5)
     sch.reverse_compute_at(copy, t_out, preserve_unit_loops=True)
     *_, t_copy, vec_copy, lane_copy = sch.get_loops(copy)
     sch.vectorize(lane_copy)
