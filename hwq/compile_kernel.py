@@ -71,7 +71,7 @@ def compile_object(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
     Raises HwqError "compile-failed", or "instruction-missing" if the assembly lacks ``kernel.instruction``.
     """
     path = object_path(kernel, target, cache_dir)
-    if not _is_whole(path):
+    if not is_whole(path):
         compile_to(path, kernel.functions, kernel.instruction, target.tvm())
     return path
 
@@ -90,7 +90,7 @@ def object_path(kernel: Kernel, target: Target, cache_dir: Path) -> Path:
     return cache_dir / "objects" / f"{hashlib.sha256(chr(0).join(content).encode()).hexdigest()}.o"
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether there is an object file that reaches to its end, which a full disk or a crash may have cut off."""
     try:
         with path.open("rb") as file:
@@ -172,7 +172,7 @@ def compile_many(
     """
     paths = {kernel.symbol: object_path(kernel, target, cache_dir) for kernel in kernels}
     distinct = {kernel.symbol: kernel for kernel in kernels}.values()
-    missing = [kernel for kernel in distinct if not _is_whole(paths[kernel.symbol])]
+    missing = [kernel for kernel in distinct if not is_whole(paths[kernel.symbol])]
     ready = len(paths) - len(missing)
 
     def report(done: int) -> None:

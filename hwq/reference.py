@@ -7,13 +7,15 @@ once, so a float kernel differs from them by its own rounding. None for ``op`` "
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hwq import group_scales, numerics, operators
-from hwq.graph import ANCHORS, PASS_THROUGH
+from hwq.graph import ANCHORS, PASS_THROUGH, Activation
 from hwq.numerics import Array, QParams
 from hwq.scheme import SCHEMES
 from hwq.workload import Workload
@@ -31,6 +33,23 @@ def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uin
         y = _pass_through(workload, arguments)
         return y if integer else numerics.activate(workload.activation, y)
     return _integer(workload, arguments) if integer else _float(workload, arguments)
+
+
+def float_bound(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """By how much each element of a float kernel's output may differ from ``evaluate``'s; for float schemes.
+
+    With weights: a sum of n products in any order, fused or not, errs by at most (n + 2) * 2^-24 times the sum of their
+    absolute values to first order (Higham, Accuracy and Stability, 3.1), here doubled; in bf16 the products are of
+    rounded values, in the reference as in the kernel, and exact. The activations' slopes are at most 1.5
+    (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones. Without weights:
+    1e-4 of max(1, |value|), the sum of a whole picture of 56 x 56 pixels in any order.
+    """
+    if workload.op not in ANCHORS:
+        return np.asarray(1e-4 * np.maximum(np.abs(evaluate(workload, arguments)), 1.0))
+    plain = replace(workload, activation=Activation())
+    sizes = evaluate(plain, [np.abs(argument) for argument in arguments])
+    terms = math.prod(arguments[len(workload.input_shapes)].shape[1:]) + 4
+    return np.asarray(1.5 * terms * 2.0**-23 * sizes + 1e-6 * np.maximum(sizes, 1.0))
 
 
 def _some(workload: Workload, names: Sequence[str]) -> dict[str, Any]:

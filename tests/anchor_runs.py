@@ -13,7 +13,7 @@ from kernel_runs import Array, numbers, run
 
 from hwq import group_scales, numerics
 from hwq.graph import Activation, Shape
-from hwq.reference import evaluate
+from hwq.reference import evaluate, float_bound
 from hwq.schedules.template import Template
 from hwq.scheme import SCHEMES as KNOWN
 from hwq.target import Target
@@ -139,24 +139,10 @@ def result_of(workload: Workload, target: Target, kernel: Kernel, arguments: lis
     return run(kernel, target, ready, workload.output_shape, dtype, weight=len(workload.input_shapes))
 
 
-def float_error(workload: Workload, arguments: list[Array]) -> Array:
-    """The most by which a float kernel may differ from the exact value, rounded.
-
-    A sum of n products in any order, fused or not, errs by at most (n + 2) * 2^-24 times the sum of their absolute
-    values to first order (Higham, Accuracy and Stability, 3.1), here doubled; in bf16 the products are of rounded
-    values, in the reference as in the kernel, and exact. The activations' slopes are at most 1.5
-    (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones.
-    """
-    plain = replace(workload, activation=Activation())
-    sizes = evaluate(plain, [np.abs(argument) for argument in arguments])
-    terms = int(np.prod(weight_shape(workload)[1:])) + 4
-    return np.asarray(1.5 * terms * 2.0**-23 * sizes + 1e-6 * np.maximum(sizes, 1.0))
-
-
 def check_anchor(
     apply: Apply, workload: Workload, target: Target, rng: np.random.Generator, *, seed: int | None = None
 ) -> Kernel:
-    """The kernel equals the reference (float schemes: within ``float_error``); the kernel."""
+    """The kernel equals the reference (float schemes: within ``float_bound``); the kernel."""
     kernel = apply(workload, target, seed=seed)
     assert kernel is not None, workload
     arguments = make_arguments(workload, target, rng)
@@ -164,7 +150,7 @@ def check_anchor(
     expected = evaluate(workload, arguments, target.activation_storage)
     assert result.dtype == expected.dtype
     if KNOWN[workload.scheme].domain == "f32":
-        assert np.all(np.abs(result - expected) <= float_error(workload, arguments))
+        assert np.all(np.abs(result - expected) <= float_bound(workload, arguments))
     else:
         np.testing.assert_array_equal(result, expected)
         assert expected.size < 99 or len(np.unique(expected)) > 5  # not all clamped

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("errors", "scheme", "numerics", "group_scales", "operators", "observers", "rounding", "loss", "ridge"),
             *("assignment", "mixed_integer", "assign", "explain"),
-            *("address", "cache", "cpu", "files", "process", "switches", "units"),
+            *("address", "cache", "cpu", "crew", "files", "process", "switches", "units"),
         ),
     ),
     (
@@ -57,7 +57,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     (
         "stages",
         None,
-        ("calibrate", "moments", "correct", "sensitivity", "measure", "verify", "evaluate", "certificate"),
+        (
+            *("calibrate", "moments", "correct", "sensitivity", "measure", "verify", "evaluate", "certificate"),
+            *("trial", "trial_data", "trial_worker"),
+        ),
     ),
     (
         "assembly",

@@ -1,0 +1,90 @@
+"""What the workers of ``hwq.trial`` are handed of a task: arrays in files, and plain values.
+
+Arrays are named by their content, so that what two kernels share is written and sent once. Workers need neither the
+program nor the packing functions: weights are packed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq import reference
+from hwq.cost import SMALL_WEIGHTS_BYTES
+from hwq.lower import Program, Step
+from hwq.scheme import SCHEMES
+from hwq.target import Target
+from hwq.workload import Kernel
+
+Array = npt.NDArray[Any]
+
+
+def made_up(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
+    """Activations: bytes over their whole range, normal floats, 0 and 1 for any other type (indices among them)."""
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    if kind.itemsize == 1 and kind.kind in "iu":
+        return rng.integers(0, 256, shape).astype(np.uint8).view(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def task_content(step: Step, program: Program, target: Target, home: str, folder: Path) -> dict[str, Any]:
+    """The part of a job that all trials of one task share: inputs, what is to come out, and where the weights are.
+
+    expected None: the default's output is what is to come out (an op "float" has no other reference). bound None:
+    integers, to be equal. span_bytes: so much of other weights is read between two readings of one; 0 for weights that
+    are near, or too small for it to be felt.
+    """
+    workload = step.workload
+    assert workload is not None
+    shape, dtype = program.values[step.output]
+    inputs = [made_up(*program.values[name], seed) for seed, name in enumerate(step.inputs)]
+    expected: Array | None = None
+    bound: Array | None = None
+    if workload.op != "float":
+        arguments = [*inputs, *step.constants]
+        expected = reference.evaluate(workload, arguments, target.activation_storage)
+        if SCHEMES[workload.scheme].domain == "f32":
+            bound = reference.float_bound(workload, arguments)
+    near = home == "l2" or step.weight is None or step.constants[step.weight].nbytes < SMALL_WEIGHTS_BYTES
+    far_bytes = 4 * target.l2_bytes if home == "l3" else 2 * max(target.l3_bytes, 4 * target.l2_bytes)
+    return {
+        "inputs": [_kept(value, folder) for value in inputs],
+        "shape": list(shape),
+        "dtype": dtype,
+        "expected": None if expected is None else _kept(expected, folder),
+        "bound": None if bound is None else _kept(bound, folder),
+        "span_bytes": 0 if near else far_bytes,
+    }
+
+
+def kernel_content(kernel: Kernel, step: Step, library: Path, folder: Path) -> dict[str, Any]:
+    """The part of a job that tells of one kernel: its library, and its constants as it stores them."""
+    constants = [
+        kernel.pack(value) if i == step.weight and kernel.pack is not None else value
+        for i, value in enumerate(step.constants)
+    ]
+    expand = kernel.expand
+    return {
+        "library": str(library),
+        "symbol": kernel.symbol,
+        "constants": [_kept(value, folder) for value in constants],
+        "weight": step.weight,
+        "expand": None if expand is None else [expand.symbol, list(expand.shape), expand.dtype],
+    }
+
+
+def _kept(value: Array, folder: Path) -> str:
+    """The file of ``value`` in ``folder``, written if it is not there."""
+    value = np.ascontiguousarray(value)
+    name = hashlib.sha256(value.tobytes() + repr((value.shape, str(value.dtype))).encode()).hexdigest()[:32]
+    path = folder / f"{name}.npy"
+    if not path.exists():
+        np.save(path, value, allow_pickle=False)
+    return str(path)
