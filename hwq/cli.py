@@ -17,6 +17,7 @@ from rich.console import Console
 from hwq import report as reports
 from hwq import target as targets
 from hwq.cli_store import store_group
+from hwq.cli_tune import tune_command
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
 from hwq.options import check_output, json_option, threads_option
@@ -355,4 +356,5 @@ def _probe(output: str | None, as_json: bool) -> None:
         click.echo(text)
 
 
+main.add_command(tune_command)
 main.add_command(store_group)

@@ -51,7 +51,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
             *("board_facts", "device", "space"),
-            *("compose", "price_features", "learned_price"),
+            *("compose", "price_features", "learned_price", "decided"),
         ),
     ),
     (
@@ -68,13 +68,13 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("pipeline", "model", "work", "plan", "arguments"),
             *("observe", "study", "pricing", "reanchor", "judge", "choose", "memory_plan", "library", "artifact"),
-            *("tasks",),
+            *("tasks", "rounds", "tune"),
             *("deliver", "inplace", "contest", "dispose"),
         ),
     ),
-    ("whole", None, ("compiler", "explore", "demo", "report", "page", "job_file")),
+    ("whole", None, ("compiler", "explore", "demo", "report", "page", "job_file", "job")),
     ("face", None, ("__init__",)),
-    ("shell", None, ("shell", "options", "cli_store", "cli")),
+    ("shell", None, ("shell", "options", "cli_store", "cli_tune", "cli")),
 )
 LEVEL = {module: level for level, (_, _, modules) in enumerate(LAYERS) for module in modules}
 

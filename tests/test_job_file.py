@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,11 @@ def test_a_file_that_is_not_there(path: Path) -> None:
     with pytest.raises(HwqError, match=r"night\.toml cannot be read") as caught:
         read_job(path)
     assert caught.value.code == "job-missing"
+
+
+def test_the_example_of_the_readme_is_a_job(path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(trials.*?)```", readme, re.DOTALL)
+    path.write_text(example)
+    job = read_job(path)
+    assert (job.models[0].priority, job.targets[0].name, job.work_dir.name) == (2.0, "host", "night.work")
