@@ -50,7 +50,8 @@ class Facts:
     """A machine as it says of itself.
 
     cpu_model begins with "emulated " where ``emulated``. arch: as LLVM spells it ("aarch64"). flags: the kernel's names
-    ("asimddp", "i8mm"). runtime: TVM's version there, None where it does not tell.
+    ("asimddp", "i8mm"). clock_hz: the highest that Linux states, None where it states none, and for an emulator.
+    runtime: TVM's version there, None where it does not tell.
     """
 
     cpu_model: str
@@ -58,6 +59,7 @@ class Facts:
     flags: frozenset[str]
     cores: int
     emulated: bool
+    clock_hz: float | None
     runtime: str | None
 
 
@@ -69,6 +71,7 @@ def local_facts() -> Facts:
         flags=cpu.cpu_flags(),
         cores=cpu.cores(),
         emulated=False,
+        clock_hz=cpu.clock_hz(),
         runtime=tvm.__version__,
     )
 
@@ -87,6 +90,7 @@ def board_facts(session: Any, name: str) -> Facts:
     info = _read(module, context, "/proc/cpuinfo")
     comm = _read(module, context, "/proc/self/comm")
     kernel = _read(module, context, "/proc/sys/kernel/arch").strip()
+    fastest_khz = _read(module, context, "/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").strip()
     foreign_kernel = kernel in {arch for arch, _ in _MACHINES.values()} - {arch}
     emulated = re.search(rf"^{own_line}\s*:", info, re.MULTILINE) is None or foreign_kernel or comm.startswith("qemu")
     with scratch() as folder:
@@ -100,6 +104,7 @@ def board_facts(session: Any, name: str) -> Facts:
         flags=flags,
         cores=max(1, len(re.findall(r"^processor\s*:", info, re.MULTILINE))),
         emulated=emulated,
+        clock_hz=int(fastest_khz) * 1e3 if fastest_khz.isdecimal() and not emulated else None,
         runtime=_runtime(session, _read(module, context, "/proc/self/maps")),
     )
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from hwq import report as reports
 from hwq import target as targets
+from hwq.cli_lab import lab
 from hwq.cli_store import store_group
 from hwq.cli_tune import tune_command
 from hwq.errors import HwqError
@@ -358,3 +359,4 @@ def _probe(output: str | None, as_json: bool) -> None:
 
 main.add_command(tune_command)
 main.add_command(store_group)
+main.add_command(lab)

@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("graph", "workload", "samples", "ties", "quantize", "reference", "progress"),
             *("target", "target_file", "threads", "store_file", "store", "store_text", "cost", "boosting"),
-            *("board_server", "tracker"),
+            *("board_server", "tracker", "made_up"),
             *("relax_tools", "onnx_prepare", "onnx_convert", "onnx_import"),
             *("passes", "layer_ops", "float_ops", "layers"),
         ),
@@ -60,6 +60,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("calibrate", "moments", "correct", "sensitivity", "measure", "verify", "evaluate", "certificate"),
             *("trial", "trial_data", "trial_worker"),
+            *("lab",),
         ),
     ),
     (
@@ -74,7 +75,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page", "job_file", "job")),
     ("face", None, ("__init__",)),
-    ("shell", None, ("shell", "options", "cli_store", "cli_tune", "cli")),
+    ("shell", None, ("shell", "options", "cli_store", "cli_tune", "cli_lab", "cli")),
 )
 LEVEL = {module: level for level, (_, _, modules) in enumerate(LAYERS) for module in modules}
 

@@ -1,0 +1,219 @@
+"""Lab: whether a board is fit to measure a target's kernels: its CPU, TVM's runtime, instructions, clock and timing.
+
+Each instruction that the target file names is tried by a kernel of its own, small, held to the NumPy reference. One
+that the CPU lacks ends the session; the board is asked for another, and the others go on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tvm
+
+from hwq import made_up, reference
+from hwq.compile_kernel import compile_code, link
+from hwq.device import Device, close, connect, empty, facts, heard, load_library, misfit, set_threads, tensor
+from hwq.errors import HwqError
+from hwq.execute import quiet
+from hwq.files import scratch
+from hwq.probe import buffer_bytes, kernel_of, probe, read_kernel, timer, typical_workload
+from hwq.progress import Callback
+from hwq.target import Compute, Target
+
+# The probes' layers: 7 x 7 pixels and 32 channels run in no time, on an emulator too.
+PIXELS, CHANNELS = 7, 32
+# What a board may show over SPAN_S: how far its timings drift from the first third to the last, and how far apart the
+# middle half of them lies.
+LARGEST_DRIFT, LARGEST_NOISE = 0.03, 0.05
+SPAN_S = 4.0
+_LEAST_MS = 5
+_TURN = 5
+MEASURED, EMULATED = "measured: hwq lab check", "emulated, means nothing: hwq lab check"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. fits: None where it could not be told. found: one sentence."""
+
+    what: str
+    fits: bool | None
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A board held to a target. target: the one that was checked, with what the board says of itself in it."""
+
+    board: str
+    target: Target
+    findings: tuple[Finding, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing was found that does not fit."""
+        return all(finding.fits is not False for finding in self.findings)
+
+
+def check(target: Target, board: str, progress: Callback = quiet) -> Checked:
+    """Hold ``board`` (KEY or KEY@HOST:PORT) to ``target``. progress counts the instructions and the timing.
+
+    Raises HwqError "device-other" for a board with another kind of CPU, and as ``hwq.device.connect``.
+    """
+    machine = connect(board)
+    try:
+        known = facts(machine)
+        if known.arch != target.architecture:
+            message = f"board {machine.name} cannot be checked: {misfit(target, known)}"
+            raise HwqError("device-other", f"{message}; accepted: a target for {known.arch}")
+        found = [_cpu(target, machine, known.cpu_model, known.emulated), _flags(target, known), _runtime(known.runtime)]
+        rows = distinct(target)
+        for done, row in enumerate(rows):
+            machine, finding = _instruction(row, target, machine, board)
+            found.append(finding)
+            progress(done + 1, len(rows) + 1)
+        found += _timing(target, machine, known.emulated)
+        progress(len(rows) + 1, len(rows) + 1)
+    finally:
+        close(machine)
+    own: dict[str, Any] = {"cores": known.cores}
+    own |= {} if known.clock_hz is None else {"clock_hz": known.clock_hz}
+    sources = dict(target.sources) | dict.fromkeys(own, "read from the board: hwq lab check")
+    here = replace(target, device=board, cpu_model=known.cpu_model, sources=tuple(sources.items()), **own)
+    return Checked(board=machine.name, target=here, findings=tuple(found))
+
+
+def distinct(target: Target) -> tuple[Compute, ...]:
+    """The rows that are tried: of each instruction and type of weight the first."""
+    rows: dict[tuple[str, str], Compute] = {}
+    for row in target.compute:
+        rows.setdefault((row.instruction, row.weight), row)
+    return tuple(rows.values())
+
+
+def _cpu(target: Target, machine: Device, model: str, emulated: bool) -> Finding:
+    text = f"{model}, as target {target.name} needs it ({target.architecture})"
+    if emulated:
+        text += "; an emulator: what it computes is right, and how long it takes means nothing"
+    return Finding(what="cpu", fits=True, found=text)
+
+
+def _flags(target: Target, known: Any) -> Finding:
+    reason = misfit(target, known)
+    found = f"has {', '.join(target.cpu_flags) or 'all that is needed'}" if reason is None else reason
+    return Finding(what="flags", fits=reason is None, found=found)
+
+
+def _runtime(version: str | None) -> Finding:
+    here = tvm.__version__
+    if version is None:
+        return Finding(what="runtime", fits=None, found=f"the board does not tell TVM's version; here it is {here}")
+    return Finding(what="runtime", fits=version == here, found=f"TVM {version} there, {here} here")
+
+
+def _instruction(row: Compute, target: Target, machine: Device, board: str) -> tuple[Device, Finding]:
+    """What came of the row's kernel, and the device to go on with: another session where this one ended."""
+    what = f"{row.instruction}, {row.weight} weights" if row.weight != "none" else row.instruction
+    try:
+        differing = probe_row(row, target, machine)
+    except HwqError as error:
+        if error.code != "device-lost":
+            return machine, Finding(what=what, fits=None, found=f"not tried: {error.message}")
+        lacks = f"the board lacks {row.instruction}: its kernel ended the session"
+        return _again(board, lacks), Finding(what=what, fits=False, found=lacks)
+    if differing is None:
+        return machine, Finding(what=what, fits=None, found="no kernel yet")
+    if differing:
+        return machine, Finding(what=what, fits=False, found=f"{differing} elements differ from the reference")
+    return machine, Finding(what=what, fits=True, found="equal to the NumPy reference")
+
+
+def _again(board: str, ended: str) -> Device:
+    """Another session with the board. Raises HwqError "device-lost" where it serves no more."""
+    try:
+        return connect(board)
+    except HwqError as error:
+        message = f"{ended}, and then {error.message}; accepted: a board that `hwq lab serve` serves, which goes on"
+        raise HwqError("device-lost", message) from error
+
+
+def probe_row(row: Compute, target: Target, machine: Device) -> int | None:
+    """How many elements of a small layer differ from the reference; None where there is no kernel, or no reference.
+
+    Raises HwqError as ``compile_code`` and ``load_library``, "device-lost" where the kernel ends the session.
+    """
+    workload = typical_workload(row, PIXELS, CHANNELS)
+    kernel = kernel_of(row, workload, target)
+    if kernel is None or workload.op not in made_up.OPS:
+        return None
+    arguments = made_up.arguments(workload, target.activation_storage, np.random.default_rng(0))
+    expected = reference.evaluate(workload, arguments, target.activation_storage)
+    with scratch() as folder:
+        code, library = folder / "row.o", folder / "row.so"
+        code.write_bytes(compile_code(kernel.functions, kernel.instruction, target.tvm()))
+        link(library, [code])
+        module = load_library(machine, library)
+    set_threads(machine, 1)
+    weight = len(workload.input_shapes)
+    packed = [kernel.pack(value) if kernel.pack and i == weight else value for i, value in enumerate(arguments)]
+    values = [tensor(machine, value) for value in packed]
+    out = empty(machine, expected.shape, str(expected.dtype))
+    with heard(machine):
+        if kernel.expand is not None:
+            expanded = empty(machine, kernel.expand.shape, kernel.expand.dtype)
+            module[kernel.expand.symbol](values[weight], expanded)
+            values[weight] = expanded
+        module[kernel.symbol](*values, out)
+        return int((out.numpy() != expected).sum())
+
+
+def _timing(target: Target, machine: Device, emulated: bool) -> list[Finding]:
+    """Whether the clock stays and timings agree, by reading a buffer that the second level holds for SPAN_S."""
+    set_threads(machine, 1)
+    clock = timer(read_kernel(buffer_bytes(target)["l2_bytes_per_s"], target), target, machine)
+    clock(_TURN, _LEAST_MS)  # a warm-up
+    samples: list[float] = []
+    until = time.monotonic() + SPAN_S
+    while time.monotonic() < until or len(samples) < 3 * _TURN:
+        samples += clock(_TURN, _LEAST_MS)
+    drift, noise = drift_and_noise(samples)
+    looked_at = (
+        ("clock", drift, LARGEST_DRIFT, f"timings drift by {drift:.1%} over {SPAN_S:g} s"),
+        ("noise", noise, LARGEST_NOISE, f"half of {len(samples)} timings lie within {noise:.1%}"),
+    )
+    if emulated:
+        return [Finding(what=what, fits=None, found=f"{text}, of an emulator") for what, _, _, text in looked_at]
+    return [
+        Finding(what=what, fits=value <= most, found=f"{text}; up to {most:.0%} is fit")
+        for what, value, most, text in looked_at
+    ]
+
+
+def drift_and_noise(samples: Sequence[float]) -> tuple[float, float]:
+    """Of timings in order: how far the medians of the first and the last third are apart, and the quartiles, relative
+    to the lesser and to the median. At least 3 timings.
+    """
+    third = len(samples) // 3
+    first, last = statistics.median(samples[:third]), statistics.median(samples[-third:])
+    low, middle, high = np.quantile(np.asarray(samples), (0.25, 0.5, 0.75)).tolist()
+    return max(first, last) / min(first, last) - 1.0, (high - low) / middle
+
+
+def rates(checked: Checked, name: str, progress: Callback = quiet, emulated: bool = False) -> str:
+    """The text of a target file called ``name`` for a board that was checked, its rates measured there.
+
+    Raises HwqError "device-emulated" for an emulator, unless ``emulated`` says that it is known, and as ``connect``.
+    """
+    if checked.target.emulated and not emulated:
+        message = f"board {checked.board} is an emulator, whose rates mean nothing, so no target file is written"
+        raise HwqError("device-emulated", f"{message}; accepted: a board, or --emulated to write them all the same")
+    machine = connect(checked.target.device)
+    try:
+        source = EMULATED if checked.target.emulated else MEASURED
+        return probe(checked.target, name, progress, machine, source)
+    finally:
+        close(machine)

@@ -1,0 +1,107 @@
+"""``hwq lab``: the tracker and this machine as a board, listed, checked, and ended by Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from boards import free_port, running, small
+from shell_runs import hwq
+
+from hwq import device, lab, probe
+from hwq.errors import HwqError
+from hwq.probe import to_toml
+from hwq.target import Target
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def shelf() -> Iterator[str]:
+    """A tracker and this machine as a board of it, "here", both by ``hwq lab``; Ctrl-C ends them with status 0."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    run = [sys.executable, "-c", "from hwq.cli import main; main()", "lab"]
+    with (
+        running([*run, "tracker", "--host", "127.0.0.1", "--port", str(port)]) as tracker,
+        running([*run, "serve", "--key", "here", "--host", "127.0.0.1"], HWQ_TRACKER=address) as server,
+    ):
+        _until(lambda: device.count(f"here@{address}") == 1)
+        yield address
+        for process in (server, tracker):
+            start = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+            assert time.monotonic() - start < 8
+
+
+def _until(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if done():
+                return
+        except HwqError:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_the_list(shelf: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = hwq(capsys, "lab", "list", "--tracker", shelf, "--json").json
+    assert list(found) == ["here"]
+    assert (found["here"]["boards"], found["here"]["free"], found["here"]["waiting"]) == (1, 1, 0)
+    monkeypatch.setenv("HWQ_TRACKER", shelf)
+    table = hwq(capsys, "lab", "list").out
+    assert "here" in table
+    assert found["here"]["at"][0] in table
+    assert "device-invalid" in hwq(capsys, "lab", "list", "--tracker", "nowhere:x", "--json").out
+
+
+def test_this_machine_as_a_board(shelf: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits are set aside, since on a machine that others use timings may not fit, and the timings are short."""
+    for name in ("LARGEST_DRIFT", "LARGEST_NOISE"):
+        monkeypatch.setattr(lab, name, 1e9)
+    monkeypatch.setattr(lab, "SPAN_S", 0.2)
+    monkeypatch.setattr(probe, "_REPEATS", 2)
+    monkeypatch.setattr(probe, "_LARGEST_BUFFER_BYTES", 1 << 20)
+    host = Target.load("host")
+    (tmp_path / "t.toml").write_text(to_toml(small(host, host.compute[:1])), encoding="utf-8")
+    board = f"here@{shelf}"
+    ended = hwq(capsys, "lab", "check", board, "--target", tmp_path / "t.toml", "-o", tmp_path / "mine.toml", "--json")
+    assert (ended.status, ended.json["fits"]) == (0, True)
+    found = {one["what"]: one["fits"] for one in ended.json["findings"]}
+    instruction = f"{host.compute[0].instruction}, int8 weights"
+    assert found == dict.fromkeys(("cpu", "flags", "runtime", instruction, "clock", "noise"), True)
+    written = Target.load(ended.json["output"])
+    assert (written.name, written.device) == ("mine", board)
+    assert written.mcpu == host.mcpu
+    assert {row.source for row in written.compute} == {lab.MEASURED}
+    assert all(row.macs_per_cycle > 0.01 for row in written.compute)
+
+    monkeypatch.setattr(lab, "LARGEST_NOISE", -1.0)
+    ended = hwq(capsys, "lab", "check", board, "--target", tmp_path / "t.toml", "-o", tmp_path / "not.toml")
+    assert ended.status == 1
+    assert "does not fit" in ended.out
+    assert not (tmp_path / "not.toml").exists()
+
+
+def test_a_port_in_use(shelf: str, capsys: Capture) -> None:
+    ended = hwq(capsys, "lab", "tracker", "--host", "127.0.0.1", "--port", shelf.split(":")[1])
+    assert ended.status == 1
+    assert "in use" in ended.sentence
+
+
+def test_local_is_no_board(capsys: Capture) -> None:
+    ended = hwq(capsys, "lab", "check", "local", "--target", "host")
+    assert (ended.status, "no board" in ended.sentence) == (1, True)
+
+
+def test_a_target_for_another_cpu_is_refused(board_name: str, capsys: Capture) -> None:
+    ended = hwq(capsys, "lab", "check", board_name, "--target", "x86-avx2", "--json")
+    assert (ended.status, ended.json["error"]["code"]) == (1, "device-other")
+    assert "it is aarch64, and target x86-avx2 is for x86_64" in ended.sentence
