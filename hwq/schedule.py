@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hwq.errors import HwqError
+from hwq.schedules.arm import smmla
 from hwq.schedules.cpu import conv2d, dense, depthwise, grouped
 from hwq.schedules.generic import (
     binary,
@@ -28,6 +29,7 @@ from hwq.workload import Kernel, Workload
 
 FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     amx.apply,
+    smmla.apply,
     dense.apply,
     grouped.apply,
     winograd.apply,
@@ -51,6 +53,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
 
 # The families that have more than one way to compute a workload.
 SEARCHED: tuple[Callable[[Workload, Target], Iterable[Template]], ...] = (
+    smmla.templates,
     dense.templates,
     grouped.templates,
     winograd.templates,

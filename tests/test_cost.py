@@ -152,7 +152,9 @@ def test_a_second_thread_never_costs_more_than_its_start(shape: tuple[str, int, 
     assert nine == two, "there are two cores"
 
 
-@pytest.mark.parametrize("name", [*HOST_TIERS, "arm-cortex-a72", "arm-cortex-a76", "cuda-t4", "cuda-h100"])
+@pytest.mark.parametrize(
+    "name", [*HOST_TIERS, "arm-cortex-a72", "arm-cortex-a76", "arm-neoverse-n2", "cuda-t4", "cuda-h100"]
+)
 def test_bytes_and_seconds_are_in_order_on_every_machine(name: str) -> None:
     target = Target.load(name)
     f32, w8, w4 = (cost.price_roofline(conv(scheme, 28, 256, 256), target) for scheme in SCHEMES)

@@ -88,9 +88,10 @@ def table_entries(shuffle: str | None) -> Any:
     return None if shuffle is None else te.placeholder(table.entries_shape(shuffle), "uint8", "entries")
 
 
-def from_bias(arguments: list[Any]) -> Any:
+def from_bias(arguments: list[Any], channel: Callable[..., Any] | None = None) -> Any:
     """The unscheduled function of ``arguments``, whose block "acc" [..., block, lane] sums from the bias of its channel
-    instead of 0: int32 wraps, so it does not matter when the bias is added.
+    instead of 0: int32 wraps, so it does not matter when the bias is added. channel: of a place in a block of other
+    axes.
     """
     func = te.create_prim_func(arguments)
     bias = next(param for param in func.params if param.name == "bias")
@@ -111,7 +112,8 @@ def from_bias(arguments: list[Any]) -> Any:
         else:
             *_, lanes = init.buffer.shape
             *_, block, lane = init.indices
-            init = tirx.BufferStore(init.buffer, bias[block * lanes + lane], init.indices)
+            place = block * lanes + lane if channel is None else channel(*init.indices)
+            init = tirx.BufferStore(init.buffer, bias[place], init.indices)
         return SBlock(
             stmt.iter_vars, stmt.reads, stmt.writes, stmt.name_hint, body, init, stmt.alloc_buffers, stmt.match_buffers
         )

@@ -43,7 +43,7 @@ TUNING = re.compile(r"fast|slow|prefer|macrofusion|branchfusion|idivq|false-deps
 
 
 def test_there_are_targets() -> None:
-    assert {*HOST_TIERS, "arm-cortex-a72", "arm-cortex-a76", "cuda-t4", "cuda-h100"} <= set(NAMES)
+    assert {*HOST_TIERS, "arm-cortex-a72", "arm-cortex-a76", "arm-neoverse-n2", "cuda-t4", "cuda-h100"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
