@@ -6,14 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
-from boards import serving, tracking
 from emulated_board import BoardMissing, build, default_root
-
-from hwq import device
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD_AT = default_root()  # of the user's cache: it is not built for every run
@@ -55,6 +53,8 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def tracker() -> Iterator[str]:
     """A tracker of TVM's for the whole run: "HOST:PORT"."""
+    from boards import tracking  # imports TVM, which most tests of a part do without
+
     with tracking() as address:
         yield address
 
@@ -71,13 +71,17 @@ def board_root() -> Path:
 @pytest.fixture(scope="session")
 def board_name(board_root: Path, tracker: str) -> Iterator[str]:
     """KEY@HOST:PORT of an emulated ARM board that serves for the whole run; one session at a time."""
+    from boards import serving
+
     with serving(board_root, tracker, "board"):
         yield f"board@{tracker}"
 
 
 @pytest.fixture
-def board(board_name: str) -> Iterator[device.Device]:
+def board(board_name: str) -> Iterator[Any]:
     """A session with that board, for one test: what a test breaks is whole for the next."""
+    from hwq import device
+
     found = device.connect(board_name)
     yield found
     device.close(found)
