@@ -13,6 +13,7 @@ before the candidate's turn costs it nothing.
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -75,10 +76,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Round:
-    """One call of ``run_trials``: what its jobs are made of, and what is known so far."""
+    """One call of ``run_trials``: what its jobs are made of, and what is known so far.
+
+    folder: for its own files; arrays: for those that later calls of the crew find again.
+    """
 
     trials: Sequence[Trial]
     default: Kernel
+    code: str
     step: Step
     target: Target
     cache_dir: Path
@@ -86,6 +91,7 @@ class _Round:
     threads: int
     timeout_s: float
     folder: Path
+    arrays: Path
     task: dict[str, Any]
     libraries: dict[int, Path] = field(default_factory=dict)
     contents: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -143,10 +149,13 @@ def run_trials(
     """
     with contextlib.ExitStack() as ends:
         crew = crew or ends.enter_context(open_crew(target, devices))
-        folder = Path(ends.enter_context(scratch(crew.folder)))
+        folder = ends.enter_context(scratch(crew.folder))
+        arrays = crew.folder / "arrays"
+        arrays.mkdir(exist_ok=True)
         doing = _Round(
             trials=trials,
             default=default,
+            code=object_path(default, target, cache_dir).stem,
             step=step,
             target=target,
             cache_dir=cache_dir,
@@ -154,7 +163,8 @@ def run_trials(
             threads=threads,
             timeout_s=timeout_s,
             folder=folder,
-            task=task_content(step, program, target, home, folder),
+            arrays=arrays,
+            task=task_content(step, program, target, home, arrays),
         )
         todo = deque(_build_job(doing, index) for index in (DEFAULT, *range(len(trials))))
         progress(0, len(trials))
@@ -216,14 +226,16 @@ def _after_build(doing: _Round, job: Job, ended: Ended) -> list[Job]:
 
 def _try_job(doing: _Round, index: int) -> Job:
     for number in {DEFAULT, index} - doing.contents.keys():
+        folder = doing.arrays if number == DEFAULT else doing.folder
         library = doing.libraries[number]
-        doing.contents[number] = kernel_content(doing.kernel(number), doing.step, library, doing.folder)
+        doing.contents[number] = kernel_content(doing.kernel(number), doing.step, library, folder, doing.arrays)
+    default = doing.contents[DEFAULT]
     limits = {START: START_S, "default": doing.timeout_s, "candidate": doing.timeout_s}
     job = {
         "kind": "try",
-        "name": str(doing.folder),
+        "name": json.dumps([doing.code, doing.task, default["constants"]]),
         "task": doing.task,
-        "default": doing.contents[DEFAULT],
+        "default": default,
         "candidate": doing.contents[index],
         "threads": doing.threads,
         "needs_s": 2 * doing.timeout_s,

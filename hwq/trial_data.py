@@ -1,7 +1,8 @@
 """What the workers of ``hwq.trial`` are handed of a task: arrays in files, and plain values.
 
-Arrays are named by their content, so that what two kernels share is written and sent once. Workers need neither the
-program nor the packing functions: weights are packed here.
+Arrays are named by their content, so that what two kernels share is written and sent once, and the reference's output
+by what it is computed from, so that it is computed once. Workers need neither the program nor the packing functions:
+weights are packed here.
 """
 
 from __future__ import annotations
@@ -45,27 +46,36 @@ def task_content(step: Step, program: Program, target: Target, home: str, folder
     assert workload is not None
     shape, dtype = program.values[step.output]
     inputs = [made_up(*program.values[name], seed) for seed, name in enumerate(step.inputs)]
-    expected: Array | None = None
-    bound: Array | None = None
+    expected: Path | None = None
+    bound: Path | None = None
     if workload.op != "float":
         arguments = [*inputs, *step.constants]
-        expected = reference.evaluate(workload, arguments, target.activation_storage)
-        if SCHEMES[workload.scheme].domain == "f32":
-            bound = reference.float_bound(workload, arguments)
+        key = _digest([workload.key, target.activation_storage, *map(_name, arguments)])
+        expected, bound = folder / f"{key}-expected.npy", folder / f"{key}-bound.npy"
+        if not expected.exists():
+            np.save(expected, reference.evaluate(workload, arguments, target.activation_storage))
+        if SCHEMES[workload.scheme].domain != "f32":
+            bound = None
+        elif not bound.exists():
+            np.save(bound, reference.float_bound(workload, arguments))
     near = home == "l2" or step.weight is None or step.constants[step.weight].nbytes < SMALL_WEIGHTS_BYTES
     far_bytes = 4 * target.l2_bytes if home == "l3" else 2 * max(target.l3_bytes, 4 * target.l2_bytes)
     return {
         "inputs": [_kept(value, folder) for value in inputs],
         "shape": list(shape),
         "dtype": dtype,
-        "expected": None if expected is None else _kept(expected, folder),
-        "bound": None if bound is None else _kept(bound, folder),
+        "expected": None if expected is None else str(expected),
+        "bound": None if bound is None else str(bound),
         "span_bytes": 0 if near else far_bytes,
     }
 
 
-def kernel_content(kernel: Kernel, step: Step, library: Path, folder: Path) -> dict[str, Any]:
-    """The part of a job that tells of one kernel: its library, and its constants as it stores them."""
+def kernel_content(
+    kernel: Kernel, step: Step, library: Path, folder: Path, others: Path | None = None
+) -> dict[str, Any]:
+    """The part of a job that tells of one kernel: its library, and its constants as it stores them, in files of
+    ``folder``, or of ``others`` if they are there already.
+    """
     constants = [
         kernel.pack(value) if i == step.weight and kernel.pack is not None else value
         for i, value in enumerate(step.constants)
@@ -74,17 +84,25 @@ def kernel_content(kernel: Kernel, step: Step, library: Path, folder: Path) -> d
     return {
         "library": str(library),
         "symbol": kernel.symbol,
-        "constants": [_kept(value, folder) for value in constants],
+        "constants": [_kept(value, folder, others) for value in constants],
         "weight": step.weight,
         "expand": None if expand is None else [expand.symbol, list(expand.shape), expand.dtype],
     }
 
 
-def _kept(value: Array, folder: Path) -> str:
-    """The file of ``value`` in ``folder``, written if it is not there."""
-    value = np.ascontiguousarray(value)
-    name = hashlib.sha256(value.tobytes() + repr((value.shape, str(value.dtype))).encode()).hexdigest()[:32]
-    path = folder / f"{name}.npy"
+def _kept(value: Array, folder: Path, others: Path | None = None) -> str:
+    """The file of ``value`` in ``folder``, written if it is neither there nor in ``others``."""
+    name = f"{_name(value)}.npy"
+    path = folder / name if others is None or not (others / name).exists() else others / name
     if not path.exists():
         np.save(path, value, allow_pickle=False)
     return str(path)
+
+
+def _name(value: Array) -> str:
+    """A name of its content."""
+    return _digest([value.shape, str(value.dtype), hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()])
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -26,10 +26,13 @@ from hwq.compile_kernel import compile_to, is_whole, link
 from hwq.crew import answer_jobs, die_with
 from hwq.errors import HwqError
 
-# Figures of each of the two kernels, in turns: so many, and more of a candidate that seems faster after them. And the
-# least that the calls of one figure take together.
+# Figures of each of the two kernels, in turns: so many, and more of a candidate that seems faster after them.
 TURNS = (5, 11)
-MIN_FIGURE_MS = 2
+# A figure is the median of so many readings at least, so that no interruption is in it, and of as many more as take
+# FIGURE_S in all. A reading is of one call, or of as many as take READING_S: the clock takes 0.05 us itself.
+READINGS = 3
+FIGURE_S = 0.003
+READING_S = 5e-6
 # Calls with weights that are not near: how long those of one figure may take.
 ROUND_S = 0.006
 # A candidate whose least figure is so many times the default's largest gets no fourth.
@@ -62,6 +65,7 @@ class Call:
     symbol: str
     turns: tuple[tuple[Any, ...], ...]
     sweep_bytes: int
+    hot_s: float
 
     @property
     def out(self) -> Any:
@@ -178,16 +182,17 @@ def _load(bench: Bench, task: Mapping[str, Any], kernel: Mapping[str, Any], defa
         return (*inputs, *found, out)
 
     turns = [arguments(fresh=False)]
+    with devices.heard(device):
+        timer = library.time_evaluator(kernel["symbol"], device.context, number=1, repeat=READINGS)
+        hot_s = min(timer(*turns[0]).results)
     span, sweep = task["span_bytes"], 0
     if span and device.session is not None:
         sweep = span // 2  # as much is read as written
     elif span:
-        call = library[kernel["symbol"]]
         held = sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in turns[0][len(inputs) : -1])
-        hot_s = min(_call_s(call, turns) for _ in range(3))
         copies = max(2, min(-(-span // held), int(ROUND_S / hot_s))) if default is None else len(default.turns)
         turns += [arguments(fresh=True) for _ in range(copies - 1)]
-    return Call(library=library, symbol=kernel["symbol"], turns=tuple(turns), sweep_bytes=sweep)
+    return Call(library=library, symbol=kernel["symbol"], turns=tuple(turns), sweep_bytes=sweep, hot_s=hot_s)
 
 
 def _tensor(bench: Bench, name: str, fresh: bool = False) -> Any:
@@ -247,13 +252,12 @@ def _figure_s(device: devices.Device, call: Call) -> float:
     """Seconds a call takes, timed where the kernel runs."""
     if len(call.turns) > 1:
         return _call_s(call.library[call.symbol], call.turns)
-    if call.sweep_bytes:
-        timer = call.library.time_evaluator(
-            call.symbol, device.context, number=1, repeat=SWEPT_CALLS, cache_flush_bytes=call.sweep_bytes
-        )
-        return float(statistics.median(timer(*call.turns[0]).results))
-    timer = call.library.time_evaluator(call.symbol, device.context, number=1, repeat=1, min_repeat_ms=MIN_FIGURE_MS)
-    return float(timer(*call.turns[0]).results[0])
+    number = 1 if call.sweep_bytes else math.ceil(READING_S / call.hot_s)
+    repeat = SWEPT_CALLS if call.sweep_bytes else max(READINGS, int(FIGURE_S / (number * call.hot_s)))
+    timer = call.library.time_evaluator(
+        call.symbol, device.context, number=number, repeat=repeat, cache_flush_bytes=call.sweep_bytes
+    )
+    return float(statistics.median(timer(*call.turns[0]).results))
 
 
 def _call_s(call: Any, turns: Any) -> float:

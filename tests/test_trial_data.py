@@ -10,6 +10,7 @@ import pytest
 from anchor_runs import anchor
 from trial_runs import case
 
+from hwq import reference
 from hwq.target import Target
 from hwq.trial_data import kernel_content, made_up, task_content
 
@@ -56,6 +57,15 @@ def test_weights_from_afar_are_as_far_as_the_level_before_holds(tmp_path: Path) 
     assert task_content(step, program, SMALL, "memory", tmp_path)["span_bytes"] == 0, "it is not felt"
 
 
+def test_the_reference_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, program, _ = case(HOST, anchor("conv2d", "f32", (1, 6, 6, 16), 32))
+    first = task_content(step, program, HOST, "l2", tmp_path)
+    other = replace(step, constants=tuple(value + 1 for value in step.constants))
+    assert task_content(other, program, HOST, "l2", tmp_path)["expected"] != first["expected"]
+    monkeypatch.setattr(reference, "evaluate", lambda *_: pytest.fail("computed again"))
+    assert task_content(step, program, HOST, "l2", tmp_path) == first
+
+
 def test_equal_arrays_are_one_file(tmp_path: Path) -> None:
     step, _, kernel = case(HOST)
     first = kernel_content(kernel, step, tmp_path / "one.so", tmp_path)
@@ -70,3 +80,8 @@ def test_equal_arrays_are_one_file(tmp_path: Path) -> None:
     third = kernel_content(other, step, tmp_path / "one.so", tmp_path)
     changed = [a != b for a, b in zip(first["constants"], third["constants"], strict=True)]
     assert changed == [True, *[False] * (len(step.constants) - 1)]
+    own = tmp_path / "own"
+    own.mkdir()
+    fourth = kernel_content(other, step, tmp_path / "one.so", own, tmp_path)
+    assert fourth == third, "what is there already is not written again"
+    assert list(own.iterdir()) == []
