@@ -139,11 +139,14 @@ def finish(tail: Epilogue, acc: Expr, at: Sequence[Expr], *, biased: bool = Fals
 
 
 def scaled(tail: Epilogue, acc: Expr, at: Sequence[Expr], *, biased: bool) -> Expr:
-    """The first part of an integer epilogue that ends in ``narrow``: what follows ``acc``, in float32, at most 2^30.
+    """The first part of an integer epilogue that ends in ``narrow``: what follows ``acc``, in float32; for uint8 at
+    most 2^30, since x86 does not convert what is beyond int32 to its end.
 
     Compared as integers, floats below 0 are all smaller than those above, and keep their order there.
     """
     total = acc if tail.bias is None or biased else acc + tail.bias[at[-1]]
+    if tail.dtype == "int8":
+        return _scaled(tail, total, at)
     bits = tirx.min(tirx.reinterpret("int32", _scaled(tail, total, at)), tirx.const(FAR_BITS, "int32"))
     return tirx.reinterpret("float32", bits)
 

@@ -181,7 +181,7 @@ def loop_bodies(lines: list[str], mnemonic: str) -> list[list[str]]:
     for line in lines:
         if re.match(r"\s+[a-z]", line):
             stretches[-1].append(line)
-        if re.match(r"\.LBB\w+:|\s+j", line):
+        if re.match(r"\.LBB\w+:|\s+(j|b(\.\w+)?\s|[ct]bn?z)", line):
             stretches.append([])
     having = [body for body in stretches if any(mnemonic in line for line in body)]
     return sorted(having, key=lambda body: -sum(mnemonic in line for line in body))

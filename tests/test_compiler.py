@@ -137,7 +137,7 @@ def test_an_edited_plan_is_built_as_it_says() -> None:
         ({"threads": 0}, "threads-invalid"),
         ({"threads": 1.5}, "threads-invalid"),
         ({"schemes": ["w3a3"]}, "scheme-unknown"),
-        ({"target": "arm-cortex-a72"}, "target-no-build"),
+        ({"target": "cuda-t4"}, "target-no-build"),
         ({"target": "pdp-11"}, "target-unknown"),
         ({"observer": "none"}, "observer-unknown"),
         ({"calibration": None}, "samples-empty"),

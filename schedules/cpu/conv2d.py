@@ -39,13 +39,14 @@ from hwq.schedules.cpu.ends import (
     table_entries,
 )
 from hwq.schedules.cpu.geometry import form, no_form
+from hwq.schedules.cpu.holding import axes_of, reduction, run_axes, schedule_held
 from hwq.schedules.cpu.int4 import SCALE_BITS
+from hwq.schedules.cpu.native import dot
 from hwq.schedules.cpu.packing import pack_blocks, pack_nibbles
 from hwq.schedules.cpu.prefetch import mark, prefetched
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86 import bf16
-from hwq.schedules.x86.intrinsics import dot
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -113,50 +114,70 @@ def pack(plan: Plan, weight: Any) -> Any:
         blocks=plan.blocks,
         lanes=plan.tile.lanes,
         r=plan.form.r,
+        parts=plan.form.parts,
+        hold=plan.hold,
     )
     if plan.form.bf16:
         return numerics.to_bf16(packed)
-    return pack_nibbles(packed) if plan.form.weight == "int4" else packed
+    return pack_nibbles(packed, signed=plan.form.signed_nibbles) if plan.form.weight == "int4" else packed
 
 
 def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
     """The unscheduled function and its epilogue; blocks "rows", "weights", "acc", and those of ``ends.finished``."""
     shape, found, tile = plan.geometry, plan.form, plan.tile
     lanes, r = tile.lanes, found.r
+    width = found.parts * lanes, r // found.parts
     x = te.placeholder((shape.batch, shape.in_h, shape.in_w * shape.in_c), found.stored, "x")
     out_shape = (shape.batch, shape.out_h, shape.out_w, shape.out_c)
     tail = ep.make_epilogue(plan.workload, found.stored, out_shape)
-    rows = padded_rows(shape, found, x, tail, plan.out_h, shape.row_elements(plan.out_w, r)) if plan.copied else x
+    row = shape.row_elements(plan.out_w, r * plan.hold)
+    rows = padded_rows(shape, found, x, tail, plan.out_h, row) if plan.copied else x
 
     vectors = shape.groups * plan.blocks
     if found.weight == "int4":
         halves = math.ceil(plan.steps / 2)
-        weight = te.placeholder((vectors, halves, lanes, r), "uint8", "weight")
+        weight = te.placeholder((vectors, halves, *width), "uint8", "weight")
         bytes_ = te.compute(
-            (vectors, halves, 2, lanes, r),
+            (vectors, halves, 2, *width),
             lambda b, k, odd, lane, i: plan.unpacked(weight[b, k, lane, i], odd),
             name="weights",
         )
     else:
-        weight = te.placeholder((vectors, plan.steps, lanes, r), found.weight, "weight")
+        weight = te.placeholder((vectors, plan.steps, *width), found.weight, "weight")
 
     def weight_at(b: Any, step: Any, lane: Any, i: Any) -> Any:
         return bytes_[b, step // 2, step % 2, lane, i] if found.weight == "int4" else weight[b, step, lane, i]
 
     kh = te.reduce_axis((0, shape.kernel_h), "kh")
     kw = te.reduce_axis((0, shape.columns), "kw")
-    k = te.reduce_axis((0, plan.run_steps), "k")
-    i = te.reduce_axis((0, r), "i")
+    run = reduction(found, plan.run_steps, plan.hold)
+
+    def activation(n: Any, h: Any, w: Any, g: Any, kh: Any, kw: Any, *terms: Any) -> Any:
+        at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c
+        for term in (g * shape.group_in, *terms) if shape.groups > 1 else terms:
+            at = at + term
+        return rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
+
+    if plan.hold > 1:
+        extents = (shape.batch, plan.out_h, plan.out_w, shape.groups, shape.kernel_h, shape.columns)
+        held = te.compute(
+            (*extents, plan.run_steps // plan.hold, plan.hold * r),
+            lambda *at: activation(*at[:-2], at[-2] * (plan.hold * r), at[-1]),
+            name="held",
+        )
 
     def product(n: Any, h: Any, w: Any, *channel: Any) -> Any:
         *axes, lane = channel
         b = axes[0] * plan.blocks + axes[1] if plan.apart else axes[0]
-        group = b // plan.blocks * shape.group_in if shape.groups > 1 else 0
-        at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + group + k * r + i
-        value = rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
-        step = (kh * shape.columns + kw) * plan.run_steps + k
-        value, factor = (bf16.as_summed(one, found) for one in (value, weight_at(b, step, lane, i)))
-        return te.sum(value * factor, axis=[kh, kw, k, i])
+        group = b // plan.blocks if shape.groups > 1 else 0
+        if plan.hold > 1:
+            value = held[n, h, w, group, kh, kw, run.outer, run.within]
+        else:
+            value = activation(n, h, w, group, kh, kw, run.step * r, run.within)
+        step = (kh * shape.columns + kw) * plan.run_steps + run.step
+        factor = weight_at(b, step, run.lane(lane, lanes), run.i)
+        value, factor = (bf16.as_summed(one, found) for one in (value, factor))
+        return te.sum(value * factor, axis=[kh, kw, *run.axes])
 
     axes = (shape.groups, plan.blocks) if plan.apart else (vectors,)
     acc = te.compute((shape.batch, plan.out_h, plan.out_w, *axes, lanes), product, name="acc")
@@ -187,7 +208,9 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     """
     shape, found, tile = plan.geometry, plan.form, plan.tile
     acc = sch.get_sblock("acc")
-    n, h, w, *group, b, lane, kh, kw, k, i = sch.get_loops(acc)
+    loops = sch.get_loops(acc)
+    n, h, w, *group, b, lane, kh, kw = loops[: -run_axes(found, plan.hold)]
+    k, steps, added = axes_of(loops[-run_axes(found, plan.hold) :], plan.hold)
     h_out, h_in = sch.split(h, [None, tile.rows])
     w_out, w_in = sch.split(w, [None, tile.pixels])
     b_out, b_in = sch.split(b, [None, tile.vectors])
@@ -200,7 +223,9 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         spots, inner, extent = w_out, [], plan.out_w // tile.pixels
     chunk, spot = choice.cut(sch, spots, extent // default_chunks(plan, target, extent), extent)
     chunks = int(sch.get(chunk).extent)
-    sch.reorder(chunk, b_out, spot, *inner, kh, kw, k, h_in, w_in, b_in, lane, i)
+    sch.reorder(chunk, b_out, spot, *inner, kh, kw, k, *steps, h_in, w_in, b_in, lane, *added)
+    if plan.hold > 1:
+        schedule_held(sch, k)
     parallel = worth_parallel(plan, target)
     # Where chunks share out evenly each copies its own rows, halo included: one parallel loop instead of two. A second
     # one costs 2.7 us on Zen 4, with two threads 1% of the time of those four of ResNet-50's 24 shapes that have it.
@@ -213,9 +238,13 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     if parallel:
         sch.parallel(chunk if own_rows else outer)
     if plan.unpacked_in_registers:
-        k, k_in = sch.split(k, [None, 2])
+        pairs, k_in = sch.split(steps[0] if steps else k, [None, 2])
         sch.unroll(k_in)
-        sch.reorder(k_in, h_in)
+        if steps:
+            steps = [pairs]
+        else:
+            sch.reorder(k_in, h_in)
+            k = pairs
     at_once = choice.sizes(sch, k, 1, MOST_STEPS)
     if int(sch.get(at_once[1])) > 1:
         _, k = sch.split(k, at_once)
@@ -224,7 +253,8 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     if (found.weight != "int4" or plan.unpacked_in_registers) and choice.pick(sch, (0, 1), 0):
         mark(sch, k, axis=0, ahead=tile.vectors, count=tile.vectors)
     if found.weight == "int4":
-        _schedule_unpack(sch, k if plan.unpacked_in_registers else outer, plan.unpacked_in_registers)
+        unpack_at = steps[0] if steps else k
+        _schedule_unpack(sch, unpack_at if plan.unpacked_in_registers else outer, plan.unpacked_in_registers)
     sch.set_scope(acc, 0, "local")
     tail_at = inner[-1] if inner else spot
     schedule_tail(
@@ -238,7 +268,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         apart=plan.apart,
         shuffle=plan.shuffle,
     )
-    for loop in (h_in, w_in, b_in):
+    for loop in (*steps, h_in, w_in, b_in):
         sch.unroll(loop)
     if not found.intrinsic:
         sch.vectorize(lane)
@@ -248,7 +278,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     for loop in init_outer[-3:]:
         sch.unroll(loop)
     if found.intrinsic:
-        sch.tensorize(lane, dot(found.instruction, tile.lanes, in_registers=plan.unpacked_in_registers))
+        sch.tensorize(lane, dot(found, tile.lanes, held=plan.hold > 1, in_registers=plan.unpacked_in_registers))
     if plan.copied:
         schedule_rows(sch, parallel and not own_rows)
 

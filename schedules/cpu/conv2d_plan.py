@@ -9,8 +9,10 @@ from typing import Any
 from tvm import tirx
 
 from hwq.schedules.cpu.geometry import Form, Geometry, compute_row, geometry
+from hwq.schedules.cpu.holding import hold_of
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
-from hwq.schedules.cpu.tiling import Core, Tile, divisors, ranked_tiles
+from hwq.schedules.cpu.tiles import Core, Tile
+from hwq.schedules.cpu.tiling import divisors, ranked_tiles
 from hwq.schedules.generic import common
 from hwq.schedules.x86 import table
 from hwq.target import Target
@@ -44,7 +46,7 @@ class Plan:
     @property
     def packed(self) -> bool:
         """Whether the epilogue ends in ``narrow``: tiles hold only channels of the output, and bytes are written."""
-        return not self.ragged and self.form.stored == "uint8" and self.workload.out_dtype == "int8"
+        return not self.ragged and self.form.narrows and self.workload.out_dtype == "int8"
 
     @property
     def shuffle(self) -> str | None:
@@ -83,24 +85,32 @@ class Plan:
         """
         spots = self.tile.rows * self.tile.pixels
         across = self.geometry.batch * self.out_h * self.out_w // spots
-        room = spots * self.tile.vectors + unpacking_registers(self.form, self.tile.vectors) <= self.form.registers
+        unpacking = unpacking_registers(self.form, self.tile.vectors, spots)
+        room = spots * self.tile.vectors + unpacking <= self.form.registers
         pays = spots >= HIDING_SPOTS or across <= 2
         wanted = pays if self.in_registers is None else self.in_registers
         return self.form.weight == "int4" and self.run_steps % 2 == 0 and room and wanted
 
     @property
     def scaled(self) -> bool:
-        """Whether the sums are 16 times too large, which int4 weights are unpacked the fastest to."""
-        return self.unpacked_in_registers and within_range(self.steps * self.form.r)
+        """Whether the sums are 16 times too large, which int4 weights are unpacked the fastest to; not where two
+        products are added up in 16 bits.
+        """
+        return self.unpacked_in_registers and self.form.parts == 1 and within_range(self.steps * self.form.r)
 
     def unpacked(self, byte: Any, odd: Any) -> Any:
         """The int4 weight in a half of ``byte``, 16 times if ``scaled``."""
-        found = scaled_nibble(byte, odd)
+        found = scaled_nibble(byte, odd, signed=self.form.signed_nibbles)
         return found if self.scaled else found >> tirx.const(SCALE_BITS, "int8")
 
     @property
+    def hold(self) -> int:
+        """Steps whose activations are loaded together and stay in a register; 1: each is a broadcast."""
+        return hold_of(self.form, self.geometry.run)
+
+    @property
     def run_steps(self) -> int:
-        return math.ceil(self.geometry.run / self.form.r)
+        return math.ceil(self.geometry.run / (self.form.r * self.hold)) * self.hold
 
 
 def core_of(workload: Workload, found: Form, target: Target) -> Core:
@@ -108,8 +118,9 @@ def core_of(workload: Workload, found: Form, target: Target) -> Core:
     row = compute_row(workload, target)
     assert row is not None
     far = target.l3_bytes_per_s or target.memory_bytes_per_s
+    multiplies = row.macs_per_cycle / (found.vectors[0] * found.r)
     return Core(
-        multiplies=min(max(row.macs_per_cycle / (found.vectors[0] * found.r), 1.0), 2.0),
+        multiplies=multiplies if found.neon else min(max(multiplies, 1.0), 2.0),
         l1_bytes=target.l1_bytes,
         l2_bytes=target.l2_bytes,
         l2_bytes_per_cycle=target.l2_bytes_per_s / target.clock_hz,
@@ -137,7 +148,8 @@ def plan_of(workload: Workload, found: Form, tile: Tile) -> Plan:
     blocks = math.ceil(vectors / tile.vectors) * tile.vectors
     rough = Plan(workload=workload, geometry=shape, form=found, tile=tile, blocks=blocks, ragged=False, copied=False)
     enough = (
-        shape.rows(rough.out_h) <= shape.in_h and shape.row_elements(rough.out_w, found.r) <= shape.in_w * shape.in_c
+        shape.rows(rough.out_h) <= shape.in_h
+        and shape.row_elements(rough.out_w, found.r * rough.hold) <= shape.in_w * shape.in_c
     )
     return Plan(
         workload=workload,

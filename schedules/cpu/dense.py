@@ -27,15 +27,17 @@ from tvm.s_tir import Schedule
 from hwq import numerics
 from hwq.cost import weight_bytes
 from hwq.schedules import epilogue as ep
+from hwq.schedules.arm import model as arm
 from hwq.schedules.cpu.ends import finished, kernel_function
 from hwq.schedules.cpu.geometry import Form, compute_row, form, geometry, no_form
+from hwq.schedules.cpu.holding import axes_of, hold_of, reduction, schedule_held
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
+from hwq.schedules.cpu.native import dot
 from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
 from hwq.schedules.cpu.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86 import bf16
-from hwq.schedules.x86.intrinsics import dot
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -80,10 +82,22 @@ class Plan:
         return math.ceil(self.count / self.rows)
 
     @property
+    def hold(self) -> int:
+        """Steps whose activations are loaded together and stay in a register; 1: each is a broadcast."""
+        return hold_of(self.form, self.inputs)
+
+    @property
     def steps(self) -> int:
-        """Vectors of weights that a vector of sums takes; even in int4, which has two to a byte."""
-        steps = math.ceil(self.inputs / self.form.r)
+        """Vectors of weights that a vector of sums takes; whole registers of activations where those are held, and even
+        in int4, which has two to a byte.
+        """
+        steps = math.ceil(self.inputs / (self.form.r * self.hold)) * self.hold
         return steps + steps % 2 if self.form.weight == "int4" else steps
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the sums are 16 times too large; not where two products are added up in 16 bits."""
+        return self.form.weight == "int4" and self.form.parts == 1
 
     @property
     def crowded(self) -> bool:
@@ -110,7 +124,7 @@ def ranked(workload: Workload, found: Form) -> list[tuple[float, Plan]]:
     shape = geometry(workload)
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
     vectors = math.ceil(shape.out_c / lanes)
-    rows_most, wide_most = min(MOST_ROWS, shape.in_w), min(MOST_VECTORS, vectors)
+    rows_most, wide_most = min(MOST_ROWS, shape.in_w), min(arm.MOST_VECTORS if found.neon else MOST_VECTORS, vectors)
     tiles = [(rows, wide) for rows in range(1, rows_most + 1) for wide in range(1, wide_most + 1)]
     plans = [
         (
@@ -135,7 +149,9 @@ def ranked(workload: Workload, found: Form) -> list[tuple[float, Plan]]:
 def fits(found: Form, rows: int, vectors: int) -> bool:
     """Whether the sums have registers, beside a step's weights, what unpacks them, and a broadcast."""
     if found.weight == "int4":
-        others = unpacking_registers(found, vectors) + (0 if found.r == 4 else rows * vectors)
+        others = unpacking_registers(found, vectors, rows) + (0 if found.r == 4 else rows * vectors)
+    elif found.neon:
+        return arm.has_registers(found, rows, vectors)
     else:
         others = vectors + (2 if found.act == "int16" else 1)
     return rows * vectors + others <= found.registers
@@ -147,11 +163,13 @@ def cycles(found: Form, count: int, vectors: int, rows: int, wide: int) -> float
     tiles hold beyond the channels is computed in vain.
     """
     unpack = UNPACK_CYCLES * (rows + wide) if found.weight == "int4" else 0.0
-    return math.ceil(count / rows) * math.ceil(vectors / wide) * (tile_cycles(rows, wide) + unpack)
+    return math.ceil(count / rows) * math.ceil(vectors / wide) * (tile_cycles(found, rows, wide) + unpack)
 
 
-def tile_cycles(rows: int, wide: int) -> float:
+def tile_cycles(found: Form, rows: int, wide: int) -> float:
     """Cycles of one step of a tile, with its loads."""
+    if found.neon:
+        return arm.step_cycles(found, rows, wide)
     return max(rows * wide, CHAIN_CYCLES) + LOAD_CYCLES * (rows + wide)
 
 
@@ -177,7 +195,7 @@ def templates(workload: Workload, target: Target) -> Iterator[Template]:
     if found is None:
         common.decline(workload, no_form(workload, target))
         return
-    if found.weight == "int4" and not within_range(shape.in_c):
+    if found.weight == "int4" and found.parts == 1 and not within_range(shape.in_c):
         common.decline(workload, f"{shape.in_c} inputs are too many for scaled int4 sums")
         return
     if found.weight == "int4" and found.r < 4 and shape.in_w > MOST_UNFUSED_ROWS:
@@ -213,10 +231,17 @@ def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
 
 def pack(plan: Plan, weight: Any) -> Any:
     """``Layer.weight``, or its integers, as the kernel of ``plan`` reads it: block after block one stream."""
-    stream = pack_stream(weight, vectors=plan.vectors, lanes=plan.lanes, r=plan.form.r)
+    stream = pack_stream(
+        weight,
+        vectors=plan.vectors,
+        lanes=plan.lanes,
+        r=plan.form.r,
+        parts=plan.form.parts,
+        inputs=plan.steps * plan.form.r,
+    )
     if plan.form.bf16:
         return numerics.to_bf16(stream)
-    return pack_nibbles(stream) if plan.form.weight == "int4" else stream
+    return pack_nibbles(stream, signed=plan.form.signed_nibbles) if plan.form.weight == "int4" else stream
 
 
 def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
@@ -235,30 +260,39 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
 
         rows = te.compute((plan.tiles * plan.rows, steps * r), copy, name="rows")
     int4 = found.weight == "int4"
+    width = found.parts * lanes, r // found.parts
     if int4:
-        weight = te.placeholder((plan.blocks, steps // 2, vectors, lanes, r), "uint8", "weight")
-        bytes_ = te.compute(
-            (plan.blocks, steps // 2, 2, vectors, lanes, r),
-            lambda b, k, odd, v, lane, i: scaled_nibble(weight[b, k, v, lane, i], odd),
-            name="weights",
-        )
+        weight = te.placeholder((plan.blocks, steps // 2, vectors, *width), "uint8", "weight")
+
+        def unpacked(b: Any, k: Any, odd: Any, v: Any, lane: Any, i: Any) -> Any:
+            value = scaled_nibble(weight[b, k, v, lane, i], odd, signed=found.signed_nibbles)
+            return value if plan.scaled else value >> tirx.const(SCALE_BITS, "int8")
+
+        bytes_ = te.compute((plan.blocks, steps // 2, 2, vectors, *width), unpacked, name="weights")
     else:
-        weight = te.placeholder((plan.blocks, steps, vectors, lanes, r), found.weight, "weight")
+        weight = te.placeholder((plan.blocks, steps, vectors, *width), found.weight, "weight")
 
     def weight_at(b: Any, k: Any, v: Any, lane: Any, i: Any) -> Any:
         return bytes_[b, k // 2, k % 2, v, lane, i] if int4 else weight[b, k, v, lane, i]
 
-    k, i = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, r), "i")
+    run = reduction(found, steps, plan.hold)
+    if plan.hold > 1:
+        reach = plan.hold * r
+        held = te.compute(
+            (plan.tiles * plan.rows, steps // plan.hold, reach), lambda m, k, i: rows[m, k * reach + i], "held"
+        )
 
     def product(m: Any, b: Any, v: Any, lane: Any) -> Any:
-        value, factor = (bf16.as_summed(one, found) for one in (rows[m, k * r + i], weight_at(b, k, v, lane, i)))
-        return te.sum(value * factor, axis=[k, i])
+        value = held[m, run.outer, run.within] if plan.hold > 1 else rows[m, run.step * r + run.within]
+        factor = weight_at(b, run.step, v, run.lane(lane, lanes), run.i)
+        value, factor = (bf16.as_summed(one, found) for one in (value, factor))
+        return te.sum(value * factor, axis=list(run.axes))
 
     acc = te.compute((plan.tiles * plan.rows, plan.blocks, vectors, lanes), product, name="acc")
 
     def sums(m: Any, c: Any) -> Any:
         total = acc[m, c // (vectors * lanes), c // lanes % vectors, c % lanes]
-        return total >> SCALE_BITS if int4 else total
+        return total >> SCALE_BITS if plan.scaled else total
 
     return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
 
@@ -268,22 +302,27 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     found = plan.form
     int4 = found.weight == "int4"
     acc = sch.get_sblock("acc")
-    m, b, v, lane, k, i = sch.get_loops(acc)
+    m, b, v, lane, *others = sch.get_loops(acc)
+    k, steps, added = axes_of(others, plan.hold)
     m_out, m_in = sch.split(m, [None, plan.rows])
-    pairs, step = sch.split(k, [None, 2]) if int4 else (k, None)
-    extent = plan.steps // 2 if int4 else plan.steps
+    if int4:
+        halves = sch.split(steps[0] if steps else k, [None, 2])
+        k, steps = (k, halves) if steps else (halves[0], [halves[1]])
+    extent = int(sch.get(k).extent)
     # Written out, sums of separate products are added up in another order by LLVM, which then lacks registers.
-    most = 1 if found.act == "int16" else max(1, UNROLLED // (plan.rows * plan.vectors * (2 if int4 else 1)))
-    k_out, k_in = choice.cut(sch, pairs, divisors(extent, most)[-1], 2 * most)
-    within = [k_in] if step is None else [k_in, step]
-    sch.reorder(b, m_out, k_out, *within, m_in, v, lane, i)
+    most = 1 if found.act == "int16" else max(1, UNROLLED // (plan.rows * plan.vectors * (plan.steps // extent)))
+    k_out, k_in = choice.cut(sch, k, divisors(extent, most)[-1], 2 * most)
+    within = [k_in, *steps]
+    sch.reorder(b, m_out, k_out, *within, m_in, v, lane, *added)
+    if plan.hold > 1:
+        schedule_held(sch, k_in)
     if found.bf16:
         bf16.import_functions(sch, b)
     if plan.blocks > 1 and worth_parallel(plan.workload, target):
         sch.parallel(b)
     if int4:
         weights = sch.get_sblock("weights")
-        sch.compute_at(weights, k_in, preserve_unit_loops=True)
+        sch.compute_at(weights, within[-2], preserve_unit_loops=True)
         *_, odd, w_v, w_lane, w_i = sch.get_loops(weights)
         sch.unroll(odd)
         sch.unroll(w_v)
@@ -301,7 +340,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     sch.unroll(init_m)
     sch.unroll(init_v)
     if found.intrinsic:
-        sch.tensorize(lane, dot(found.instruction, plan.lanes, in_registers=int4))
+        sch.tensorize(lane, dot(found, plan.lanes, held=plan.hold > 1, in_registers=int4))
     if plan.copied:
         rows = sch.get_sblock("rows")
         sch.annotate(sch.get_loops(rows)[-1], "pragma_loop_partition_hint", 1)

@@ -7,22 +7,24 @@
 
 Takes depthwise_conv2d in f32, w8a8 and w4a8 on any target of this family; integers go to ``depthwise_dot`` first, which
 brings taps together for dot products. The limit of float is a load for each multiply-add, one vector a cycle on Zen 4;
-a third (7x7 pixels) to three quarters (112x112) of it is reached.
+a third (7x7 pixels) to three quarters (112x112) of it is reached. On NEON, which multiplies bytes to words, as many
+taps as a word holds are added up there first: two of int8, up to 31 of int4.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm import te
+from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
-from hwq.schedules.cpu.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.cpu.ends import finished, from_bias, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
 from hwq.schedules.cpu.packing import pack_nibbles, pack_taps
 from hwq.schedules.cpu.tiling import divisors
@@ -38,6 +40,8 @@ UNROLLED_TAPS = 49
 # Kernels of at most so many taps may read their padding by conditions; without a stride, rows of at least so many
 # pixels, of which few tiles are at an edge. The tiles are narrow, since conditions multiply their code.
 INLINED_TAPS, INLINED_WIDTH, INLINED_PIXELS = 9, 16, 2
+# Sums on NEON that a tile may keep, in registers of four; more would not leave any for words.
+MOST_SUMS = 20
 # How much longer each further plan is expected to take, as a share: there is no model.
 NEXT = 0.05
 
@@ -73,6 +77,27 @@ class Plan:
         return self.geometry.kernel_h * self.geometry.kernel_w
 
     @property
+    def together(self) -> int:
+        """Taps whose products are added up in words, where those cannot overflow; 0: each is widened to the sum's type.
+
+        Few steps of as equal length as can be: what the last one has beyond the taps has weights of zero.
+        """
+        if not self.form.neon or self.form.acc == "float32" or self.taps > UNROLLED_TAPS:
+            return 0
+        most = 32767 // (128 * (8 if self.form.weight == "int4" else 127))
+        return math.ceil(self.taps / math.ceil(self.taps / most))
+
+    @property
+    def held_taps(self) -> int:
+        """Taps with those of weight zero."""
+        return math.ceil(self.taps / self.together) * self.together if self.together else self.taps
+
+    @property
+    def packed(self) -> bool:
+        """Whether the epilogue ends in ``narrow``, and sums start at the bias."""
+        return self.form.neon and self.form.narrows and not self.ragged and self.workload.out_dtype == "int8"
+
+    @property
     def row(self) -> int:
         """Elements of an input row, padding included, that whole tiles and whole vectors read."""
         shape = self.geometry
@@ -103,7 +128,11 @@ def plans(workload: Workload, found: Form) -> Iterator[Plan]:
     the default reads it by conditions.
     """
     shape = geometry(workload)
-    lanes = next((n for n in found.vectors if shape.in_c / (math.ceil(shape.in_c / n) * n) >= 0.75), found.vectors[-1])
+    words = found.neon and found.acc != "float32"
+    vectors = (16, 8, 4) if words else found.vectors
+    lanes = next((n for n in vectors if shape.in_c / (math.ceil(shape.in_c / n) * n) >= 0.75), vectors[-1])
+    if words:
+        lanes = next((n for n in (16, 8) if shape.in_c % n == 0), lanes)
     inlined = (
         found.acc == "float32"
         and shape.padded
@@ -115,6 +144,8 @@ def plans(workload: Workload, found: Form) -> Iterator[Plan]:
         widths = [width for width in range(1, 8) if width <= shape.out_w]
         if inline:
             widths = widths[:INLINED_PIXELS]
+        if words:
+            widths = widths[: 4 * MOST_SUMS // lanes]
         for pixels in sorted(widths, key=lambda width: (math.ceil(shape.out_w / width) * max(width, 4), -width)):
             yield Plan(
                 workload=workload,
@@ -139,7 +170,7 @@ def templates(workload: Workload, target: Target) -> Iterator[Template]:
         return
     found = form(workload, target)
     if found is None:
-        common.decline(workload, f"no x86 form for it on {target.name}")
+        common.decline(workload, f"no form for it on {target.name}")
         return
     dots = depthwise_dot.templates(workload, found, target) if common.is_integer(workload) else iter(())
     dot = next(dots, None)
@@ -158,7 +189,7 @@ def template_of(plan: Plan, target: Target, variant: str, cycles: float) -> Temp
     def start() -> Draft:
         arguments, tail = computation(plan)
         return Draft(
-            func=te.create_prim_func(arguments),
+            func=from_bias(arguments) if plan.packed else te.create_prim_func(arguments),
             schedule=lambda sch, choice: schedule(sch, plan, target, choice),
             finish=functools.partial(finish, plan, tail),
         )
@@ -175,7 +206,7 @@ def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
 
 def pack(plan: Plan, weight: Any) -> Any:
     """(C, KH, KW, 1) as the kernel of ``plan`` reads it: (taps, whole vectors of channels); int4 half the taps."""
-    packed = pack_taps(weight, plan.blocks * plan.lanes)
+    packed = pack_taps(weight, plan.blocks * plan.lanes, plan.held_taps)
     return pack_nibbles(packed, axis=0) if plan.form.weight == "int4" else packed
 
 
@@ -189,42 +220,56 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
 
     channels = plan.blocks * lanes
     if found.weight == "int4":
-        weight = te.placeholder((math.ceil(plan.taps / 2), channels), "uint8", "weight")
-        taps = te.compute((plan.taps, channels), lambda tap, c: ep.nibble(weight[tap // 2, c], tap % 2), name="weights")
+        weight = te.placeholder((math.ceil(plan.held_taps / 2), channels), "uint8", "weight")
+        taps = te.compute(
+            (plan.held_taps, channels), lambda tap, c: ep.nibble(weight[tap // 2, c], tap % 2), name="weights"
+        )
     else:
-        weight = te.placeholder((plan.taps, channels), found.weight, "weight")
+        weight = te.placeholder((plan.held_taps, channels), found.weight, "weight")
         taps = weight
     kh = te.reduce_axis((0, shape.kernel_h), "kh")
     kw = te.reduce_axis((0, shape.kernel_w), "kw")
+    step = te.reduce_axis((0, plan.held_taps // max(1, plan.together)), "step")
 
-    def product(n: Any, h: Any, w: Any, b: Any, lane: Any) -> Any:
-        at = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + b * lanes + lane
-        value = rows[n, h * shape.stride_h + kh * shape.dilation_h, at]
-        tap, c = kh * shape.kernel_w + kw, b * lanes + lane
-        return te.sum(value.astype(found.acc) * taps[tap, c].astype(found.acc), axis=[kh, kw])
+    def product(kind: str, tap: Any, kh: Any, kw: Any, *at: Any) -> Any:
+        n, h, w, b, lane = at
+        place = (w * shape.stride_w + kw * shape.dilation_w) * shape.in_c + b * lanes + lane
+        value = rows[n, h * shape.stride_h + kh * shape.dilation_h, place]
+        return value.astype(kind) * taps[tap, b * lanes + lane].astype(kind)
 
-    acc = te.compute((shape.batch, shape.out_h, plan.out_w, plan.blocks, lanes), product, name="acc")
+    def in_words(tap: Any, *at: Any) -> Any:
+        there = tirx.min(tap, plan.taps - 1) if plan.held_taps > plan.taps else tap
+        return product("int16", tap, there // shape.kernel_w, there % shape.kernel_w, *at)
+
+    def total(n: Any, h: Any, w: Any, b: Any, lane: Any) -> Any:
+        at = n, h, w, b, lane
+        if not plan.together:
+            return te.sum(product(found.acc, kh * shape.kernel_w + kw, kh, kw, *at), axis=[kh, kw])
+        words = [in_words(step * plan.together + each, *at) for each in range(plan.together)]
+        return te.sum(functools.reduce(operator.add, words).astype(found.acc), axis=step)
+
+    acc = te.compute((shape.batch, shape.out_h, plan.out_w, plan.blocks, lanes), total, name="acc")
 
     def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
         return acc[n, h, w, c // lanes, c % lanes]
 
-    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
+    out = finished(tail, sums, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.packed)
+    return tail.arguments(x, weight, out), tail
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
     """Schedules ``computation(plan)``. A sampling instruction: the output rows for which input is copied at a time."""
     shape, found = plan.geometry, plan.form
     acc = sch.get_sblock("acc")
-    n, h, w, b, lane, kh, kw = sch.get_loops(acc)
+    n, h, w, b, lane, *taps = sch.get_loops(acc)
     w_out, w_in = sch.split(w, [None, plan.pixels])
     h_out, h_in = choice.cut(sch, h, default_height(plan, target), shape.out_h)
-    sch.reorder(n, h_out, h_in, b, w_out, kh, kw, w_in, lane)
+    sch.reorder(n, h_out, h_in, b, w_out, *taps, w_in, lane)
     outer = sch.fuse(n, h_out)
     parallel = worth_parallel(plan, target)
     if parallel:
         sch.parallel(outer)
     sch.set_scope(acc, 0, "local")
-    schedule_tail(sch, w_out, shape, lanes=plan.lanes, whole=not plan.ragged, staged=plan.staged)
     if found.weight == "int4":
         tap, _ = sch.get_loops(sch.get_sblock("weights"))
         sch.unroll(tap)
@@ -236,10 +281,12 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         else:
             sch.compute_at(sch.get_sblock("rows"), outer, preserve_unit_loops=True)
             schedule_rows(sch)
-    for loop in (kh, kw, w_in) if plan.taps <= UNROLLED_TAPS else (kw, w_in):
+    lanes = found.vectors[0] if plan.packed else plan.lanes
+    schedule_tail(sch, w_out, shape, lanes=lanes, whole=not plan.ragged, staged=plan.staged, packed=plan.packed)
+    for loop in (*(taps if plan.taps <= UNROLLED_TAPS else taps[1:]), w_in):
         sch.unroll(loop)
     sch.vectorize(lane)
-    init = sch.decompose_reduction(acc, kh)
+    init = sch.decompose_reduction(acc, taps[0])
     *init_outer, _ = sch.get_loops(init)
     sch.unroll(init_outer[-1])
 

@@ -1,4 +1,4 @@
-"""The two ends of the x86 anchor kernels: the copy of the input in front of the sums, the epilogue behind them.
+"""The two ends of the anchor kernels of CPUs: the copy of the input in front of the sums, the epilogue behind them.
 
 Rows are flat (pixel and channel one axis), so the copy is a run of moves with a fill before and after.
 """
@@ -14,9 +14,10 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
 from hwq.schedules.cpu.geometry import Form, Geometry
+from hwq.schedules.cpu.narrowing import narrowed, sharing
+from hwq.schedules.cpu.native import narrow
 from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.x86 import bf16, table
-from hwq.schedules.x86.narrow import narrow, narrowed, sharing
 from hwq.workload import Workload
 
 
@@ -71,8 +72,8 @@ def finished(
     if packed:
         assert tail.ints is not None
         scaled = te.compute(out_shape, lambda *at: ep.scaled(tail, sums(*at), at, biased=biased), name="scaled")
-        ends = [tail.ints[at] for at in (ep.ZP_Y, ep.LO, ep.HI)]
-        before = te.compute(out_shape, lambda *at: narrowed(scaled(*at), *ends), name=last)
+        zero, lo, hi = (tail.ints[at] for at in (ep.ZP_Y, ep.LO, ep.HI))
+        before = te.compute(out_shape, lambda *at: narrowed(scaled(*at), zero, lo, hi, tail.dtype), name=last)
     elif staged or tail.table is None:
         before = te.compute(out_shape, value, name=last)
     if tail.table is None:
@@ -183,7 +184,8 @@ def _schedule_packed(sch: Schedule, narrowing: Any, shape: Geometry, lanes: int)
         sch.unroll(loop)
     # What lies beyond the edge is skipped by a block of its own around the intrinsic, which takes no condition.
     sch.blockize(part)
-    sch.tensorize(sch.get_loops(narrowing)[-2 if together > 1 else -1], narrow(lanes, vectors, together))
+    dtype = sch.get(narrowing).writes[0].source.dtype
+    sch.tensorize(sch.get_loops(narrowing)[-2 if together > 1 else -1], narrow(str(dtype), lanes, vectors, together))
 
 
 def kernel_function(func: Any, workload: Workload, tail: ep.Epilogue) -> Any:

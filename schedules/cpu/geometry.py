@@ -9,22 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hwq.schedules.arm import ways as arm
+from hwq.schedules.cpu.ways import Way
 from hwq.schedules.x86 import table
+from hwq.schedules.x86 import ways as x86
 from hwq.scheme import SCHEMES
 from hwq.target import Compute, Target
 from hwq.workload import Workload
 
-# Instruction of a compute row -> activations added up at a time, the type they are widened to, lanes at most, mnemonic.
-_FORMS: dict[str, tuple[int, str | None, int, str | None]] = {
-    "avx512.vpdpbusd": (4, None, 16, "vpdpbusd"),
-    "avx512.vdpbf16ps": (2, "uint16", 16, "vdpbf16ps"),
-    "avx.vpdpbusd": (4, None, 8, "vpdpbusd"),
-    "avx2.vpmaddwd": (2, "int16", 8, "vpmaddwd"),
-    "generic.mul": (1, "int16", 16, None),
-    "avx512.fma": (1, None, 16, "vfmadd"),
-    "avx2.fma": (1, None, 8, "vfmadd"),
-    "generic.fma": (1, None, 16, None),
-}
+# Every instruction of a compute row that the templates know.
+WAYS: dict[str, Way] = {**x86.WAYS, **arm.WAYS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +144,7 @@ class Form:
     stored: the activations' type in memory; act: their type in the sum (int16 where they are widened first, uint16
     where they are rounded to bfloat16). weight: "int8", "int4", "float32" or "uint16", the bits of a bfloat16. vectors:
     the lanes a vector of sums may have, widest first. registers: how many vector registers there are. instruction: of
-    the target's compute row. mnemonic: what the assembly must hold.
+    the target's compute row. mnemonic: what the assembly must hold. reach, parts, signed_nibbles: see ``Way``.
     """
 
     instruction: str
@@ -164,6 +158,19 @@ class Form:
     registers: int
     intrinsic: bool
     shuffles: tuple[str, ...] = ()
+    reach: int = 0
+    parts: int = 1
+    signed_nibbles: bool = False
+
+    @property
+    def neon(self) -> bool:
+        """Whether the instruction is one of NEON's."""
+        return self.instruction.startswith("neon.")
+
+    @property
+    def narrows(self) -> bool:
+        """Whether there is an intrinsic that makes bytes of floats as they are stored (``native.narrow``)."""
+        return self.stored == ("int8" if self.neon else "uint8")
 
     @property
     def item_bytes(self) -> int:
@@ -186,7 +193,7 @@ def compute_row(workload: Workload, target: Target) -> Compute | None:
     scheme = SCHEMES[workload.scheme]
     types = (scheme.weight_type, scheme.act_type)
     rows = (row for row in target.compute if row.lists(workload.op) and (row.weight, row.act) == types)
-    return next((row for row in rows if row.instruction in _FORMS), None)
+    return next((row for row in rows if row.instruction in WAYS), None)
 
 
 def form(workload: Workload, target: Target, *, grouped: bool = False) -> Form | None:
@@ -197,23 +204,25 @@ def form(workload: Workload, target: Target, *, grouped: bool = False) -> Form |
     row = compute_row(workload, target)
     if row is None or grouped != (SCHEMES[workload.scheme].group_size is not None):
         return None
-    r, widened, most_lanes, mnemonic = _FORMS[row.instruction]
-    scheme = SCHEMES[workload.scheme]
+    way, scheme = WAYS[row.instruction], SCHEMES[workload.scheme]
     stored = target.activation_storage if scheme.domain == "int8" else "float32"
-    if r == 4 and stored != "uint8":
+    if way.stored not in (None, stored):
         return None
     return Form(
         instruction=row.instruction,
-        mnemonic=mnemonic,
+        mnemonic=way.mnemonic,
         stored=stored,
-        act=widened or stored,
+        act=way.widened or stored,
         weight="uint16" if scheme.weight_type == "bfloat16" else scheme.weight_type.removesuffix("_g64"),
         acc=scheme.accum,
-        r=r,
-        vectors=tuple(lanes for lanes in (16, 8, 4) if lanes <= min(most_lanes, target.lanes("int32"))),
-        registers=32 if target.vector_bits == 512 else 16,
-        intrinsic=r > 1,
+        r=way.r,
+        vectors=tuple(lanes for lanes in (16, 8, 4) if lanes <= min(way.lanes, target.lanes("int32"))),
+        registers=way.registers or (32 if target.vector_bits == 512 else 16),
+        intrinsic=way.r > 1,
         shuffles=table.instructions(target),
+        reach=way.reach,
+        parts=way.parts,
+        signed_nibbles=way.signed_nibbles,
     )
 
 
@@ -221,4 +230,4 @@ def no_form(workload: Workload, target: Target) -> str:
     """Why ``form`` has none, for a family that takes no groups of inputs."""
     if SCHEMES[workload.scheme].group_size is not None:
         return "its weights have a scale for each group of inputs"
-    return f"no x86 form for it on {target.name}"
+    return f"no form for it on {target.name}"

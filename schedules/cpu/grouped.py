@@ -1,4 +1,4 @@
-"""Dense kernels on x86 for int4 weights with a scale for each group of inputs.
+"""Dense kernels of CPUs for int4 weights with a scale for each group of inputs.
 
     rows     x, filled up to whole groups and, row by row, whole tiles; absent if it can be read in place
     weights  a step's vectors, unpacked in registers as in ``dense``
@@ -26,6 +26,7 @@ from tvm.s_tir import Schedule
 
 from hwq import group_scales
 from hwq.schedules import epilogue as ep
+from hwq.schedules.arm import model as arm
 from hwq.schedules.cpu import dense
 from hwq.schedules.cpu.dense import (
     MOST_VECTORS,
@@ -38,11 +39,13 @@ from hwq.schedules.cpu.dense import (
 )
 from hwq.schedules.cpu.ends import finished, kernel_function
 from hwq.schedules.cpu.geometry import Form, form, geometry
+from hwq.schedules.cpu.holding import axes_of, reduction, run_axes, schedule_held
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers
+from hwq.schedules.cpu.native import dot
 from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
-from hwq.schedules.x86.intrinsics import dot, scaled_sum
+from hwq.schedules.x86.intrinsics import scaled_sum
 from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -70,6 +73,11 @@ class Plan(dense.Plan):
         return self.group // self.form.r // 2
 
     @property
+    def hold(self) -> int:
+        """Steps of a group whose activations are held together."""
+        return math.gcd(self.form.reach, self.group) // self.form.r if self.form.reach else 1
+
+    @property
     def steps(self) -> int:
         """Vectors of weights that a vector of sums takes, of whole groups."""
         return 2 * self.groups * self.pairs
@@ -89,13 +97,15 @@ def ranked(workload: Workload, found: Form, group: int) -> list[tuple[float, Pla
     tiles = [
         (rows, wide)
         for rows in range(1, min(MOST_ROWS, shape.in_w) + 1)
-        for wide in range(1, min(MOST_VECTORS, vectors) + 1)
-        if (1 if found.r == 4 else 3) * rows * wide + unpacking_registers(found, wide) <= found.registers
+        for wide in range(1, min(arm.MOST_VECTORS if found.neon else MOST_VECTORS, vectors) + 1)
+        if (1 if found.r == 4 else 3) * rows * wide + unpacking_registers(found, wide, rows) <= found.registers
     ]
 
     def cycles(tile: tuple[int, int]) -> float:
         rows, wide = tile
-        step = tile_cycles(rows, wide) + UNPACK_CYCLES * (rows + wide) + PART_CYCLES * rows * wide * found.r / group
+        step = (
+            tile_cycles(found, rows, wide) + UNPACK_CYCLES * (rows + wide) + PART_CYCLES * rows * wide * found.r / group
+        )
         return math.ceil(shape.in_w / rows) * math.ceil(vectors / wide) * step
 
     def plan(tile: tuple[int, int]) -> Plan:
@@ -130,7 +140,7 @@ def templates(workload: Workload, target: Target) -> Iterator[Template]:
         return
     found = form(workload, target, grouped=True)
     if found is None:
-        common.decline(workload, f"no x86 form for it on {target.name}")
+        common.decline(workload, f"no form for it on {target.name}")
         return
     plans = ranked(workload, found, group)
     for expected, plan in plans:
@@ -160,7 +170,9 @@ def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
 def pack(plan: Plan, weight: Any) -> Any:
     """The integers of ``Layer.weight`` as the kernel of ``plan`` reads them: one stream, its groups whole."""
     inputs = plan.groups * plan.group
-    return pack_nibbles(pack_stream(weight, vectors=plan.vectors, lanes=plan.lanes, r=plan.form.r, inputs=inputs))
+    r, parts = plan.form.r, plan.form.parts
+    stream = pack_stream(weight, vectors=plan.vectors, lanes=plan.lanes, r=r, parts=parts, inputs=inputs)
+    return pack_nibbles(stream, signed=plan.form.signed_nibbles)
 
 
 def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
@@ -179,17 +191,30 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
 
         rows = te.compute((plan.tiles * plan.rows, plan.groups * plan.group), copy, name="rows")
     pairs = plan.pairs
-    weight = te.placeholder((plan.blocks, plan.groups * pairs, vectors, lanes, r), "uint8", "weight")
-    bytes_ = te.compute(
-        (plan.blocks, plan.groups, pairs, 2, vectors, lanes, r),
-        lambda b, g, k, odd, v, lane, i: scaled_nibble(weight[b, g * pairs + k, v, lane, i], odd),
-        name="weights",
-    )
-    k, i = te.reduce_axis((0, 2 * pairs), "k"), te.reduce_axis((0, r), "i")
+    width = found.parts * lanes, r // found.parts
+    weight = te.placeholder((plan.blocks, plan.groups * pairs, vectors, *width), "uint8", "weight")
+
+    def unpacked(b: Any, g: Any, k: Any, odd: Any, v: Any, lane: Any, i: Any) -> Any:
+        value = scaled_nibble(weight[b, g * pairs + k, v, lane, i], odd, signed=found.signed_nibbles)
+        return value if plan.scaled else value >> tirx.const(SCALE_BITS, "int8")
+
+    bytes_ = te.compute((plan.blocks, plan.groups, pairs, 2, vectors, *width), unpacked, name="weights")
+    run = reduction(found, 2 * pairs, plan.hold)
+    if plan.hold > 1:
+        reach, registers = plan.hold * r, 2 * pairs // plan.hold
+        held = te.compute(
+            (plan.tiles * plan.rows, plan.groups, registers, reach),
+            lambda m, g, k, i: rows[m, (g * registers + k) * reach + i],
+            "held",
+        )
 
     def product(m: Any, b: Any, v: Any, g: Any, lane: Any) -> Any:
-        value = rows[m, (g * 2 * pairs + k) * r + i].astype("int32")
-        return te.sum(value * bytes_[b, g, k // 2, k % 2, v, lane, i].astype("int32"), axis=[k, i])
+        if plan.hold > 1:
+            value = held[m, g, run.outer, run.within].astype("int32")
+        else:
+            value = rows[m, (g * 2 * pairs + run.step) * r + run.within].astype("int32")
+        factor = bytes_[b, g, run.step // 2, run.step % 2, v, run.lane(lane, lanes), run.i]
+        return te.sum(value * factor.astype("int32"), axis=list(run.axes))
 
     whole = (plan.tiles * plan.rows, plan.blocks, vectors, lanes)
     multiplier = tail.multiplier
@@ -202,7 +227,8 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     def scaled(m: Any, b: Any, v: Any, lane: Any) -> Any:
         vector = b * vectors + v  # beyond the channels any scale will do
         at = tirx.min(vector * lanes // wide, last), g, vector * lanes % wide + lane
-        exact = part[m, b, v, g, lane] >> SCALE_BITS
+        exact = part[m, b, v, g, lane]
+        exact = exact >> SCALE_BITS if plan.scaled else exact
         return te.sum(exact.astype("float32") * multiplier[at], axis=g)
 
     total = te.compute(whole, scaled, name="total")
@@ -226,9 +252,14 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         sch.set_scope(block, 0, "local")
     schedule_tail(sch, m_out, plan.lanes, plan.channels, staged=plan.staged)
     sch.compute_at(part, g, preserve_unit_loops=True)
-    *_, p_m, _, p_v, _, p_lane, k, i = sch.get_loops(part)
-    k_out, step = sch.split(k, [None, 2])
-    sch.reorder(k_out, step, p_m, p_v, p_lane, i)
+    loops, axes = sch.get_loops(part), run_axes(found, plan.hold)
+    p_m, _, p_v, _, p_lane = loops[-axes - 5 : -axes]
+    k_out, steps, added = axes_of(loops[-axes:], plan.hold)
+    halves = sch.split(steps[0] if steps else k_out, [None, 2])
+    k_out, steps = (k_out, halves) if steps else (halves[0], [halves[1]])
+    sch.reorder(k_out, *steps, p_m, p_v, p_lane, *added)
+    if plan.hold > 1:
+        schedule_held(sch, k_out)
     at_once = choice.sizes(sch, k_out, 1, MOST_STEPS)
     if int(sch.get(at_once[1])) > 1:
         k_out, within = sch.split(k_out, at_once)
@@ -236,10 +267,11 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         unpacked_at = within
     else:
         unpacked_at = k_out
+    unpacked_at = steps[-2] if len(steps) > 1 else unpacked_at
     sch.compute_at(weights, unpacked_at, preserve_unit_loops=True)
     *_, odd, w_v, w_lane, w_i = sch.get_loops(weights)
     sch.vectorize(sch.fuse(w_lane, w_i))
-    for loop in (odd, w_v, step, p_m, p_v, m_in, v):
+    for loop in (odd, w_v, *steps, p_m, p_v, m_in, v):
         sch.unroll(loop)
     if not found.intrinsic:
         sch.vectorize(p_lane)
@@ -249,8 +281,8 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         for init_loop in init_loops[outer:]:
             sch.unroll(init_loop)
     if found.intrinsic:
-        sch.tensorize(p_lane, dot(found.instruction, plan.lanes, in_registers=True))
-    sch.tensorize(lane, scaled_sum(plan.lanes))
+        sch.tensorize(p_lane, dot(found, plan.lanes, held=plan.hold > 1, in_registers=True))
+    sch.tensorize(lane, scaled_sum(plan.lanes, SCALE_BITS if plan.scaled else 0))
     if plan.copied:
         rows = sch.get_sblock("rows")
         sch.annotate(sch.get_loops(rows)[-1], "pragma_loop_partition_hint", 1)

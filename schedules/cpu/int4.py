@@ -4,6 +4,8 @@ A byte holds w + 8 in each half (``packing.pack_nibbles``). Shifting by whole by
 half in the upper place is a signed byte of value 16 * w once its sign bit is turned over: a mask and an exclusive or,
 one instruction on AVX-512, the lower half shifted up first. So sums come out 16 times too large, exactly, and one shift
 of each sum replaces a subtraction for each weight.
+
+NEON shifts bytes, so there each half holds w itself, in four bits: a shift, or a mask, makes 16 * w of it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from tvm import tirx
 from hwq.schedules.cpu.geometry import Form
 
 SCALE_BITS = 4
+# What products in parts want for themselves: two broadcasts, and sums of two of them.
+PART_REGISTERS = 3
 # The largest product of a stored byte and a scaled weight, and what a sum of them may reach.
 _LARGEST, _MOST = 255 * (8 << SCALE_BITS), (1 << 31) - 1
 
@@ -24,15 +28,19 @@ def within_range(products: int) -> bool:
     return products * _LARGEST <= _MOST
 
 
-def unpacking_registers(form: Form, vectors: int) -> int:
+def unpacking_registers(form: Form, vectors: int, spots: int = 0) -> int:
     """Registers that a tile of ``vectors`` vectors of channels wants beside its sums, where it unpacks as it goes: both
-    halves of each vector (and what is widened), two masks, and a broadcast.
+    halves of each vector (and what is widened), two masks, and a broadcast; or, where activations are held, those of
+    its ``spots``, one mask, and what ``parts`` want.
     """
+    if form.reach:
+        return 2 * vectors + spots + 1 + 2 * PART_REGISTERS * (form.parts - 1)
     return (3 if form.act == "int16" else 2) * vectors + 3
 
 
-def scaled_nibble(byte: Any, odd: Any) -> Any:
-    """16 times the int4 weight in the low (odd 0) or high (odd 1) half of a byte that holds it plus 8, as int8."""
-    upper = byte << ((1 - odd) * SCALE_BITS).astype("uint8")
-    turned = (upper & tirx.const(0xF0, "uint8")) ^ tirx.const(0x80, "uint8")
-    return tirx.reinterpret("int8", turned)
+def scaled_nibble(byte: Any, odd: Any, *, signed: bool = False) -> Any:
+    """16 times the int4 weight in the low (odd 0) or high (odd 1) half of a byte that holds it plus 8 (``signed``: that
+    holds it), as int8.
+    """
+    upper = (byte << ((1 - odd) * SCALE_BITS).astype("uint8")) & tirx.const(0xF0, "uint8")
+    return tirx.reinterpret("int8", upper if signed else upper ^ tirx.const(0x80, "uint8"))

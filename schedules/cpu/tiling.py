@@ -4,16 +4,18 @@ A register tile holds ``rows`` x ``pixels`` outputs times ``vectors`` vectors of
 reduction multiplies them all: it loads each weight vector and broadcasts each pixel once. The model counts cycles for
 the whole layer, what is computed beyond its edges included: for a step the largest of multiplies, loads, the latency of
 a sum's own chain, and the weights' way from the cache that holds them; and for a tile its epilogue. On Zen 4 it is
-within 5% of what is measured for kernels of vpdpbusd: they and the epilogue's share two ports, so times add.
+within 5% of what is measured for kernels of vpdpbusd: they and the epilogue's share two ports, so times add. The
+constants are x86's; ``hwq.schedules.arm.model`` is NEON's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from hwq.schedules.arm import model as arm
 from hwq.schedules.cpu.geometry import Form, Geometry
-from hwq.schedules.x86.narrow import pieces, sharing
+from hwq.schedules.cpu.narrowing import pieces, sharing
+from hwq.schedules.cpu.tiles import Core, Tile
 
 # Cycles from one multiply-add to the next on the same sum (4 on Intel since Skylake and on AMD's Zen 2 to 5).
 CHAIN_CYCLES = 4.0
@@ -44,33 +46,12 @@ SET_BYTES, WAYS, CROWDED = 4096, 8, 8.0
 COPY_BYTES = 16.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """A register tile: output rows x pixels x vectors of ``lanes`` channels each."""
-
-    rows: int
-    pixels: int
-    vectors: int
-    lanes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Core:
-    """What the model wants to know of a core: multiply-adds of full vectors in a cycle, cache sizes, and bytes that
-    arrive in a cycle from the L2 and from beyond.
-    """
-
-    multiplies: float
-    l1_bytes: int
-    l2_bytes: int
-    l2_bytes_per_cycle: float
-    far_bytes_per_cycle: float
-
-
 def fits(form: Form, tile: Tile) -> bool:
     """Whether a tile's sums and its weight vectors have registers, and what else needs one: a broadcast, unless AVX-512
     takes it from memory (the activations of vpdpbusd it does not), and products, where a second instruction adds them.
     """
+    if form.neon:
+        return arm.fits(form, tile)
     sums = tile.rows * tile.pixels * tile.vectors
     if form.registers == 32 and form.acc == "float32":
         spare = 0
@@ -81,6 +62,8 @@ def fits(form: Form, tile: Tile) -> bool:
 
 def cycles(geometry: Geometry, form: Form, core: Core, tile: Tile) -> float:
     """What the model expects of the whole layer with ``tile``, in cycles of one core."""
+    if form.neon:
+        return arm.cycles(geometry, form, core, tile)
     share = max(tile.lanes / form.vectors[0], 0.5)
     spots = tile.rows * tile.pixels
     steps = geometry.kernel_h * geometry.columns * math.ceil(geometry.run / form.r)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from hwq.schedules.cpu.narrowing import pieces
 from hwq.schedules.x86.amx_plan import LANES, TILE_BYTES, TILE_ROWS, Plan
-from hwq.schedules.x86.narrow import pieces
 from hwq.target import Target
 
 PRODUCT_CYCLES, LATENCY_CYCLES, LOAD_CYCLES, STORE_CYCLES = 16.0, 52.0, 8.0, 16.0

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from hwq.schedules.cpu.geometry import Geometry
-from hwq.schedules.x86.narrow import sharing
+from hwq.schedules.cpu.narrowing import sharing
 from hwq.workload import Workload
 
 TILE_ROWS, TILE_BYTES, LANES, TILES = 16, 64, 16, 8

@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu.narrowing import pieces
 from hwq.schedules.x86 import narrow, table
 from hwq.schedules.x86.amx_plan import LANES, TILE_BYTES, Plan
 
@@ -99,7 +100,7 @@ def _finish_channels(plan: Plan, ends: Ends, block: Block, rows: _Rows) -> None:
         if ends.bounds is None:
             _plain(plan, ends, rows, 0, count)
             return
-        for at, vectors in narrow.pieces(whole * plan.together):
+        for at, vectors in pieces(whole * plan.together):
             _packed(plan, ends, rows, at, vectors)
         _plain(plan, ends, rows, whole * LANES, count)
 

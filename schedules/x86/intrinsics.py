@@ -119,7 +119,7 @@ def dot(instruction: str, lanes: int, *, weight: str = "int8", in_registers: boo
     return name
 
 
-def _scaled_sum(lanes: int, *, fused: bool) -> Any:
+def _scaled_sum(lanes: int, bits: int, *, fused: bool) -> Any:
     """float sums += float(whole numbers) * factors; fused: as one fused multiply-add, what the other one describes."""
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
@@ -133,7 +133,7 @@ def _scaled_sum(lanes: int, *, fused: bool) -> Any:
             for i in T.serial(0, lanes):
                 with T.sblock("update"):
                     vi = T.axis.spatial(lanes, i)
-                    C[vi] = C[vi] + T.cast(T.shift_right(A[vi], SCALE_BITS), "float32") * B[vi]
+                    C[vi] = C[vi] + T.cast(T.shift_right(A[vi], bits), "float32") * B[vi]
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
@@ -147,7 +147,7 @@ def _scaled_sum(lanes: int, *, fused: bool) -> Any:
                 T.llvm_lookup_intrinsic_id("llvm.fma"),
                 T.Cast(
                     f"float32x{lanes}",
-                    T.shift_right(A.vload([0], dtype=f"int32x{lanes}"), T.broadcast(SCALE_BITS, lanes)),
+                    T.shift_right(A.vload([0], dtype=f"int32x{lanes}"), T.broadcast(bits, lanes)),
                 ),
                 B.vload([0], dtype=f"float32x{lanes}"),
                 C.vload([0], dtype=f"float32x{lanes}"),
@@ -158,8 +158,9 @@ def _scaled_sum(lanes: int, *, fused: bool) -> Any:
 
 
 @functools.cache
-def scaled_sum(lanes: int) -> str:
-    """The name of: float sums += float(int4's scaled sums) * factors, in one rounding; ``lanes`` of each."""
-    name = f"hwq.scaled_sum.{lanes}"
-    TensorIntrin.register(name, _scaled_sum(lanes, fused=False), _scaled_sum(lanes, fused=True), override=True)
+def scaled_sum(lanes: int, bits: int = SCALE_BITS) -> str:
+    """The name of: float sums += float(sums >> ``bits``) * factors, in one rounding; ``lanes`` of each."""
+    name = f"hwq.scaled_sum.{lanes}" + ("" if bits == SCALE_BITS else f".{bits}")
+    meaning, code = (_scaled_sum(lanes, bits, fused=fused) for fused in (False, True))
+    TensorIntrin.register(name, meaning, code, override=True)
     return name

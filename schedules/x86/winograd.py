@@ -35,7 +35,7 @@ from hwq.schedules.cpu.conv2d_plan import core_of
 from hwq.schedules.cpu.ends import finished, kernel_function, padded_rows, schedule_rows, schedule_tail
 from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
 from hwq.schedules.cpu.prefetch import mark, prefetched
-from hwq.schedules.cpu.tiling import Core
+from hwq.schedules.cpu.tiles import Core
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template
 from hwq.schedules.x86.intrinsics import dot

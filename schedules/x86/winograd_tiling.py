@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from hwq.schedules.cpu.geometry import Form, Geometry
-from hwq.schedules.cpu.tiling import CHAIN_CYCLES, COPY_BYTES, LOADS_PER_CYCLE, STEP_CYCLES, Core, divisors
+from hwq.schedules.cpu.tiles import Core
+from hwq.schedules.cpu.tiling import CHAIN_CYCLES, COPY_BYTES, LOADS_PER_CYCLE, STEP_CYCLES, divisors
 from hwq.schedules.x86.winograd_maths import KERNEL, STEPS, TILE, WINDOW
 
 # The transforms of one tile and vector: of the input, of the sums of a chunk.

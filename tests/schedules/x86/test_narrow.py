@@ -16,7 +16,8 @@ from tvm import te
 from tvm.s_tir import Schedule
 
 from hwq import numerics
-from hwq.schedules.x86.narrow import narrow, narrowed, pieces, sharing
+from hwq.schedules.cpu.narrowing import narrowed, pieces, sharing
+from hwq.schedules.x86.narrow import narrow
 
 # (target, lanes, vectors, pixels): every register size, and every way to divide vectors into stores.
 FORMS = [("x86-avx512-vnni", 16, vectors, 1) for vectors in (1, 2, 3, 4, 7)]
