@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-PORTS = (9090, 9290)
+PORTS = (9090, 9190)
 # Before the next listener: a tracker that is gone is looked for that often.
 PAUSE_S = 0.5
 # How long processes have to end by themselves.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from boards import serving, small
 from shell_runs import hwq
-from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from tvm import te
 
 from hwq import device, lab, probe
 from hwq.errors import HwqError
@@ -64,15 +63,19 @@ def test_drift_and_noise() -> None:
 def test_an_emulated_board_fits_and_its_rates_are_written_only_where_that_is_known(
     board_name: str, tmp_path: Path
 ) -> None:
-    arm = Target.load("arm-cortex-a76")
-    rows = tuple(row for row in arm.compute if row.instruction == "neon.vector")
+    arm = Target.load("arm-neoverse-n2")
+    rows = tuple(row for row in lab.distinct(arm) if row.instruction in ("neon.smmla", "neon.vector"))
     checked = lab.check(small(arm, rows), board_name)
     found = {finding.what: finding for finding in checked.findings}
     assert checked.fits
     assert checked.target.emulated
     assert "emulator" in found["cpu"].found
-    assert [found[what].fits for what in ("flags", "runtime", "neon.vector")] == [True] * 3
+    tried = ("neon.smmla, int8 weights", "neon.smmla, int4 weights", "neon.vector")
+    assert [found[what].found for what in tried] == ["equal to the NumPy reference"] * 3
+    assert [found[what].fits for what in ("flags", "runtime", *tried)] == [True] * 5
     assert [found[what].fits for what in ("clock", "noise")] == [None] * 2
+    vector = tuple(row for row in rows if row.instruction == "neon.vector")
+    checked = replace(checked, target=replace(checked.target, compute=vector))  # products take an emulator seconds
     with pytest.raises(HwqError, match="is an emulator") as caught:
         lab.rates(checked, "out")
     assert caught.value.code == "device-emulated"
@@ -83,43 +86,22 @@ def test_an_emulated_board_fits_and_its_rates_are_written_only_where_that_is_kno
     assert dict(written.sources)["l2_bytes_per_s"] == lab.EMULATED
 
 
-def _sdot(workload: Workload) -> Kernel:
-    """A kernel of this workload's arguments that takes one dot product, and is right about nothing."""
-    x, out_c = workload.input_shapes[0], workload.output_shape[-1]
-    shapes: list[tuple[tuple[int, ...], str]] = [(x, "int8"), ((out_c, 5, 5, x[-1]), "int8"), ((out_c,), "int32")]
-    shapes += [((out_c,), "float32"), ((5,), "int32"), ((3,), "float32"), (workload.output_shape, "int8")]
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("dotted")
-        values = [T.arg(f"a{i}", T.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(shapes)]
-        row = values[0][0, 0, 0, T.ramp(0, 1, 16)]
-        start = tirx.Broadcast(tirx.const(0, "int32"), 4)
-        dot = T.call_llvm_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", start, row, row)
-        T.buffer_store(values[-1], T.reinterpret("int8x16", dot), [0, 0, 0, T.ramp(0, 1, 16)])
-    func = builder.get().with_attr("global_symbol", "dotted")
-    return Kernel(symbol="dotted", func=func, schedule="", instruction="sdot")
-
-
 @pytest.mark.usefixtures("_quick")
 def test_an_instruction_that_the_board_lacks_and_the_others(
-    board_root: Path, tracker: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    board_root: Path, tracker: str, capsys: Capture, tmp_path: Path
 ) -> None:
-    """The older core has no dot product: its kernel ends the session, and the check goes on with the next."""
-    arm = Target.load("arm-cortex-a76")
-    target = small(arm, (arm.compute[0], *(row for row in arm.compute if row.instruction == "neon.vector")))
-    (tmp_path / "t.toml").write_text(to_toml(target), encoding="utf-8")
-    plain = lab.kernel_of
-
-    def dotted(row: Compute, workload: Workload, target: Target) -> Kernel | None:
-        if row.instruction != "neon.sdot":
-            return plain(row, workload, target)
-        return _sdot(workload)
-
-    monkeypatch.setattr(lab, "kernel_of", dotted)
+    """The older core has no matrix product: its kernel ends the session, and the check goes on with the next."""
+    arm = Target.load("arm-neoverse-n2")
+    rows = tuple(row for row in arm.compute if row.instruction in ("neon.smmla", "neon.vector"))
+    (tmp_path / "t.toml").write_text(to_toml(small(arm, (rows[0], rows[-1]))), encoding="utf-8")
     with serving(board_root, tracker, "a72", cpu="cortex-a72"):
         ended = hwq(capsys, "lab", "check", f"a72@{tracker}", "--target", tmp_path / "t.toml", "--json")
     findings = {one["what"]: one for one in ended.json["findings"]}
     assert (ended.status, ended.json["fits"]) == (1, False)
-    assert findings["flags"]["found"] == "it lacks asimddp, which target arm-cortex-a76 needs"
-    assert not findings["neon.sdot, int8 weights"]["fits"]
-    assert findings["neon.sdot, int8 weights"]["found"].startswith("the board lacks neon.sdot")
+    assert findings["flags"]["found"] == "it lacks asimddp, i8mm, which target arm-neoverse-n2 needs"
+    lacks = "the board lacks neon.smmla: its kernel ended the session"
+    assert (findings["neon.smmla, int8 weights"]["fits"], findings["neon.smmla, int8 weights"]["found"]) == (
+        False,
+        lacks,
+    )
     assert findings["neon.vector"]["fits"]
