@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hwq.device import resolved
 from hwq.errors import HwqError
 from hwq.model import Model
 from hwq.plan import Plan
@@ -69,22 +70,42 @@ def schemes_on(machine: Target, names: Iterable[str] | None) -> tuple[Scheme, ..
     return asked
 
 
-def machine_here(target: Target | str | Path) -> Target:
-    """The target, if code for it can be built and run here. Raises HwqError "target-no-build", "target-not-here"."""
+def machine_to_build(target: Target | str | Path) -> Target:
+    """The target, if code for it can be built; where it is a board's, the board is asked what it is.
+
+    Raises HwqError "target-no-build", and as ``hwq.device.resolved`` where the board does not answer.
+    """
     machine = Target.load(target)
     machine.require_builds()
-    missing = machine.missing_flags()
-    if missing:
+    return resolved(machine)
+
+
+def can_time(machine: Target) -> bool:
+    """Whether there is a machine that runs code for the target and whose times mean something: this one, or a board."""
+    return not machine.missing_flags() if machine.device == "local" else not machine.emulated
+
+
+def check_measure(measure: Any, machine: Target) -> bool:
+    """Whether kernels are to be timed; None is where they can be.
+
+    Raises HwqError "target-not-here" where they are to be, and cannot.
+    """
+    if measure and not can_time(machine):
+        missing = ", ".join(machine.missing_flags())
+        here = f"this CPU lacks {missing}" if machine.device == "local" else f"{machine.device} is an emulator"
         raise HwqError(
             "target-not-here",
-            f"target {machine.name} needs {', '.join(missing)}, which this CPU lacks, and its kernels are calibrated "
-            "and measured here; accepted: host, or a target that this CPU can run",
+            f"measure is asked for, but {here}, so kernels of {machine.name} have no times; accepted: no measure, or a "
+            "board that has it (--device)",
         )
-    return machine
+    return can_time(machine) if measure is None else bool(measure)
 
 
 def machine_of_plan(plan: Plan) -> Target:
-    """The machine that ``plan`` is for. Raises as ``machine_here``, and HwqError "target-unknown" for a user's own."""
+    """The machine that ``plan`` is for.
+
+    Raises as ``machine_to_build``, and HwqError "target-unknown" for one of a user's own file.
+    """
     if plan.target.endswith(FROM_FILE):
         name = plan.target.removesuffix(FROM_FILE)
         raise HwqError(
@@ -92,4 +113,4 @@ def machine_of_plan(plan: Plan) -> Target:
             f"the plan is for target {name!r} of a file of its own, and holds only its name; accepted: that file given "
             "again, as target= or --target",
         )
-    return machine_here(plan.target)
+    return machine_to_build(plan.target)

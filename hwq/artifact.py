@@ -2,7 +2,7 @@
 
 The file is a zip of ``manifest.json``, ``library.so`` and ``constants.bin``; checksums in both zip and manifest let a
 truncated or altered file be refused. The CPU is checked before the library is loaded: an instruction it lacks would end
-the process.
+the process. An artifact for another CPU can be looked at here, and runs on a board that has it (``Artifact.on``).
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import json
 import os
 import statistics
 import threading
-import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 
+from hwq.device import Device, connect, facts, local, misfit
 from hwq.errors import HwqError
-from hwq.files import scratch, write_atomic
+from hwq.files import write_atomic
 from hwq.graph import Shape
-from hwq.library import MARK, Library
+from hwq.library import Library
+from hwq.placed import Placed, arguments, between_kernels, call, call_times, place
 from hwq.plan import Plan
 from hwq.samples import as_batch, in_batches, made_up, split
 from hwq.target import Target
-from hwq.threads import use_threads
 
 FORMAT = 2
 _RESOLUTION_S = 1e-9  # the least a kernel is said to take
@@ -54,8 +53,8 @@ class Artifact:
     """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
 
     calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
-    module: the loaded library. memory: its constants, expanded weights and workspace, as its functions take them. Calls
-    from several Python threads take turns, by ``lock``: there is one workspace.
+    placed: the library where it runs, this machine or a board; None where it can only be looked at, which ``missing``
+    then says why. Calls from several Python threads take turns, by ``lock``: there is one workspace.
     """
 
     plan: Plan
@@ -66,23 +65,22 @@ class Artifact:
     outputs: Mapping[str, tuple[Shape, str]]
     calls: tuple[tuple[str, str], ...]
     library: Library
-    module: Any
-    memory: tuple[Any, Any, Any]
+    placed: Placed | None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
         """Run on one array (or one for each input, or one dict): samples first, any number of them.
 
         Returns one array, or a tuple where the network has several outputs, with as many samples. Raises HwqError
-        "input-shape", "input-type", "input-nan", "input-name", "samples-empty", "kernel-failed".
+        "input-shape", "input-type", "input-nan", "input-name", "samples-empty", "kernel-failed", "cpu-lacks" where it
+        can only be looked at, and "device-lost".
         """
         return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs)
 
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
+        placed = self._placed()
         with self.lock:
-            args = self._arguments(part)
-            _succeed(self.module["main"](*args))
-            return tuple(value.numpy() for value in args[-len(self.outputs) :])
+            return call(placed, self._arguments(part), len(self.outputs))
 
     def benchmark(self, *values: Any, runs: int = 50, warm_up: int = 10) -> Benchmark:
         """Time calls on one network-sized batch of ``values``, its arrays on the device already. Unit: seconds."""
@@ -92,24 +90,18 @@ class Artifact:
     def times(self, *values: Any, runs: int = 50, warm_up: int = 10) -> list[float]:
         """The seconds of each of ``runs`` calls, in order. Raises HwqError "runs-invalid", "kernel-failed"."""
         _check_runs(runs)
-        args = self._example(*values)
-        main = self.module["main"]
-        found = []
+        placed, args = self._placed(), self._example(*values)
         with self.lock:
-            for turn in range(warm_up + runs):
-                start = time.perf_counter()
-                code = main(*args)
-                passed_s = time.perf_counter() - start
-                _succeed(code)
-                if turn >= warm_up:
-                    found.append(passed_s)
-        return found
+            return call_times(placed, args, runs, warm_up)
+
+    def _placed(self) -> Placed:
+        """Where it runs. Raises HwqError "cpu-lacks" where it can only be looked at."""
+        if self.placed is None:
+            raise lacking(self.target)
+        return self.placed
 
     def _arguments(self, part: Mapping[str, Array]) -> list[Any]:
-        """The arguments of "main", the outputs last; the threads are set for it."""
-        use_threads(self.threads)
-        inputs = [tvm.runtime.tensor(part[name]) for name in self.inputs]
-        return [*inputs, *self.memory, *(tvm.runtime.empty(*spec) for spec in self.outputs.values())]
+        return arguments(self._placed(), [part[name] for name in self.inputs], self.outputs, self.threads)
 
     def _example(self, *values: Any) -> list[Any]:
         batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
@@ -123,18 +115,19 @@ class Artifact:
         Raises HwqError "runs-invalid", "kernel-failed".
         """
         _check_runs(runs)
-        args = self._example(*values)
-        marks = tvm.runtime.empty((MARK * (len(self.calls) + 2),), "int64")
-        timed = self.module["timed"]
-        samples = []
+        placed, args = self._placed(), self._example(*values)
         with self.lock:
-            for _ in range(runs + 1):
-                _succeed(timed(*args, marks))
-                seconds, nanoseconds = marks.numpy().reshape(-1, MARK).T
-                samples.append(np.diff(seconds - seconds[0]) + np.diff(nanoseconds) * 1e-9)
-        columns = np.array(samples[1:])
+            columns = between_kernels(placed, args, len(self.calls), runs)
         usual = np.median(columns, axis=0) - columns[:, -1].min()
         return {step: max(float(value), _RESOLUTION_S) for (_, step), value in zip(self.calls, usual, strict=False)}
+
+    def on(self, device: str) -> Artifact:
+        """The same artifact, its library and constants put on the board that ``device`` names (KEY or KEY@HOST:PORT).
+
+        "local" is this machine. The board needs TVM's runtime and nothing else. Raises HwqError "cpu-lacks" where this
+        CPU cannot run it, "device-other" where the board cannot, and as ``hwq.device.connect``.
+        """
+        return replace(self, placed=place_on(self.library, self.target, connect(device)), lock=threading.Lock())
 
     def made_up_inputs(self) -> dict[str, Array]:
         """One network-sized batch of ordinary values, for timing."""
@@ -171,12 +164,13 @@ class Artifact:
         return blob.getvalue()
 
     @staticmethod
-    def load(path: str | Path, threads: int | None = None) -> Artifact:
+    def load(path: str | Path, threads: int | None = None, device: str | None = None) -> Artifact:
         """Read an artifact; ``threads`` overrides the number of worker threads it was compiled for.
 
-        Fewer save cores; more do not help, since kernels were split for the number at compile time.
-        Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered, of another kind), "cpu-lacks",
-        "threads-invalid".
+        Fewer save cores; more do not help, since kernels were split for the number at compile time. device: the board
+        to run it on, as ``on`` takes it; None is this machine, where one for another CPU can only be looked at.
+        Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered, of another kind), "threads-invalid",
+        and as ``on``.
         """
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             message = f"threads is {threads!r}; accepted: a whole number of at least 1, or None for the artifact's own"
@@ -190,7 +184,7 @@ class Artifact:
                 workspace_bytes=int(manifest["workspace_bytes"]),
             )
             target = Target.from_dict(manifest["target"])
-            fields = {
+            fields: dict[str, Any] = {
                 "plan": Plan.from_dict(manifest["plan"]),
                 "report": dict(manifest["report"]),
                 "threads": threads or int(manifest["threads"]),
@@ -202,7 +196,11 @@ class Artifact:
             reason = error.message if isinstance(error, HwqError) else repr(error)
             raise _broken(path, f"its manifest is incomplete ({reason})") from error
         try:
-            return open_library(library, target=target, **fields)
+            if device is not None:
+                placed: Placed | None = place_on(library, target, connect(device))
+            else:
+                placed = None if target.missing_flags() else place(library, local())
+            return Artifact(library=library, target=target, placed=placed, **fields)
         except (OSError, RuntimeError) as error:  # what the dynamic linker, and TVM, say
             raise _broken(path, f"its library does not load ({error})") from error
 
@@ -249,36 +247,29 @@ def _check_runs(runs: Any) -> None:
         raise HwqError("runs-invalid", f"runs is {runs!r}; accepted: a whole number of at least 1")
 
 
-def _succeed(code: Any) -> None:
-    """Raises HwqError "kernel-failed" if a function of a library says that a kernel of it failed."""
-    if code is not None:
-        raise HwqError("kernel-failed", f"a kernel of the library failed (code {code}); please report the network")
-
-
 def _specs(raw: Mapping[str, Any]) -> dict[str, tuple[Shape, str]]:
     return {name: (tuple(shape), dtype) for name, (shape, dtype) in raw.items()}
 
 
-def open_library(library: Library, *, target: Target, **fields: Any) -> Artifact:
-    """Load a library into this process. Raises HwqError "cpu-lacks" where this CPU cannot, and as ``scratch``."""
-    missing = target.missing_flags()
-    if missing:
-        raise HwqError(
-            "cpu-lacks",
-            f"the artifact was built for {target.name} and needs {', '.join(missing)}, which this CPU lacks; "
-            "accepted: a CPU that has them, or an artifact compiled for this one (target='host')",
-        )
-    with scratch() as folder:
-        path = folder / _LIBRARY
-        path.write_bytes(library.code)
-        module = tvm.runtime.load_module(str(path))
-    return Artifact(library=library, target=target, module=module, memory=load_memory(library, module), **fields)
+def place_on(library: Library, target: Target, device: Device) -> Placed:
+    """Put a library on a device whose CPU can run it.
+
+    Raises HwqError "cpu-lacks" for this machine and "device-other" for a board that cannot, and as ``place``.
+    """
+    if device.session is None:
+        if target.missing_flags():
+            raise lacking(target)
+    elif (reason := misfit(target, facts(device))) is not None:
+        message = f"board {device.name} cannot run the artifact: {reason}; accepted: a board that fits its target"
+        raise HwqError("device-other", message)
+    return place(library, device)
 
 
-def load_memory(library: Library, module: Any) -> tuple[Any, Any, Any]:
-    """A loaded library's constants, weights expanded from them, and an empty workspace."""
-    constants = tvm.runtime.tensor(np.frombuffer(library.constants or bytes(1), np.uint8))
-    sizes = (library.expanded_bytes, library.workspace_bytes)
-    expanded, workspace = (tvm.runtime.empty((max(size, 1),), "uint8") for size in sizes)
-    _succeed(module["prepare"](constants, expanded))
-    return constants, expanded, workspace
+def lacking(target: Target) -> HwqError:
+    """The error of an artifact for ``target`` that this CPU cannot run."""
+    missing = ", ".join(target.missing_flags())
+    return HwqError(
+        "cpu-lacks",
+        f"the artifact was built for {target.name} and needs {missing}, which this CPU lacks; accepted: a CPU that has "
+        "them, a board (device=, --device), or an artifact compiled for this one (target='host')",
+    )

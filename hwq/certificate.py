@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 def certify(
     *,
     predicted_s: float,
-    measured_s: float,
+    measured_s: float | None,
     costs: Mapping[str, Cost],
     times_s: Mapping[str, float],
     predicted_bytes: int,
@@ -46,11 +46,16 @@ def certify(
     """The certificate as a report holds it.
 
     costs: each layer's prediction, for those with a kernel; times_s and sizes: what the same layers take as built.
+    measured_s is None, and times_s empty, where nothing could be timed: then no layer has a row.
     drop: as ``predicted_drop`` has it, None where there is none. noise: the outputs' noise-to-signal
     ratio as predicted, None where nothing is.
     """
     whole = sum_interval(predicted_s, list(costs.values()))
-    rows = {layer: _figure(cost.latency_s, times_s[layer], in_network(cost)) for layer, cost in costs.items()}
+    rows = {
+        layer: _figure(cost.latency_s, times_s[layer], in_network(cost))
+        for layer, cost in costs.items()
+        if measured_s is not None
+    }
     stray = {layer: size - costs[layer].weight_bytes for layer, size in sizes.items() if layer in costs}
     errors = {layer: abs(row["error"]) for layer, row in rows.items() if row["error"] is not None}
     found: dict[str, Any] = {
@@ -156,12 +161,12 @@ def drop_interval(accuracy: Accuracy) -> tuple[float, float] | None:
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def _figure(predicted: float, measured: float, interval: tuple[float, float] | None) -> dict[str, Any]:
-    """One value: error is (predicted - measured) / measured."""
+def _figure(predicted: float, measured: float | None, interval: tuple[float, float] | None) -> dict[str, Any]:
+    """One value: error is (predicted - measured) / measured; None, with inside, where nothing was measured."""
     return {
         "predicted": predicted,
         "measured": measured,
         "error": predicted / measured - 1 if measured else None,
         "interval": None if interval is None else list(interval),
-        "inside": None if interval is None else interval[0] <= measured <= interval[1],
+        "inside": None if interval is None or measured is None else interval[0] <= measured <= interval[1],
     }

@@ -16,7 +16,6 @@ from typing import overload
 
 from hwq.assign import TIE, assign, near
 from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate, within
-from hwq.compose import Pool
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.graph import ANCHORS
@@ -24,7 +23,7 @@ from hwq.judge import accuracy_of, open_judge
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, Anchors, anchored, open_runs, reanchor, samples_for
 from hwq.scheme import SCHEMES, Budget, Candidate
-from hwq.study import Study
+from hwq.study import Study, pool_of
 from hwq.ties import passing_units
 from hwq.verify import Accuracy
 from hwq.work import Work
@@ -157,7 +156,7 @@ def choose(
         for_bytes = budget.weight_bytes is not None or small
         return found if for_bytes else replace(found, candidates=leading(found.candidates))
 
-    pool = Pool(kernels=study.kernels, target=study.target, cache=work.cache)
+    pool = pool_of(study, work)
     judge = None if budget.drop is None or evaluation is None else open_judge(study, work, pool, evaluation)
     tried: dict[tuple[str, ...], Choice] = {}
     with stages("assign") as progress:

@@ -21,7 +21,7 @@ from hwq.cli_store import store_group
 from hwq.cli_tune import tune_command
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
-from hwq.options import check_output, json_option, threads_option
+from hwq.options import check_output, device_option, json_option, threads_option
 from hwq.samples import read_file
 from hwq.scheme import SCHEMES, Budget
 from hwq.shell import Shell, count, emit, stages
@@ -39,7 +39,8 @@ def _budget(drop: str | None, latency: str | None, size: str | None) -> Budget |
     )
 
 
-_TIMES = "Time kernels on this machine.  [default: where they can run]"
+_TIMES = "Time kernels on this machine, or the board.  [default: where they can run]"
+_DEVICE = "The board that is the target's machine, and times it: KEY, or KEY@HOST:PORT."
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
 _ANCHORS = "About how long losses are corrected by runs of whole assignments; 0s: not at all."
@@ -51,6 +52,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.argument("model"),
         click.option("--target", metavar="NAME", help="One of `hwq targets`, or a .toml file.  [default: host]"),
+        click.option("--device", metavar="KEY", help=_DEVICE),
         click.option("--calib", metavar="X.npz", help="Calibration samples: one array a model input, samples first."),
         click.option("--eval", "eval_", metavar="X.npz", help="Evaluation samples, with labels."),
         click.option("--max-drop", metavar="PERCENT", help="Accuracy that may be lost, as 0.5%."),
@@ -85,7 +87,7 @@ def _samples(path: str | None, names: Sequence[str]) -> Any:
     return None if path is None else read_file(path, names)[0]
 
 
-def _job(given: Mapping[str, Any], target: str | None) -> tuple[Any, Any, dict[str, Any]]:
+def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple[Any, Any, dict[str, Any]]:
     """(model, target, keyword arguments) of ``hwq.compile`` or ``hwq.plan`` from the options of ``_job_options``.
 
     A target of None, which ``hwq.build`` takes, stays None.
@@ -94,6 +96,8 @@ def _job(given: Mapping[str, Any], target: str | None) -> tuple[Any, Any, dict[s
 
     budget = _budget(given["max_drop"], given["max_latency"], given["max_size"])
     machine = None if target is None else hwq.Target.load(target)
+    if machine is not None and given["device"] is not None:
+        machine = machine.on(given["device"])
     model = hwq.load(given["model"], batch=given["batch"], shapes=dict(map(_shape, given["shapes"])))
     names = tuple(model.graph.inputs)
     evaluate = None
@@ -171,6 +175,7 @@ def demo_command(output: str | None, threads: int | None, as_json: bool) -> None
 def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None, output: str, **given: Any) -> None:
     """Compile MODEL (.onnx) into one artifact: choose a scheme for each layer, build, verify, save."""
     import hwq
+    from hwq.arguments import machine_of_plan
 
     check_output(output)
     if plan_path is None:
@@ -194,7 +199,8 @@ def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None,
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--{option} does not go with --plan, which has it settled.", ctx)
         plan = hwq.Plan.load(plan_path)
-        model, target, job = _job(given, given["target"])
+        known = None if given["device"] is None else machine_of_plan(plan)
+        model, target, job = _job(given, given["target"] or known)
         keep = ("evaluate", "threads", "progress", "work_dir")
         artifact = hwq.build(model, plan, target, **{key: job[key] for key in keep})
     artifact.save(output)
@@ -240,15 +246,18 @@ def explore_command(as_json: bool, points: int, output: str | None, **given: Any
 @click.argument("artifact")
 @click.argument("samples")
 @click.option("-o", "--output", metavar="Y.npz", help="Write the outputs here.")
+@device_option
 @threads_option
 @json_option
-def run_command(artifact: str, samples: str, output: str | None, threads: int | None, as_json: bool) -> None:
+def run_command(
+    artifact: str, samples: str, output: str | None, device: str | None, threads: int | None, as_json: bool
+) -> None:
     """Run ARTIFACT (.hwq) on SAMPLES (.npz); says the outputs' shapes, and the accuracy where there are labels."""
     import hwq
     from hwq.verify import check_labels, outputs_of, top1
 
     check_output(output)
-    loaded = hwq.Artifact.load(artifact, threads=threads)
+    loaded = hwq.Artifact.load(artifact, threads=threads, device=device)
     inputs, labels = read_file(samples, tuple(loaded.inputs))
     values = dict(zip(loaded.outputs, outputs_of(loaded, inputs), strict=True))
     if output is not None:
@@ -271,13 +280,16 @@ def run_command(artifact: str, samples: str, output: str | None, threads: int | 
 @click.argument("artifact")
 @click.option("--input", "samples", metavar="X.npz", help="Samples.  [default: made-up ones]")
 @click.option("--runs", type=count, default=100, show_default=True, help="Timed calls, after a warm-up.")
+@device_option
 @threads_option
 @json_option
-def bench_command(artifact: str, samples: str | None, runs: int, threads: int | None, as_json: bool) -> None:
+def bench_command(
+    artifact: str, samples: str | None, runs: int, device: str | None, threads: int | None, as_json: bool
+) -> None:
     """Time ARTIFACT (.hwq): median and least seconds of one call."""
     import hwq
 
-    loaded = hwq.Artifact.load(artifact, threads=threads)
+    loaded = hwq.Artifact.load(artifact, threads=threads, device=device)
     inputs = loaded.made_up_inputs() if samples is None else _samples(samples, tuple(loaded.inputs))
     result = loaded.benchmark(inputs, runs=runs)
     found = {"median_s": result.median_s, "min_s": result.min_s, "runs": result.runs, "threads": loaded.threads}

@@ -14,13 +14,14 @@ from typing import Any
 from hwq import evaluate as evaluation_of
 from hwq.arguments import (
     check_budget,
+    check_measure,
     check_model,
     check_plan,
     check_seconds,
     check_threads,
     check_trials,
-    machine_here,
     machine_of_plan,
+    machine_to_build,
     schemes_on,
 )
 from hwq.artifact import Artifact
@@ -63,7 +64,9 @@ def compile(
     calibration: an array, or an iterable of arrays or of dicts (input name -> array), batch axis first. evaluate:
     (inputs, labels), or a function of a run callable that returns a score, higher is better; without it a budget of
     drop is held against changed classes on calibration samples. budget: None minimizes latency, then loss.
-    measure: time kernels on this machine; None does where they can run. sensitivity_s: about how many seconds whole
+    measure: time kernels on the target's machine; None does where they can run. For a target that this CPU cannot run
+    nothing is timed but on the board that its ``device`` names: all else is found out here, where integers are the
+    same, prices are predictions, and the report says so. sensitivity_s: about how many seconds whole
     assignments are run for, where losses decide which one is best; 0 trusts the losses of single layers. Raises
     HwqError for whatever the caller can mend, "budget-impossible" among them, with the closest that can be met.
     """
@@ -146,7 +149,7 @@ def build(
     check_model(model)
     check_plan(plan)
     check_threads(threads)
-    machine = machine_of_plan(plan) if target is None else machine_here(target)
+    machine = machine_of_plan(plan) if target is None else machine_to_build(target)
     graph = model.graph
     plan.check_layers([layer.name for layer in graph.layers])
     for layer in graph.layers:
@@ -165,7 +168,8 @@ def build(
         )
     work = open_work(model.fingerprint, model.name, work_dir)
     with progress("compile") as callback:
-        found = study_of_plan(model, machine, work, plan, threads or plan.threads, callback)
+        judged = evaluate is not None
+        found = study_of_plan(model, machine, work, plan, threads or plan.threads, callback, judged)
     evaluation = None if evaluate is None else evaluated(found, evaluate, progress)
     with progress("build"):
         return deliver(found, work, priced(found, plan), evaluation)
@@ -188,11 +192,11 @@ def studied(
     """The arguments of compile, plan and explore checked, then studied."""
     check_model(model)
     check_trials(trials)
-    machine = machine_here(target)
+    machine = machine_to_build(target)
+    timed = check_measure(measure, machine)
     allowed = schemes_on(machine, schemes)
     check_threads(threads)
     work = open_work(model.fingerprint, model.name, work_dir)
-    timed = True if measure is None else measure
     cores = threads or machine.cores
     return study(model, machine, work, calibration, allowed, cores, observer, timed, progress, careful=careful), work
 

@@ -61,7 +61,8 @@ def missed(artifact: Artifact, latency_s: float, accuracy: Accuracy | None, budg
     size = weight_bytes(artifact)
     found = []
     if budget.latency_s is not None and latency_s > budget.latency_s:
-        found.append(f"latency is {latency_s * 1e3:.4g} ms as measured, the budget {budget.latency_s * 1e3:.4g} ms")
+        known = "as predicted" if artifact.placed is None else "as measured"
+        found.append(f"latency is {latency_s * 1e3:.4g} ms {known}, the budget {budget.latency_s * 1e3:.4g} ms")
     if budget.weight_bytes is not None and size > budget.weight_bytes:
         found.append(f"weights are {size} bytes, the budget {budget.weight_bytes:.0f}")
     drop = None if accuracy is None else accuracy.drop
@@ -72,16 +73,25 @@ def missed(artifact: Artifact, latency_s: float, accuracy: Accuracy | None, budg
 
 
 def verdict(
-    picked: str, times: Mapping[str, float], misses: list[str], budget: Budget, sizes: Mapping[str, int]
+    picked: str,
+    times: Mapping[str, float],
+    misses: list[str],
+    budget: Budget,
+    sizes: Mapping[str, int],
+    timed: bool = True,
 ) -> str:
-    """What was delivered and why. misses: what of the budget the proposal misses; sizes: bytes, where they decided."""
+    """What was delivered and why. misses: what of the budget the proposal misses; sizes: bytes, where they decided.
+
+    timed: times were measured; else they are predictions.
+    """
     others = ", ".join(f"{name} {value * 1e3:.4g} ms" for name, value in times.items() if name != picked)
     what = "the proposal"
     if picked != "chosen":
         why = f"since {what} misses the budget ({'; '.join(misses)})" if misses else _why(picked, times, budget, sizes)
         uniform = picked.startswith("all ")
         what = f"uniform {picked.removeprefix('all ')}, {why}" if uniform else f"{picked}, {why}"
-    return f"{what}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
+    known = "" if timed else ", by predictions"
+    return f"{what}{known}: {times[picked] * 1e3:.4g} ms" + (f" against {others}" if others else "")
 
 
 def _why(picked: str, times: Mapping[str, float], budget: Budget, sizes: Mapping[str, int]) -> str:
@@ -97,8 +107,8 @@ def _why(picked: str, times: Mapping[str, float], budget: Budget, sizes: Mapping
     return "with less drop than the proposal's lead in time is worth"
 
 
-def figures(artifact: Artifact, latency_s: float, accuracy: Accuracy | None) -> dict[str, Any]:
-    """What a report says of a contender that was not delivered."""
+def figures(artifact: Artifact, latency_s: float | None, accuracy: Accuracy | None) -> dict[str, Any]:
+    """What a report says of a contender that was not delivered. latency_s: None where it was not measured."""
     return {
         "latency_s": latency_s,
         "weight_bytes": weight_bytes(artifact),

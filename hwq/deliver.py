@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from hwq import evaluate as evaluation_of
-from hwq.artifact import Artifact, open_library
+from hwq.artifact import Artifact, place_on
 from hwq.assignment import Limits
 from hwq.assignment import evaluate as sums_of
 from hwq.certificate import certify, predicted_drop
 from hwq.choose import Choice, problem_of
+from hwq.compose import Pool, composed
+from hwq.device import Device, connect, local
 from hwq.evaluate import Evaluation
 from hwq.execute import bind, compile_kernels
 from hwq.explain import explain
@@ -21,9 +23,9 @@ from hwq.lower import CONVERSIONS, Program
 from hwq.plan import Plan
 from hwq.samples import made_up
 from hwq.store import tool_versions
-from hwq.study import Study, inputs_of, roundings_of
+from hwq.study import Study, inputs_of, pool_of, roundings_of
 from hwq.switches import verify_wanted
-from hwq.verify import Accuracy, require_equal, require_same_bits
+from hwq.verify import Accuracy, Run, require_equal, require_same_bits
 from hwq.work import Work
 
 BENCH_RUNS = 30
@@ -65,26 +67,48 @@ def priced(study: Study, plan: Plan) -> Plan:
 
 def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None) -> Artifact:
     """The artifact of ``plan`` with its report. Raises as ``assemble``."""
-    artifact = assemble(study, work, plan)
-    accuracy = None if evaluation is None else evaluation_of.judge(evaluation, artifact)
-    latency_s = artifact.benchmark(network_input(study), runs=BENCH_RUNS).median_s
+    artifact = assemble(study, work, plan, board_of(study))
+    accuracy = None
+    if evaluation is not None:
+        accuracy = evaluation_of.judge(evaluation, run_of(study, pool_of(study, work), artifact))
+    latency_s = artifact.benchmark(network_input(study), runs=BENCH_RUNS).median_s if study.timed else None
     describe(study, artifact, latency_s, accuracy, evaluation)
     return artifact
 
 
-def assemble(study: Study, work: Work, plan: Plan) -> Artifact:
-    """The artifact of ``plan``, built and loaded; its report holds nothing but what the library weighs.
+def board_of(study: Study) -> Device | None:
+    """The board on which what is built is timed; None where that is here, or nowhere.
+
+    Raises HwqError as ``hwq.device.connect``.
+    """
+    return connect(study.target.device) if study.timed and study.target.device != "local" else None
+
+
+def run_of(study: Study, pool: Pool, artifact: Artifact) -> Run:
+    """What gives the artifact's answers on samples: itself, or for another machine the same kernels of this one."""
+    if artifact.placed is not None and not artifact.placed.remote:
+        return artifact
+    runner = composed(pool, study.program_here(artifact.plan.schemes))
+    return evaluation_of.float_call(runner, inputs_of(study.graph))
+
+
+def assemble(study: Study, work: Work, plan: Plan, board: Device | None = None) -> Artifact:
+    """The artifact of ``plan``, built, and loaded on ``board``, or here where this CPU can run it for a local target;
+    its report holds nothing but what the library weighs.
 
     Raises HwqError "kernel-differs" if HWQ_VERIFY is set and an integer kernel does not equal the NumPy reference, or
-    the library gives other bits than its kernels one by one.
+    the library gives other bits than its kernels one by one; on a board nothing is verified.
     """
+    local_too = study.timed and study.target.device == "local"
+    device = local() if local_too else board
     program = study.program(plan.schemes)
     kernels = compile_kernels([program], study.target, work.cache, known=study.kernels)
     packed = pack(program, kernels)
     library = build_library(program, kernels, packed, study.target)
     calls = tuple((kernels.of(step).symbol, step.name) for step in program.steps if step.workload is not None)
-    artifact = open_library(
-        library,
+    artifact = Artifact(
+        library=library,
+        placed=None if device is None else place_on(library, study.target, device),
         plan=plan,
         report={"sizes": packed_sizes(program, packed)},
         target=study.target,
@@ -93,7 +117,7 @@ def assemble(study: Study, work: Work, plan: Plan) -> Artifact:
         outputs={spec.name: (spec.shape, spec.dtype) for spec in study.model.outputs},
         calls=calls,
     )
-    if verify_wanted():
+    if verify_wanted() and local_too:
         runner, x = bind(program, kernels), network_input(study)
         require_equal(runner, x, study.target)
         require_same_bits(artifact, runner, x)
@@ -113,22 +137,23 @@ def network_input(study: Study) -> dict[str, Any]:
 def describe(
     study: Study,
     artifact: Artifact,
-    latency_s: float,
+    latency_s: float | None,
     accuracy: Accuracy | None,
     evaluation: Evaluation | None,
     limits: Limits | None = None,
 ) -> None:
     """Fill in the artifact's report: each layer and the whole, predicted against measured, and what else there was.
 
-    latency_s: a call, as measured. limits: what the choice was held to. Of a plan that was given no alternatives are
-    known, so none are told.
+    latency_s: a call, as measured; None where nothing can be: then layers have no times either. limits: what the
+    choice was held to. Of a plan that was given no alternatives are known, so none are told.
     """
     plan = artifact.plan
-    times = artifact.layer_times(network_input(study), runs=LAYER_RUNS)
+    times = {} if latency_s is None else artifact.layer_times(network_input(study), runs=LAYER_RUNS)
+    timed = {layer.name for layer in study.graph.layers} & {name for _, name in artifact.calls}
     sizes: dict[str, int] = artifact.report.pop("sizes")
     layers = {layer.name for layer in study.graph.layers}
     rows = [
-        _layer_row(study, plan, layer, times.get(layer.name, 0.0), sizes.get(layer.name, 0))
+        _layer_row(study, plan, layer, times.get(layer.name, 0.0 if times else None), sizes.get(layer.name, 0))
         for layer in study.graph.layers
     ]
     conversions = [name for _, name in artifact.calls if name not in layers]
@@ -136,7 +161,7 @@ def describe(
         "latency_s": latency_s,
         "weight_bytes": sum(sizes.values()),
         "conversions": len(conversions),
-        "conversions_s": sum(times[name] for name in conversions),
+        "conversions_s": sum(times[name] for name in conversions) if times else None,
         "expanded_bytes": artifact.library.expanded_bytes,
         "workspace_bytes": artifact.library.workspace_bytes,
         "library_bytes": len(artifact.library.code) + len(artifact.library.constants),
@@ -153,7 +178,7 @@ def describe(
         "drop": _predicted_drop(noise, evaluation),
         "noise": noise,
     }
-    costs = {name: study.costs[name, scheme] for name, scheme in plan.schemes.items() if name in times}
+    costs = {name: study.costs[name, scheme] for name, scheme in plan.schemes.items() if name in timed}
     certificate = certify(
         predicted_s=plan.latency_s,
         measured_s=latency_s,
@@ -176,6 +201,7 @@ def describe(
             "model": study.model.name,
             "target": study.target.name,
             "cpu": study.target.cpu_model,
+            "device": study.target.device,
             "threads": study.threads,
             "calibration_samples": study.samples,
             "tools": tool_versions(),
@@ -196,7 +222,7 @@ def _predicted_drop(noise: float, evaluation: Evaluation | None) -> float | None
     return predicted_drop(evaluation.float_outputs[0], evaluation.labels, noise)
 
 
-def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float, weight_bytes: int) -> dict[str, Any]:
+def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float | None, weight_bytes: int) -> dict[str, Any]:
     scheme = plan.schemes[layer.name]
     unit = (layer.name, scheme)
     return {
@@ -226,13 +252,34 @@ def packed_sizes(program: Program, packed: Packed) -> dict[str, int]:
 
 def notes(study: Study, accuracy: Accuracy | None) -> list[str]:
     """What a reader should know: layers that stay in float because nothing else is there, and poor agreement."""
-    found = []
+    found = _unmeasured(study)
     if study.model.float_ops:
         rows = ", ".join(f"{op} ({count})" for op, count in study.model.float_ops.items())
         found.append(f"kept in float, no integer kernel: {rows}")
     if accuracy is not None and accuracy.agreement is not None and accuracy.agreement < 0.9:
         found.append(
             f"the class agrees with float on only {accuracy.agreement:.1%} of the samples; a budget of drop avoids that"
+        )
+    return found
+
+
+def _unmeasured(study: Study) -> list[str]:
+    """What is not known of a machine that is not this one."""
+    found = []
+    target = study.target
+    if target.device != "local" and target.emulated:
+        found.append(f"latency and layer times were not measured: board {target.device!r} is an emulator")
+    elif not study.timed:
+        found.append(
+            f"latency and layer times were not measured, only predicted: this CPU cannot run code for {target.name}, "
+            "and no board was named"
+        )
+    if study.here is not target:
+        found.append(f"accuracy is that of the same plan on this machine, {study.here.description}: integers are equal")
+    if study.left_out:
+        found.append(
+            f"left out: {', '.join(study.left_out)}, which {target.name} has and this CPU has not, so that what it "
+            "loses is not known"
         )
     return found
 

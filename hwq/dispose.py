@@ -2,11 +2,14 @@
 
 Stands between a study and ``hwq.compile``. Proposals whose network misses the latency are made anew within less; what
 layers took in the networks that were built corrects the prices, and the program proposes again, until that is stable.
+Where there is no machine to time them on, predictions stand for times.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from hwq import evaluate as evaluation_of
 from hwq.artifact import Artifact
@@ -16,7 +19,8 @@ from hwq.assignment import evaluate as sums
 from hwq.choose import Choice, choose, improved, problem_of, uniforms, wants_bytes
 from hwq.contest import HOPELESS, NOISE, figures, interleaved, missed, verdict, weighed
 from hwq.cost import fit_whole
-from hwq.deliver import assemble, describe, network_input, plan_of, weight_bytes
+from hwq.deliver import assemble, board_of, describe, network_input, plan_of, run_of, weight_bytes
+from hwq.device import Device
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.graph import ANCHORS
@@ -24,7 +28,7 @@ from hwq.inplace import Unit, corrected, seen_s
 from hwq.progress import Stages
 from hwq.reanchor import anchored, report_of
 from hwq.scheme import Budget
-from hwq.study import Study
+from hwq.study import Study, pool_of
 from hwq.verify import Accuracy
 from hwq.work import Work
 
@@ -56,24 +60,27 @@ def dispose(
     among all of them under a budget of latency; and there, with a budget of drop too, the least bytes. Raises HwqError
     "budget-impossible" where what was measured misses the budget.
     """
-    choice, artifact = _propose(found, work, budget, evaluation, progress, seed, sensitivity_s)
+    board, pool = board_of(found), pool_of(found, work)
+    choice, artifact = _propose(found, work, board, budget, evaluation, progress, seed, sensitivity_s)
     found = anchored(found, choice.anchors)
     contenders, studies = {"chosen": artifact}, {"chosen": found}
     with progress("compare") as callback:
         others = _others(found, choice.solution)
         for done, (name, solution) in enumerate(others.items()):
-            contenders[name], studies[name] = assemble(found, work, plan_of(found, Choice(solution=solution))), found
+            plan = plan_of(found, Choice(solution=solution))
+            contenders[name], studies[name] = assemble(found, work, plan, board), found
             callback(done + 1, len(others))
-        _correct(found, work, budget, choice.solution, contenders, studies)
-        times = interleaved(contenders, network_input(found))
+        _correct(found, work, board, budget, choice.solution, contenders, studies)
+        times = _times(found, contenders, network_input(found))
     with progress("verify") as callback:
-        accuracies: dict[str, Accuracy | None] = {}
+        accuracies: dict[str, Accuracy | None] = dict.fromkeys(contenders)
         misses: dict[str, list[str]] = {}
         for done, (name, one) in enumerate(contenders.items()):
             # Slower than a proposal that fits, it can be delivered only for a budget of latency.
             hopeless = misses.get("chosen") == [] and times[name] > HOPELESS * times["chosen"]
             judged = not hopeless or budget.latency_s is not None
-            accuracies[name] = evaluation_of.judge(evaluation, one) if evaluation is not None and judged else None
+            if evaluation is not None and judged:
+                accuracies[name] = evaluation_of.judge(evaluation, run_of(found, pool, one))
             misses[name] = missed(one, times[name], accuracies[name], budget)
             callback(done + 1, len(contenders))
         fitting = [name for name in contenders if not misses[name]]
@@ -89,16 +96,19 @@ def dispose(
         picked = min(fast, key=lambda name: (sizes[name], contenders[name].plan.loss, name != "chosen"))
         best = contenders[picked]
         alternatives = {
-            name: figures(one, times[name], accuracies[name]) for name, one in contenders.items() if name != picked
+            name: figures(one, times[name] if found.timed else None, accuracies[name])
+            for name, one in contenders.items()
+            if name != picked
         }
         limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
-        describe(studies[picked], best, times[picked], accuracies[picked], evaluation, limits)
-    best.report["verdict"] = verdict(picked, times, misses["chosen"], budget, sizes)
+        measured_s = times[picked] if found.timed else None
+        describe(studies[picked], best, measured_s, accuracies[picked], evaluation, limits)
+    best.report["verdict"] = verdict(picked, times, misses["chosen"], budget, sizes, found.timed)
     best.report["alternatives"] = alternatives
     problem = problem_of(found)
     summed = {name: sums(problem, one.plan.schemes).latency_s for name, one in contenders.items()}
     pairs = [(summed[name], seconds) for name, seconds in times.items() if summed[name] > 0]
-    best.report["fit"] = asdict(fit_whole(pairs))
+    best.report["fit"] = asdict(fit_whole(pairs)) if found.timed else None
     best.report["scores"] = None if choice.anchors is None else report_of(choice.anchors)
     best.report["budget"] = {"drop": budget.drop, "latency_s": budget.latency_s, "weight_bytes": budget.weight_bytes}
     return best
@@ -107,6 +117,7 @@ def dispose(
 def _propose(
     found: Study,
     work: Work,
+    board: Device | None,
     budget: Budget,
     evaluation: Evaluation | None,
     progress: Stages,
@@ -129,13 +140,13 @@ def _propose(
             if built is not None:
                 break  # nothing meets the tightened budget: what was built will be held against the given one
             if aimed == 1:
-                raise _impossible(found, work, budget, error) from error
+                raise _impossible(found, work, board, budget, error) from error
             aimed = ratio = 1.0  # nothing can be left free
             continue
         with progress("build"):
             anchors = choice.anchors
-            built = choice, assemble(found, work, plan_of(anchored(found, anchors), choice))
-            latency_s = interleaved({"chosen": built[1]}, x)["chosen"]
+            built = choice, assemble(found, work, plan_of(anchored(found, anchors), choice), board)
+            latency_s = _times(found, {"chosen": built[1]}, x)["chosen"]
         if budget.latency_s is None or latency_s <= budget.latency_s * (1 + aimed) / 2:
             break
         # Predictions know nothing of what networks take beyond their kernels.
@@ -144,9 +155,17 @@ def _propose(
     return built
 
 
+def _times(found: Study, contenders: Mapping[str, Artifact], x: Any) -> dict[str, float]:
+    """Seconds of a call of each: as measured, or as predicted where there is no machine to time them on."""
+    if found.timed:
+        return interleaved(contenders, x)
+    return {name: one.plan.latency_s for name, one in contenders.items()}
+
+
 def _correct(
     found: Study,
     work: Work,
+    board: Device | None,
     budget: Budget,
     chosen: Solution,
     contenders: dict[str, Artifact],
@@ -173,20 +192,20 @@ def _correct(
         if solution is None or any(solution.schemes == one.plan.schemes for one in contenders.values()):
             return
         name = f"proposal {turn + 1}, by times in place"
-        fresh = [assemble(study, work, plan_of(study, Choice(solution=solution)))]
+        fresh = [assemble(study, work, plan_of(study, Choice(solution=solution)), board)]
         contenders[name], studies[name] = fresh[0], study
         chosen = solution
 
 
-def _impossible(found: Study, work: Work, budget: Budget, error: HwqError) -> HwqError:
+def _impossible(found: Study, work: Work, board: Device | None, budget: Budget, error: HwqError) -> HwqError:
     """``error``, of a budget that predictions say cannot be met; for a latency, with what the fastest really takes."""
-    if budget.latency_s is None:
+    if budget.latency_s is None or not found.timed:
         return error
     try:
         fastest = assign(problem_of(found), Limits(weight_bytes=budget.weight_bytes), slack=0.0)
     except HwqError:
         return error  # the size cannot be met at any latency
-    artifact = assemble(found, work, plan_of(found, Choice(solution=fastest)))
+    artifact = assemble(found, work, plan_of(found, Choice(solution=fastest)), board)
     least_s = interleaved({"fastest": artifact}, network_input(found))["fastest"] * (1 + HEADROOM)
     if least_s <= budget.latency_s:
         return error  # not the latency alone

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from hwq.compile_kernel import compile_many, load_kernels
+from hwq.compile_kernel import compile_many, link, load_kernels
+from hwq.device import Device, empty, load_library, local, tensor
+from hwq.files import scratch
 from hwq.lower import Program, Step
 from hwq.progress import Callback
 from hwq.schedule import kernel_for
@@ -32,7 +34,10 @@ def quiet(done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KernelSet:
-    """Compiled kernels by workload: the kernel, its object file, and the loaded library that holds its function."""
+    """Compiled kernels by workload: the kernel, its object file, and the loaded library that holds its function.
+
+    There are no libraries of kernels that this CPU cannot run, until ``loaded_on`` puts them on a board.
+    """
 
     kernels: Mapping[Workload, Kernel]
     objects: Mapping[Workload, Path]
@@ -73,9 +78,10 @@ def compile_kernels(
 ) -> KernelSet:
     """Schedule, compile and load every distinct kernel of ``programs`` beyond ``known``, which the result includes.
 
-    What the cache holds is not compiled again, but scheduled: that alone takes a hundredth of a second a kernel.
-    decisions: ``Workload.key`` -> a point of its space (``hwq.space``), in place of the default, for kernels that are
-    not ``known``. Raises HwqError "decision-invalid" for one that is of no template of this version.
+    For a ``target`` that this CPU cannot run nothing is loaded. What the cache holds is not compiled again, but
+    scheduled: that alone takes a hundredth of a second a kernel. decisions: ``Workload.key`` -> a point of its space
+    (``hwq.space``), in place of the default, for kernels that are not ``known``. Raises HwqError "decision-invalid" for
+    one that is of no template of this version.
     """
     decided = decisions or {}
     known = known or KernelSet(kernels={}, objects={}, libraries={})
@@ -86,8 +92,22 @@ def compile_kernels(
     }
     paths = compile_many(list(kernels.values()), target, cache_dir, progress=progress)
     objects = {workload: paths[kernel.symbol] for workload, kernel in kernels.items()}
-    library = load_kernels(objects.values())
-    return known | KernelSet(kernels=kernels, objects=objects, libraries=dict.fromkeys(kernels, library))
+    libraries = {} if target.missing_flags() else dict.fromkeys(kernels, load_kernels(objects.values()))
+    return known | KernelSet(kernels=kernels, objects=objects, libraries=libraries)
+
+
+def loaded_on(kernels: KernelSet, workloads: Iterable[Workload], device: Device) -> KernelSet:
+    """``kernels`` with those of ``workloads`` loaded on a board, in one library; as they are where that is here.
+
+    Raises HwqError as ``link`` and ``hwq.device``.
+    """
+    wanted = list(workloads)
+    if device.session is None or not wanted:
+        return kernels
+    with scratch() as folder:
+        path = folder / "kernels.so"
+        link(path, dict.fromkeys(kernels.objects[workload] for workload in wanted))
+        return replace(kernels, libraries=dict.fromkeys(wanted, load_library(device, path)))
 
 
 def packed_constants(step: Step, kernels: KernelSet) -> tuple[Array, ...]:
@@ -99,14 +119,17 @@ def packed_constants(step: Step, kernels: KernelSet) -> tuple[Array, ...]:
     return tuple(pack(value) if i == step.weight else value for i, value in enumerate(step.constants))
 
 
-def device_constants(step: Step, kernels: KernelSet, packed: Sequence[Array]) -> tuple[Any, ...]:
-    """``packed_constants`` on the device as the kernel reads them: the weight expanded where it wants that."""
-    found = [tvm.runtime.tensor(value) for value in packed]
+def device_constants(
+    step: Step, kernels: KernelSet, packed: Sequence[Array], device: Device | None = None
+) -> tuple[Any, ...]:
+    """``packed_constants`` on the device (None: here) as the kernel reads them: a weight expanded where it wants so."""
+    at = device or local()
+    found = [tensor(at, value) for value in packed]
     expand = None if step.workload is None else kernels.of(step).expand
     if expand is not None:
         assert step.workload is not None
         assert step.weight is not None
-        expanded = tvm.runtime.empty(expand.shape, expand.dtype)
+        expanded = empty(at, expand.shape, expand.dtype)
         kernels.libraries[step.workload][expand.symbol](found[step.weight], expanded)
         found[step.weight] = expanded
     return tuple(found)

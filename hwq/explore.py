@@ -18,7 +18,6 @@ from hwq.assign import near, pareto
 from hwq.assignment import Limits, Problem, Solution
 from hwq.choose import Choice, problem_of
 from hwq.compiler import evaluated, studied
-from hwq.compose import Pool
 from hwq.deliver import plan_of
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
@@ -29,7 +28,7 @@ from hwq.plan import Plan
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, anchored, open_runs, reanchor, samples_for
 from hwq.scheme import Budget
-from hwq.study import Study
+from hwq.study import Study, pool_of
 from hwq.target import Target
 from hwq.verify import Accuracy
 from hwq.work import Work
@@ -153,7 +152,7 @@ def _anchored(found: Study, work: Work, budget: Budget, seed: int, time_s: float
 
     if not time_s or not found.kept or not any(found.losses.values()):
         return found
-    pool = Pool(kernels=found.kernels, target=found.target, cache=work.cache)
+    pool = pool_of(found, work)
     with progress("re-anchor") as callback:
         runs = open_runs(found, work, pool, samples_for(found))
         return anchored(found, reanchor(runs, spread, [], seed, time_s, callback, rounds=1))
@@ -180,7 +179,7 @@ def front_of(
             callback(done + 1, len(front))
     accuracies: list[Accuracy | None] = [None] * len(front)
     if evaluation is not None:
-        pool = Pool(kernels=found.kernels, target=found.target, cache=work.cache)
+        pool = pool_of(found, work)
         with progress("accuracy") as callback:
             judge = open_judge(found, work, pool, evaluation)
             for done, one in enumerate(front):

@@ -46,7 +46,7 @@ def open_judge(study: Study, work: Work, pool: Pool, evaluation: Evaluation) -> 
         seen.add(evaluation.inputs)
         if evaluation.labels is not None:
             seen.add({LABELS: evaluation.labels})
-        made_from = (study.model.fingerprint, study.kernels.code, seen.hex(), study.qparams, study.means)
+        made_from = (study.model.fingerprint, study.kernels_here.code, seen.hex(), study.qparams, study.means)
     return Judge(study=study, work=work, pool=pool, evaluation=evaluation, made_from=made_from)
 
 
@@ -64,7 +64,7 @@ def accuracy_of(judge: Judge, solution: Solution) -> Accuracy:
 
 
 def _run(judge: Judge, solution: Solution) -> Accuracy:
-    runner = composed(judge.pool, judge.study.program(solution.schemes))
+    runner = composed(judge.pool, judge.study.program_here(solution.schemes))
     return compare(judge.evaluation, float_call(runner, inputs_of(judge.study.graph)))
 
 

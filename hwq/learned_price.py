@@ -36,6 +36,7 @@ from hwq.workload import Workload
 
 log = logging.getLogger(__name__)
 SHIPPED_AT = Path(__file__).parent / "data" / "price.json"
+SHIPPED_OF = "x86_64"
 # Raised when features or training change: models of another version are made again.
 VERSION = 3
 COVERED = 0.9
@@ -319,6 +320,12 @@ def from_text(text: str) -> Learned:
 def shipped() -> Learned:
     """The model that comes with hwq."""
     return from_text(SHIPPED_AT.read_text())
+
+
+def usable_for(target: Target, cache: Path) -> Learned | None:
+    """``known_for``; None where that says nothing of the target: the shipped model has only seen x86."""
+    found = known_for(target, cache)
+    return found if target.architecture == SHIPPED_OF or found.fingerprint == target.fingerprint else None
 
 
 def known_for(target: Target, cache: Path) -> Learned:

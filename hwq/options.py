@@ -11,6 +11,7 @@ from hwq.errors import HwqError
 from hwq.shell import count
 
 threads_option = click.option("--threads", type=count, help="Worker threads.  [default: those it was compiled for]")
+device_option = click.option("--device", metavar="KEY", help="The board to run it on: KEY, or KEY@HOST:PORT.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 
 

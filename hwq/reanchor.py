@@ -125,7 +125,7 @@ def losses_of(runs: Runs, schemes: Schemes) -> Vector:
     """The loss (S,) of the assignment on each sample, whose mean is the loss of all; run if it is not known."""
     key = tuple(schemes[layer.name] for layer in runs.study.graph.layers)
     if key not in runs.known:
-        runner = composed(runs.pool, runs.study.program(schemes))
+        runner = composed(runs.pool, runs.study.program_here(schemes))
         found = []
         for batch, clean in zip(runs.batches, runs.clean, strict=True):
             env = run(runner, batch)
@@ -139,7 +139,7 @@ def losses_of(runs: Runs, schemes: Schemes) -> Vector:
 
 def _digest(study: Study, clean: Sequence[Sequence[loss.Array]]) -> str:
     """Of all that assignments' losses follow from: kernels, ranges, weights, samples and what float makes of them."""
-    digest = hashlib.sha256(study.kernels.code.encode())
+    digest = hashlib.sha256(study.kernels_here.code.encode())
     for tensor, q in sorted(study.qparams.items()):
         digest.update(f"{tensor} {float(q.scale)!r} {q.zero_point}".encode())
     for unit, weights in sorted(study.weights.items()):

@@ -213,10 +213,10 @@ def certificate_lines(report: Mapping[str, Any]) -> list[str]:
         return []
     one, layers, drop = found["latency_s"], found["layers"], found["drop"]
     low, high = one["interval"]
-    lines = [
-        f"latency: predicted {seconds(one['predicted'])} ({seconds(low)} to {seconds(high)}), measured "
-        f"{seconds(one['measured'])}{_held(one['inside'])}"
-    ]
+    measured = (
+        "not measured" if one["measured"] is None else f"measured {seconds(one['measured'])}{_held(one['inside'])}"
+    )
+    lines = [f"latency: predicted {seconds(one['predicted'])} ({seconds(low)} to {seconds(high)}), {measured}"]
     if layers["count"]:
         worst = "" if layers["worst"] is None else f", the farthest {layers['worst']}"
         median = "" if layers["median_error"] is None else f", median error {layers['median_error']:.0%}{worst}"

@@ -3,6 +3,10 @@
 find candidates -> calibrate -> correct -> quantize -> sensitivity -> price. The result is plain values; ``hwq.choose``
 picks from it and ``hwq.deliver`` builds the pick. Interrupted anywhere, the same call goes on from the last whole
 result.
+
+Candidates, prices and programs are those of the target; samples run through the kernels of the machine ``here``. That
+is the target itself where this CPU can run it, else this machine: integers are the same on both, and so is what they
+lose.
 """
 
 from __future__ import annotations
@@ -12,14 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwq import sensitivity
+from hwq.arguments import can_time
 from hwq.assignment import Pair
 from hwq.cache import default_store_path
 from hwq.calibrate import split_activations
+from hwq.compose import Pool
 from hwq.cost import op_macs
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels
 from hwq.graph import PASS_THROUGH, Graph
-from hwq.learned_price import known_for, refresh
+from hwq.learned_price import refresh, usable_for
 from hwq.loss import Sums, noise_per_loss
 from hwq.lower import Program, legal_schemes, lower
 from hwq.measure import recorded_kernels
@@ -33,7 +39,7 @@ from hwq.progress import Callback, Stages
 from hwq.quantize import Means, Weights, quantize_weights
 from hwq.samples import Batch
 from hwq.scheme import SCHEMES, Cost, Scheme
-from hwq.target import Target
+from hwq.target import Target, host
 from hwq.threads import use_threads
 from hwq.work import Work
 
@@ -55,6 +61,9 @@ class Study:
     kernel. samples: how many calibration batches there were; kept: the first of them. pairs: what layers lose together
     beyond their own losses, where that is known. noise_per_loss: what turns a loss into the outputs' noise-to-signal
     ratio, as a rule.
+
+    kernels: the target's. here: the machine on which samples run, with its own kernels in ``kernels_here``. left_out:
+    schemes that the target has, but not ``here``, so that what they lose is not known.
     """
 
     model: Model
@@ -66,6 +75,8 @@ class Study:
     weights: Weights
     roundings: Mapping[tuple[str, str], str]
     kernels: KernelSet
+    here: Target
+    kernels_here: KernelSet
     runner: Runner
     losses: Mapping[tuple[str, str], float]
     costs: Mapping[tuple[str, str], Cost]
@@ -76,14 +87,24 @@ class Study:
     samples: int
     pairs: tuple[Pair, ...] = ()
     noise_per_loss: float = 1.0
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def timed(self) -> bool:
+        """Whether what is built for the target can be timed: here, or on its board."""
+        return can_time(self.target)
 
     @property
     def graph(self) -> Graph:
         return self.model.graph
 
     def program(self, schemes: Mapping[str, str]) -> Program:
-        """The network lowered with these schemes."""
+        """The network lowered with these schemes for the target."""
         return lower(self.graph, schemes, self.qparams, self.weights, self.target, self.threads)
+
+    def program_here(self, schemes: Mapping[str, str]) -> Program:
+        """The same network for the machine on which samples run: the same integers come out."""
+        return lower(self.graph, schemes, self.qparams, self.weights, self.here, self.threads)
 
 
 def roundings_of(roundings: Mapping[tuple[str, str], str], schemes: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -96,6 +117,19 @@ def roundings_of(roundings: Mapping[tuple[str, str], str], schemes: Mapping[str,
 def inputs_of(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
     """The network's inputs as its callers give them: name -> (shape, dtype)."""
     return {name: (graph.shapes[name], graph.dtypes[name]) for name in graph.inputs}
+
+
+def pool_of(study: Study, work: Work) -> Pool:
+    """What assignments of ``study`` are put together from to run on samples."""
+    return Pool(kernels=study.kernels_here, target=study.here, cache=work.cache)
+
+
+def machine_for_samples(target: Target) -> Target:
+    """The machine on which samples run for ``target``: itself where this CPU can, else this machine.
+
+    Raises HwqError "target-host" where hwq has no kernels for this machine at all.
+    """
+    return host() if target.missing_flags() else target
 
 
 def find_candidates(graph: Graph, target: Target, allowed: Sequence[Scheme]) -> dict[str, tuple[str, ...]]:
@@ -124,13 +158,15 @@ def study(
     if observer not in OBSERVERS:
         raise HwqError("observer-unknown", f"observer {observer!r} is not known; accepted: {', '.join(OBSERVERS)}")
     graph = model.graph
-    candidates = find_candidates(graph, target, allowed)
+    here = machine_for_samples(target)
+    left_out = tuple(scheme.name for scheme in allowed if scheme.name in set(target.schemes) - set(here.schemes))
+    candidates = find_candidates(graph, target, [scheme for scheme in allowed if scheme.name not in left_out])
     use_threads(threads)
     split = split_activations(graph)
-    float_program = lower(split, {}, {}, {}, target, threads)
+    float_program = lower(split, {}, {}, {}, here, threads)
     with stages("compile float") as progress:
-        kernels = compile_kernels([float_program], target, work.cache, progress)
-    runner = bind(float_program, kernels)
+        kernels_here = compile_kernels([float_program], here, work.cache, progress)
+    runner = bind(float_program, kernels_here)
     integers = any(SCHEMES[scheme].domain == "int8" for names in candidates.values() for scheme in names)
     qparams, means, kept, count, digest = calibrated(
         split, candidates, runner, work, calibration, observer, integers, inputs_of(graph), stages
@@ -152,14 +188,24 @@ def study(
         )
     with stages("quantize") as progress:
         weights = quantize_weights(graph, candidates, qparams, means, progress, roundings)
-    units = {
-        (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, target, threads)
-        for layer in graph.layers
-        for scheme in candidates[layer.name]
-    }
-    programs = [*units.values(), *moved_programs(graph, candidates, target, threads)]
+
+    def units_on(machine: Target) -> dict[tuple[str, str], Program]:
+        return {
+            (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, machine, threads)
+            for layer in graph.layers
+            for scheme in candidates[layer.name]
+        }
+
+    units = units_on(here)
+    moved = moved_programs(graph, candidates, target, threads)
     with stages("compile") as progress:
-        kernels = compile_kernels(programs, target, work.cache, progress, known=kernels)
+        own = moved if here is target else []
+        kernels_here = compile_kernels([*units.values(), *own], here, work.cache, progress, known=kernels_here)
+    programs, kernels = [*units.values(), *moved], kernels_here
+    if here is not target:
+        programs = [*units_on(target).values(), *moved]
+        with stages("compile for the target") as progress:
+            kernels = compile_kernels(programs, target, work.cache, progress)
     losses = dict.fromkeys(units, 0.0)
     lost: dict[tuple[str, str], Sums] = {}
     # What only passes values through loses nothing of its own: where it is int8, a neighbour is, whose loss has the
@@ -175,7 +221,7 @@ def study(
             "sensitivity",
             ".json",
             model.fingerprint,
-            kernels.code,
+            kernels_here.code,
             digest,
             observer,
             few,
@@ -183,7 +229,7 @@ def study(
             sorted((*unit, text) for unit, text in roundings.items()),
         )
         with stages(stage) as progress:
-            lost |= sensitivity.measure(runner, chosen, kernels, kept[:few], journal, progress)
+            lost |= sensitivity.measure(runner, chosen, kernels_here, kept[:few], journal, progress)
     losses.update({unit: sums.loss for unit, sums in lost.items()})
     packed, resident = constant_bytes(programs, kernels)
     pricer = Pricer(
@@ -191,7 +237,7 @@ def study(
         threads=threads,
         kernels=kernels,
         footprints=footprints_of(programs, resident),
-        learned=known_for(target, work.cache),
+        learned=usable_for(target, work.cache),
         records={},
     )
     if measure:
@@ -212,6 +258,9 @@ def study(
         roundings=roundings,
         kernels=kernels,
         runner=runner,
+        here=here,
+        kernels_here=kernels_here,
+        left_out=left_out,
         losses=losses,
         noise_per_loss=noise_per_loss(lost.values()),
         costs=prices.costs,
@@ -223,11 +272,14 @@ def study(
     )
 
 
-def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads: int, progress: Callback) -> Study:
+def study_of_plan(
+    model: Model, target: Target, work: Work, plan: Plan, threads: int, progress: Callback, judged: bool = True
+) -> Study:
     """What building a given plan needs: nothing is calibrated, measured or chosen; costs are those of records, or as
-    learned.
+    learned. judged: it will be run on samples, for which another machine's plan needs kernels of this one.
 
-    Raises HwqError "plan-ranges" for an integer layer with a tensor whose range the plan does not hold.
+    Raises HwqError "plan-ranges" for an integer layer with a tensor whose range the plan does not hold, and
+    "scheme-not-here" where it is judged and this machine has no instruction for a scheme of it.
     """
     graph = model.graph
     candidates = {layer.name: (plan.schemes[layer.name],) for layer in graph.layers}
@@ -245,11 +297,24 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
                     f"{tensor!r}; accepted: a plan made by hwq.plan with calibration samples",
                 )
     use_threads(threads)
-    float_program = lower(split_activations(graph), {}, {}, {}, target, threads)
+    here = machine_for_samples(target)
+    float_program = lower(split_activations(graph), {}, {}, {}, here, threads)
+    foreign = set(plan.schemes.values()) & set(target.schemes) - set(here.schemes)
+    if judged and foreign:
+        raise HwqError(
+            "scheme-not-here",
+            f"the plan has layers in {', '.join(sorted(foreign))}, which this CPU has no instruction for, so that they "
+            "cannot be judged here; accepted: no evaluate",
+        )
     roundings = {(name, scheme): text for name, (scheme, text) in plan.roundings.items()}
     weights = quantize_weights(graph, candidates, plan.qparams, plan.means, roundings=roundings)
     program = lower(graph, plan.schemes, plan.qparams, weights, target, threads)
-    kernels = compile_kernels([float_program, program], target, work.cache, progress)
+    if here is target:
+        kernels = kernels_here = compile_kernels([float_program, program], target, work.cache, progress)
+    else:
+        kernels = compile_kernels([program], target, work.cache, progress)
+        mine = [lower(graph, plan.schemes, plan.qparams, weights, here, threads)] if judged else []
+        kernels_here = compile_kernels([float_program, *mine], here, work.cache, progress)
     packed, resident = constant_bytes([program], kernels)
     every = sum(footprints_of([program], resident).values())
     footprints = dict.fromkeys(plan.schemes.values(), every)
@@ -258,7 +323,7 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
         threads=threads,
         kernels=kernels,
         footprints=footprints,
-        learned=known_for(target, work.cache),
+        learned=usable_for(target, work.cache),
         records=recorded_kernels([program], kernels, target, default_store_path(), footprints),
     )
     prices = price_network(graph, candidates, pricer, packed)
@@ -272,7 +337,9 @@ def study_of_plan(model: Model, target: Target, work: Work, plan: Plan, threads:
         weights=weights,
         roundings=roundings,
         kernels=kernels,
-        runner=bind(float_program, kernels),
+        here=here,
+        kernels_here=kernels_here,
+        runner=bind(float_program, kernels_here),
         losses={},
         costs=prices.costs,
         conversions=prices.conversions,

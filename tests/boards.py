@@ -74,6 +74,17 @@ def serving(root: Path, tracker: str, key: str, cpu: str = "max") -> Iterator[su
         yield process
 
 
+@contextlib.contextmanager
+def serving_here(tracker: str, key: str) -> Iterator[subprocess.Popen[bytes]]:
+    """This machine as a board of ``key``: one whose times mean something."""
+    name = f"{key}@{tracker}"
+    before = device.count(name)
+    command = [sys.executable, str(ROOT / "hwq" / "board_server.py"), "--host", "127.0.0.1"]
+    with running([*command, "--key", key, "--tracker", tracker], PYTHONPATH=str(ROOT)) as process:
+        _wait(lambda: device.count(name) > before)
+        yield process
+
+
 def _wait(done: Callable[[], bool]) -> None:
     """Until ``done`` says so. Raises TimeoutError."""
     until = time.monotonic() + START_S

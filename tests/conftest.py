@@ -77,6 +77,15 @@ def board_name(board_root: Path, tracker: str) -> Iterator[str]:
         yield f"board@{tracker}"
 
 
+@pytest.fixture(scope="session")
+def near_name(tracker: str) -> Iterator[str]:
+    """KEY@HOST:PORT of this machine, served as a board for the whole run: no emulator, so that it can be timed."""
+    from boards import serving_here
+
+    with serving_here(tracker, "near"):
+        yield f"near@{tracker}"
+
+
 @pytest.fixture
 def board(board_name: str) -> Iterator[Any]:
     """A session with that board, for one test: what a test breaks is whole for the next."""

@@ -106,7 +106,10 @@ def test_a_number_of_runs_that_is_none_is_refused(runs: Any) -> None:
 
 
 def test_a_kernel_that_fails_is_said_whatever_is_called() -> None:
-    broken = replace(demo_artifact(), module={"main": lambda *_: -1, "timed": lambda *_: -1})
+    placed = demo_artifact().placed
+    assert placed is not None
+    module = {"main": lambda *_: -1, "timed": lambda *_: -1}
+    broken = replace(demo_artifact(), placed=replace(placed, module=module))
     for called in (broken, broken.times, broken.benchmark, broken.layer_times):
         with pytest.raises(HwqError, match="a kernel of the library failed") as caught:
             called(PICTURES[:1])
@@ -261,7 +264,7 @@ def test_a_library_that_does_not_load_is_refused(saved: Path, tmp_path: Path) ->
     assert caught.value.code == "artifact-broken"
 
 
-def test_a_cpu_that_lacks_instructions_is_told_before_the_library_is_loaded(
+def test_an_artifact_for_another_cpu_is_looked_at_and_its_library_never_loaded(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever flag it is; here the CPU does not know of AMX-COMPLEX, which no CPU that runs these tests need have."""
@@ -273,10 +276,27 @@ def test_a_cpu_that_lacks_instructions_is_told_before_the_library_is_loaded(
 
     assert lacking not in cpu.cpu_flags()
     path = repack(saved, tmp_path / "foreign.hwq", need)
-    monkeypatch.setattr(module.tvm.runtime, "load_module", lambda *_: pytest.fail("the library was loaded"))
-    with pytest.raises(HwqError, match=f"built for x86-amx and needs {lacking}, which this CPU lacks") as caught:
-        Artifact.load(path)
-    assert caught.value.code == "cpu-lacks"
+    report = Artifact.load(saved).report
+    monkeypatch.setattr(module, "place", lambda *_: pytest.fail("the library was loaded"))
+    loaded = Artifact.load(path)
+    assert loaded.report == report
+    assert loaded.plan == demo_artifact().plan
+    assert list(loaded.inputs) == list(loaded.made_up_inputs())
+    loaded.save(tmp_path / "again.hwq")
+    assert Artifact.load(tmp_path / "again.hwq").to_bytes() == loaded.to_bytes()
+    refused: tuple[Callable[[], Any], ...] = (
+        lambda: loaded(PICTURES[:1]),
+        lambda: loaded.benchmark(PICTURES[:1]),
+        lambda: loaded.layer_times(PICTURES[:1]),
+        lambda: loaded.on("local"),
+        lambda: Artifact.load(path, device="local"),
+    )
+    for use in refused:
+        with pytest.raises(
+            HwqError, match=f"for x86-amx and needs {lacking}, which this CPU lacks.*--device"
+        ) as caught:
+            use()
+        assert caught.value.code == "cpu-lacks"
 
 
 def test_no_space_for_the_library_is_said(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

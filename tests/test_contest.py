@@ -33,3 +33,8 @@ def test_the_reason_is_the_one_it_was_picked_for(
 def test_what_the_proposal_misses_is_the_reason_before_all_others() -> None:
     said = verdict("all f32", {"chosen": 1.0, "all f32": 2.0}, ["latency is 1 ms"], LATE, {"all f32": 0})
     assert said.startswith("uniform f32, since the proposal misses the budget (latency is 1 ms): 2000 ms")
+
+
+def test_predictions_are_called_so() -> None:
+    said = verdict("chosen", {"chosen": 1.0, "all f32": 2.0}, [], NONE, {}, timed=False)
+    assert said == "the proposal, by predictions: 1000 ms against all f32 2000 ms"

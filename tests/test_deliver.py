@@ -129,7 +129,7 @@ def test_kernels_are_verified_where_that_is_wanted(study: Study, monkeypatch: py
 def test_the_library_that_ships_is_held_against_its_kernels(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bit of a constant altered on its way into the library changes outputs, and kernels one by one do not see it."""
     plan = uniform_plan(study, "w8a8")
-    monkeypatch.setattr(module, "open_library", altered(module.open_library))
+    monkeypatch.setattr(module, "build_library", altered(module.build_library))
     assemble(study, demo_work(), plan)
     monkeypatch.setattr(module, "verify_wanted", lambda: True)
     with pytest.raises(HwqError, match="the library gives other outputs than its kernels one by one") as caught:
@@ -137,9 +137,14 @@ def test_the_library_that_ships_is_held_against_its_kernels(study: Study, monkey
     assert caught.value.code == "kernel-differs"
 
 
-def altered(opened: Any) -> Any:
-    """``open_library`` with the constants back to front."""
-    return lambda library, **fields: opened(replace(library, constants=library.constants[::-1]), **fields)
+def altered(build: Any) -> Any:
+    """``build_library`` with the constants back to front."""
+
+    def backwards(*args: Any) -> Any:
+        built = build(*args)
+        return replace(built, constants=built.constants[::-1])
+
+    return backwards
 
 
 def test_assembling_schedules_nothing_that_the_study_has(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

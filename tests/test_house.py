@@ -51,7 +51,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         (
             *("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
             *("board_facts", "device", "space"),
-            *("compose", "price_features", "learned_price", "decided"),
+            *("compose", "price_features", "learned_price", "decided", "memory_plan", "library", "placed"),
         ),
     ),
     (
@@ -68,7 +68,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("pipeline", "model", "work", "plan", "arguments"),
-            *("observe", "study", "pricing", "reanchor", "judge", "choose", "memory_plan", "library", "artifact"),
+            *("observe", "study", "pricing", "reanchor", "judge", "choose", "artifact"),
             *("tasks", "rounds", "tune"),
             *("deliver", "inplace", "contest", "dispose"),
         ),

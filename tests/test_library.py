@@ -19,15 +19,16 @@ import tiny
 import tvm
 from tvm import te
 
-from hwq.artifact import load_memory
 from hwq.cache import default_cache_dir
 from hwq.compile_kernel import compile_object, load_kernels
+from hwq.device import local
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, bind, compile_kernels, packed_constants, resident_bytes, run, to_device
 from hwq.graph import Shape
 from hwq.library import MARK, Library, build_library, kernel_steps, pack
 from hwq.lower import Program, Step, lower
 from hwq.memory_plan import aligned
+from hwq.placed import load_memory
 from hwq.quantize import quantize_weights
 from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.generic import common
@@ -65,7 +66,7 @@ def results(program: Program) -> list[Any]:
 def call(library: Library, program: Program, folder: Path, x: Any = X) -> list[Any]:
     """The library's outputs for ``x``."""
     module, out = load(library, folder), results(program)
-    assert module["main"](tvm.runtime.tensor(x), *load_memory(library, module), *out) is None
+    assert module["main"](tvm.runtime.tensor(x), *load_memory(library, module, local()), *out) is None
     return [value.numpy() for value in out]
 
 
@@ -126,7 +127,7 @@ def test_the_clock_is_read_between_kernels_in_order(made: tuple[Program, KernelS
     count = len(list(kernel_steps(program))) + 2
     marks = tvm.runtime.tensor(np.zeros(MARK * count, np.int64))
     before = time.monotonic_ns()
-    assert module["timed"](tvm.runtime.tensor(X), *load_memory(library, module), *out, marks) is None
+    assert module["timed"](tvm.runtime.tensor(X), *load_memory(library, module, local()), *out, marks) is None
     after = time.monotonic_ns()
     read = marks.numpy().reshape(count, MARK) @ np.array([10**9, 1])
     assert (np.diff([before, *read, after]) >= 0).all()

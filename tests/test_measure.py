@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from hwq import measure
+from hwq import device, measure
 from hwq.cache import default_cache_dir
-from hwq.execute import KernelSet, compile_kernels
+from hwq.execute import KernelSet, compile_kernels, loaded_on
 from hwq.lower import Program, lower
 from hwq.measure import fill, home_of_weights, measure_kernels, time_step
 from hwq.store import everything
@@ -37,11 +37,11 @@ def made() -> tuple[Program, KernelSet]:
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [("float32", -6, 6), ("uint8", 0, 99), ("bool", 0, 1)])
 def test_made_up_values_are_ordinary(dtype: str, least: int, most: int) -> None:
-    values = fill((1000,), dtype).numpy()
+    values = fill((1000,), dtype)
     assert str(values.dtype) == dtype
     assert least <= values.min() < values.max() <= most
     assert len(np.unique(values)) > 1
-    np.testing.assert_array_equal(values, fill((1000,), dtype).numpy())
+    np.testing.assert_array_equal(values, fill((1000,), dtype))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_records_tell_where_the_weights_were(
     program, kernels = made
     asked: list[str] = []
 
-    def timed(step: Any, program: Any, kernels: Any, home: str, target: Any) -> list[float]:
+    def timed(step: Any, program: Any, kernels: Any, home: str, target: Any, device: Any) -> list[float]:
         asked.append(home)
         return [1.0]
 
@@ -145,3 +145,37 @@ def test_what_was_measured_before_an_interrupt_stays(made: tuple[Program, Kernel
     seen: list[int] = []
     measure_kernels([program], kernels, HOST, path, 1, {}, lambda done, total: seen.append(total))
     assert set(seen) == {measure.PASSES}, "one kernel was left"
+
+
+def test_a_board_is_measured_without_the_line_to_it(
+    made: tuple[Program, KernelSet], near_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board is this machine. A call over the line takes 50 us and more; these kernels take two or three."""
+    program, kernels = made
+    step = program.steps[2]
+    monkeypatch.setattr(measure, "SMALL_WEIGHTS_BYTES", 1000)
+    board = device.connect(near_name)
+    assert step.workload is not None
+    there = loaded_on(kernels, [step.workload], board)
+    assert set(there.libraries) == {step.workload}
+    machine = replace(HOST, l2_bytes=100_000, l3_bytes=400_000)
+    for home in ("l2", "l3", "memory"):
+        times = time_step(step, program, there, home, machine, board)
+        here = time_step(step, program, kernels, home, machine)
+        assert len(times) == measure.REPEATS
+        assert 0.2 * min(here) < min(times) < 5 * min(here), home
+    device.close(board)
+
+
+def test_a_board_s_records_are_its_own(made: tuple[Program, KernelSet], near_name: str, tmp_path: Path) -> None:
+    program, kernels = made
+    path = tmp_path / "records.sqlite"
+    there = device.resolved(Target.load("x86-generic").on(near_name))
+    one = replace(program, steps=program.steps[:1])
+    kernels = compile_kernels([one], there, default_cache_dir())
+    (record,) = measure_kernels([one], kernels, there, path, 1, {}).values()
+    assert record.key.target == there.fingerprint
+    assert [kept.key for kept in everything(path)] == [record.key]
+    emulated = replace(there, cpu_model=f"emulated {there.cpu_model}")
+    assert len(measure_kernels([one], kernels, emulated, path, 1, {})) == 1
+    assert [kept.key for kept in everything(path)] == [record.key], "an emulator's times are no records"

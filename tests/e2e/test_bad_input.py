@@ -254,7 +254,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
     "artifact for another CPU": (
         "cpu-lacks",
         ("needs amx_future, which this CPU lacks",),
-        lambda at: face.Artifact.load(at / "foreign.hwq"),
+        lambda at: face.Artifact.load(at / "foreign.hwq").benchmark(),
         "bench {}/foreign.hwq",
     ),
     "samples that do not fit the artifact": (
