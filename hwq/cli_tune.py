@@ -27,7 +27,7 @@ def line_of(target: str, standing: Standing) -> str:
         return f"tune {target}: defaults of {standing.measured} of {standing.tasks} kernels measured"
     of = "" if standing.total is None else f" of {standing.total}"
     left = "" if standing.left_s is None else f", {duration(standing.left_s)} left"
-    won = f"{standing.won_s * 1e3:.3f} of {standing.whole_s * 1e3:.3f} ms won"
+    won = f"{standing.won_s * 1e3:.3g} of {standing.whole_s * 1e3:.4g} ms won"
     return f"tune {target}: {reports.count(standing.tasks, 'task')}, {standing.trials}{of} trials{left}, {won}"
 
 
@@ -75,7 +75,7 @@ def show(report: Mapping[str, Any], console: Console) -> None:
             before, after = network["default_s"], network["best_s"]
             console.print(
                 f"  {Path(network['model']).name} {network['scheme']}: {network['tuned']} of {network['kernels']} "
-                f"kernels can be tuned; {before * 1e3:.3f} ms by default, {after * 1e3:.3f} ms tuned",
+                f"kernels can be tuned; {before * 1e3:.4g} ms by default, {after * 1e3:.4g} ms tuned",
                 highlight=False,
                 markup=False,
             )
@@ -83,7 +83,7 @@ def show(report: Mapping[str, Any], console: Console) -> None:
             if task["decision"] is not None:
                 console.print(
                     f"    {task['name']}: {task['default_s'] * 1e6:.1f} -> {task['best_s'] * 1e6:.1f} us, "
-                    f"{task['count']} times, {task['trials']} trials",
+                    f"{reports.count(task['count'], 'call')}, {task['trials']} trials",
                     highlight=False,
                     markup=False,
                 )

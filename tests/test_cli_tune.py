@@ -48,10 +48,10 @@ def test_a_job_prints_its_progress_and_its_outcome(capsys: Capture, job_file: Pa
     ended = hwq(capsys, "tune", job_file)
     assert ended.status == 0, ended.err
     assert "defaults of 1 of" in ended.err
-    assert re.search(r"^tune host: 1 task, 16 of 16 trials, 0\.0 s left, \d\.\d{3} of 1\.000 ms won$", ended.err, re.M)
+    assert re.search(r"^tune host: 1 task, 16 of 16 trials, 0\.0 s left, 0\.\d+ of 1 ms won$", ended.err, re.M)
     assert "16 trials of 1 task" in ended.out
-    assert re.search(r"1 of \d+ kernels can be tuned; 1\.000 ms by default, 0\.\d{3} ms tuned", ended.out)
-    assert re.search(r"1000\.0 -> \d+\.\d us, 1 times, 16 trials", ended.out)
+    assert re.search(r"1 of \d+ kernels can be tuned; 1 ms by default, 0\.\d+ ms tuned", ended.out)
+    assert re.search(r"1000\.0 -> \d+\.\d us, 1 call, 16 trials", ended.out)
 
 
 def test_its_report_is_one_json_object(capsys: Capture, job_file: Path) -> None:
@@ -94,4 +94,4 @@ def test_what_goes_wrong_is_one_sentence(capsys: Capture, job_file: Path, monkey
 
 def test_a_line_without_an_end_in_sight() -> None:
     standing = Standing(tasks=3, measured=3, trials=8, total=None, left_s=None, won_s=1e-3, whole_s=1e-2)
-    assert line_of("host", standing) == "tune host: 3 tasks, 8 trials, 1.000 of 10.000 ms won"
+    assert line_of("host", standing) == "tune host: 3 tasks, 8 trials, 1 of 10 ms won"
