@@ -20,6 +20,7 @@ AVX2 = frozenset(Target.load("x86-avx2").cpu_flags)
 VNNI = frozenset(Target.load("x86-avx512-vnni").cpu_flags)
 BF16 = frozenset(Target.load("x86-avx512-bf16").cpu_flags)
 AMX = frozenset(Target.load("x86-amx").cpu_flags)
+ARM = ("arm-apple-m2", "arm-cortex-a72", "arm-cortex-a76", "arm-neoverse-n2")
 
 
 @pytest.fixture(autouse=True)
@@ -182,11 +183,11 @@ def test_a_machine_without_kernels_refuses_to_build(name: str) -> None:
     with pytest.raises(HwqError) as caught:
         Target.load(name).require_builds()
     assert caught.value.code == "target-no-build"
-    able = ", ".join(["host", "arm-cortex-a72", "arm-cortex-a76", *sorted(target.HOST_TIERS)])
+    able = ", ".join(["host", *ARM, *sorted(target.HOST_TIERS)])
     assert caught.value.message == f"target {name} cannot be built yet; targets that can: {able}"
 
 
-@pytest.mark.parametrize("name", ["host", *target.HOST_TIERS, "arm-cortex-a72", "arm-cortex-a76"])
+@pytest.mark.parametrize("name", ["host", *target.HOST_TIERS, *ARM])
 def test_a_machine_with_kernels_builds(name: str) -> None:
     Target.load(name).require_builds()
 

@@ -230,7 +230,7 @@ def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
         found = sums[n, h, w // 2, c // wide, w % 2, c % wide]
         return found >> SCALE_BITS if plan.int4 else found
 
-    out = finished(tail, total, out_shape, staged=plan.staged, biased=plan.biased)
+    out = finished(tail, total, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.biased)
     arguments = tail.arguments(x, weight, out)
     if plan.biased:
         return from_bias(arguments, lambda *at: at[3] * 2 + at[5]), tail
@@ -298,7 +298,7 @@ def _schedule_sums(sch: Schedule, plan: Plan, at: Any) -> None:
     sch.reverse_compute_at(sums, at, preserve_unit_loops=True)
     sch.set_scope(sums, 0, "local")
     whole = not plan.ragged
-    schedule_tail(sch, at, plan.geometry, lanes=LANES, whole=whole, staged=plan.staged)
+    schedule_tail(sch, at, plan.geometry, lanes=LANES, whole=whole, staged=plan.staged, packed=plan.packed)
     *_, row, pair, _, p, _ = sch.get_loops(sums)
     sch.unroll(row)
     sch.unroll(pair)

@@ -152,6 +152,11 @@ class Plan:
         return not (self.ragged or self.int4)
 
     @property
+    def packed(self) -> bool:
+        """Whether the epilogue ends in ``narrow``: tiles hold only channels of the output, and bytes are written."""
+        return not self.ragged and self.workload.out_dtype == "int8"
+
+    @property
     def staged(self) -> bool:
         """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
         return not self.workload.activation.clamps
