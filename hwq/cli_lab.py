@@ -110,16 +110,17 @@ def _texts(values: Any) -> Sequence[str]:
     return [str(value) for value in values]
 
 
-@lab.command("check", short_help="Whether a board is fit to measure on.")
+@lab.command("check", short_help="Whether boards are fit to measure on.")
 @click.argument("board", metavar="KEY[@HOST:PORT]")
 @click.option("--target", required=True, metavar="T", help="What the board should be: a target's name or file.")
 @click.option("-o", "--output", metavar="OUT.toml", help="Measure the board's rates, and write its target file.")
 @click.option("--emulated", is_flag=True, help="Write rates of an emulator too, though they mean nothing.")
 @json_option
 def check_command(board: str, target: str, output: str | None, emulated: bool, as_json: bool) -> None:
-    """Check that a board is what target T says, has the same TVM, its instructions, a steady clock and steady timing.
+    """Check that each free board of KEY is what target T says: the same TVM, its instructions, a clock and timing that
+    are steady.
 
-    With -o its rates are measured and a target file for it is written, for --target. Ends with 1 if it does not fit.
+    With -o the rates of one are measured, and a target file is written, for --target. Ends with 1 if one does not fit.
     """
     from hwq.lab import check, rates
 
@@ -129,13 +130,17 @@ def check_command(board: str, target: str, output: str | None, emulated: bool, a
     check_output(output)
     with stages()("check") as callback:
         checked = check(machine, board, callback)
-    found: dict[str, Any] = {"board": checked.board, "target": machine.name, "fits": checked.fits}
-    found["findings"] = [asdict(finding) for finding in checked.findings]
+    boards = [
+        {"at": one.address, "fits": one.fits, "findings": [asdict(finding) for finding in one.findings]}
+        for one in checked.boards
+    ]
+    found: dict[str, Any] = {"board": board, "target": machine.name, "fits": checked.fits, "boards": boards}
+    found["unreached"] = checked.unreached
     text = None
     if output is not None and checked.fits:
         with contextlib.ExitStack() as ends:
             callback = ends.enter_context(stages()("measure"))
-            text = rates(checked, Path(output).stem, callback, emulated=emulated)
+            text = rates(checked.boards[0], Path(output).stem, callback, emulated=emulated)
         write_atomic(output, text.encode())
         found["output"] = output
     emit(as_json, found, lambda console: _show(found, console))
@@ -144,11 +149,14 @@ def check_command(board: str, target: str, output: str | None, emulated: bool, a
 
 
 def _show(found: Mapping[str, Any], console: Console) -> None:
-    table = Table("looked at", "verdict", "found", box=None)
-    for finding in found["findings"]:
-        table.add_row(finding["what"], _VERDICTS[finding["fits"]], Text(finding["found"]))
-    console.print(table, highlight=False)
-    verdict = "fits" if found["fits"] else "does not fit"
-    console.print(f"board {found['board']} {verdict} target {found['target']}", highlight=False)
+    for board in found["boards"]:
+        table = Table("looked at", "verdict", "found", box=None)
+        for finding in board["findings"]:
+            table.add_row(finding["what"], _VERDICTS[finding["fits"]], Text(finding["found"]))
+        console.print(table, highlight=False)
+        verdict = _VERDICTS[board["fits"]]
+        console.print(f"board {found['board']}, at {board['at']}, {verdict} target {found['target']}", highlight=False)
+    if found["unreached"]:
+        console.print(f"not checked: {found['unreached']} more, in use or not answering", highlight=False)
     if "output" in found:
         console.print(f"target file: {found['output']}", markup=False, highlight=False)

@@ -6,9 +6,10 @@ that the CPU lacks ends the session; the board is asked for another, and the oth
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 import tvm
 
 from hwq import made_up, reference
+from hwq.board_facts import Facts
 from hwq.compile_kernel import compile_code, link
-from hwq.device import Device, close, connect, empty, facts, heard, load_library, misfit, set_threads, tensor
+from hwq.device import Device, close, connect, count, empty, facts, heard, load_library, misfit, set_threads, tensor
 from hwq.errors import HwqError
 from hwq.execute import quiet
 from hwq.files import scratch
@@ -31,6 +33,8 @@ PIXELS, CHANNELS = 7, 32
 # middle half of them lies.
 LARGEST_DRIFT, LARGEST_NOISE = 0.03, 0.05
 SPAN_S = 4.0
+# How long a board is silent at most while it is checked, and how long one beside the first is waited for.
+ANSWER_S, REACH_S = 60.0, 2.0
 _LEAST_MS = 5
 _TURN = 5
 MEASURED, EMULATED = "measured: hwq lab check", "emulated, means nothing: hwq lab check"
@@ -47,9 +51,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A board held to a target. target: the one that was checked, with what the board says of itself in it."""
+    """A board held to a target. board: KEY@HOST:PORT; address: where the board itself is reached. target: the one that
+    was checked, with what the board says of itself in it.
+    """
 
     board: str
+    address: str
     target: Target
     findings: tuple[Finding, ...]
 
@@ -59,32 +66,67 @@ class Checked:
         return all(finding.fits is not False for finding in self.findings)
 
 
-def check(target: Target, board: str, progress: Callback = quiet) -> Checked:
-    """Hold ``board`` (KEY or KEY@HOST:PORT) to ``target``. progress counts the instructions and the timing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkup:
+    """All boards of a key. unreached: how many more the tracker knows, which are in use or do not answer."""
 
+    boards: tuple[Checked, ...]
+    unreached: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether all boards that were reached fit."""
+        return all(board.fits for board in self.boards)
+
+
+def check(target: Target, board: str, progress: Callback = quiet) -> Checkup:
+    """Hold every free board of ``board`` (KEY or KEY@HOST:PORT) to ``target``. progress counts instructions and timing.
+
+    All of them are held from the first to the last, so that after an instruction that ended a session the only free one
+    is the same board again.
     Raises HwqError "device-other" for a board with another kind of CPU, and as ``hwq.device.connect``.
     """
-    machine = connect(board)
+    machines = [connect(board, answer_s=ANSWER_S)]
+    known = count(board)
+    with contextlib.suppress(HwqError):  # the others are in use, or do not answer
+        while len(machines) < known:
+            machines.append(connect(board, timeout_s=REACH_S, answer_s=ANSWER_S))
+    steps = len(distinct(target)) + 1
+    found = []
     try:
-        known = facts(machine)
-        if known.arch != target.architecture:
-            message = f"board {machine.name} cannot be checked: {misfit(target, known)}"
-            raise HwqError("device-other", f"{message}; accepted: a target for {known.arch}")
-        found = [_cpu(target, machine, known.cpu_model, known.emulated), _flags(target, known), _runtime(known.runtime)]
-        rows = distinct(target)
-        for done, row in enumerate(rows):
-            machine, finding = _instruction(row, target, machine, board)
-            found.append(finding)
-            progress(done + 1, len(rows) + 1)
-        found += _timing(target, machine, known.emulated)
-        progress(len(rows) + 1, len(rows) + 1)
+        for index in range(len(machines)):
+            found.append(_check(target, board, machines, index, _part(progress, index * steps, len(machines) * steps)))
     finally:
-        close(machine)
+        for machine in machines:
+            close(machine)
+    return Checkup(boards=tuple(found), unreached=known - len(machines))
+
+
+def _part(progress: Callback, before: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress(before + done, total)
+
+
+def _check(target: Target, board: str, machines: list[Device], index: int, progress: Callable[[int], None]) -> Checked:
+    """What was found at one of ``machines``, whose place another session takes where one ended."""
+    machine = machines[index]
+    address = ":".join(map(str, machine.line.getpeername()[:2])) if machine.line is not None else machine.name
+    known = facts(machine)
+    if known.arch != target.architecture:
+        message = f"board {machine.name} cannot be checked: {misfit(target, known)}"
+        raise HwqError("device-other", f"{message}; accepted: a target for {known.arch}")
+    found = [_cpu(target, known), _flags(target, known), _runtime(known.runtime)]
+    rows = distinct(target)
+    for done, row in enumerate(rows):
+        machines[index], finding = _instruction(row, target, machines[index], board)
+        found.append(finding)
+        progress(done + 1)
+    found += _timing(target, machines[index], known.emulated)
+    progress(len(rows) + 1)
     own: dict[str, Any] = {"cores": known.cores}
     own |= {} if known.clock_hz is None else {"clock_hz": known.clock_hz}
     sources = dict(target.sources) | dict.fromkeys(own, "read from the board: hwq lab check")
     here = replace(target, device=board, cpu_model=known.cpu_model, sources=tuple(sources.items()), **own)
-    return Checked(board=machine.name, target=here, findings=tuple(found))
+    return Checked(board=machine.name, address=address, target=here, findings=tuple(found))
 
 
 def distinct(target: Target) -> tuple[Compute, ...]:
@@ -95,14 +137,14 @@ def distinct(target: Target) -> tuple[Compute, ...]:
     return tuple(rows.values())
 
 
-def _cpu(target: Target, machine: Device, model: str, emulated: bool) -> Finding:
-    text = f"{model}, as target {target.name} needs it ({target.architecture})"
-    if emulated:
+def _cpu(target: Target, known: Facts) -> Finding:
+    text = f"{known.cpu_model}, as target {target.name} needs it ({target.architecture})"
+    if known.emulated:
         text += "; an emulator: what it computes is right, and how long it takes means nothing"
     return Finding(what="cpu", fits=True, found=text)
 
 
-def _flags(target: Target, known: Any) -> Finding:
+def _flags(target: Target, known: Facts) -> Finding:
     reason = misfit(target, known)
     found = f"has {', '.join(target.cpu_flags) or 'all that is needed'}" if reason is None else reason
     return Finding(what="flags", fits=reason is None, found=found)
@@ -135,7 +177,7 @@ def _instruction(row: Compute, target: Target, machine: Device, board: str) -> t
 def _again(board: str, ended: str) -> Device:
     """Another session with the board. Raises HwqError "device-lost" where it serves no more."""
     try:
-        return connect(board)
+        return connect(board, answer_s=ANSWER_S)
     except HwqError as error:
         message = f"{ended}, and then {error.message}; accepted: a board that `hwq lab serve` serves, which goes on"
         raise HwqError("device-lost", message) from error

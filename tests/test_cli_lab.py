@@ -22,17 +22,18 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def shelf() -> Iterator[str]:
-    """A tracker and this machine as a board of it, "here", both by ``hwq lab``; Ctrl-C ends them with status 0."""
+    """A tracker and this machine as two boards of it, "here", all by ``hwq lab``; Ctrl-C ends them with status 0."""
     port = free_port()
     address = f"127.0.0.1:{port}"
     run = [sys.executable, "-c", "from hwq.cli import main; main()", "lab"]
     with (
         running([*run, "tracker", "--host", "127.0.0.1", "--port", str(port)]) as tracker,
-        running([*run, "serve", "--key", "here", "--host", "127.0.0.1"], HWQ_TRACKER=address) as server,
+        running([*run, "serve", "--key", "here", "--host", "127.0.0.1"], HWQ_TRACKER=address) as first,
+        running([*run, "serve", "--key", "here", "--host", "127.0.0.1", "--tracker", address]) as second,
     ):
-        _until(lambda: device.count(f"here@{address}") == 1)
+        _until(lambda: device.count(f"here@{address}") == 2)
         yield address
-        for process in (server, tracker):
+        for process in (first, second, tracker):
             start = time.monotonic()
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
@@ -54,7 +55,7 @@ def _until(done: Callable[[], bool]) -> None:
 def test_the_list(shelf: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     found = hwq(capsys, "lab", "list", "--tracker", shelf, "--json").json
     assert list(found) == ["here"]
-    assert (found["here"]["boards"], found["here"]["free"], found["here"]["waiting"]) == (1, 1, 0)
+    assert (found["here"]["boards"], found["here"]["free"], found["here"]["waiting"]) == (2, 2, 0)
     monkeypatch.setenv("HWQ_TRACKER", shelf)
     table = hwq(capsys, "lab", "list").out
     assert "here" in table
@@ -62,7 +63,9 @@ def test_the_list(shelf: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     assert "device-invalid" in hwq(capsys, "lab", "list", "--tracker", "nowhere:x", "--json").out
 
 
-def test_this_machine_as_a_board(shelf: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_as_two_boards(
+    shelf: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Limits are set aside, since on a machine that others use timings may not fit, and the timings are short."""
     for name in ("LARGEST_DRIFT", "LARGEST_NOISE"):
         monkeypatch.setattr(lab, name, 1e9)
@@ -74,9 +77,12 @@ def test_this_machine_as_a_board(shelf: str, capsys: Capture, tmp_path: Path, mo
     board = f"here@{shelf}"
     ended = hwq(capsys, "lab", "check", board, "--target", tmp_path / "t.toml", "-o", tmp_path / "mine.toml", "--json")
     assert (ended.status, ended.json["fits"]) == (0, True)
-    found = {one["what"]: one["fits"] for one in ended.json["findings"]}
     instruction = f"{host.compute[0].instruction}, int8 weights"
-    assert found == dict.fromkeys(("cpu", "flags", "runtime", instruction, "clock", "noise"), True)
+    for one in ended.json["boards"]:
+        found = {finding["what"]: finding["fits"] for finding in one["findings"]}
+        assert found == dict.fromkeys(("cpu", "flags", "runtime", instruction, "clock", "noise"), True)
+    assert len({one["at"] for one in ended.json["boards"]}) == 2
+    assert ended.json["unreached"] == 0
     written = Target.load(ended.json["output"])
     assert (written.name, written.device) == ("mine", board)
     assert written.mcpu == host.mcpu
@@ -84,9 +90,13 @@ def test_this_machine_as_a_board(shelf: str, capsys: Capture, tmp_path: Path, mo
     assert all(row.macs_per_cycle > 0.01 for row in written.compute)
 
     monkeypatch.setattr(lab, "LARGEST_NOISE", -1.0)
+    monkeypatch.setattr(lab, "REACH_S", 0.2)
+    held = device.connect(board)
     ended = hwq(capsys, "lab", "check", board, "--target", tmp_path / "t.toml", "-o", tmp_path / "not.toml")
+    device.close(held)
     assert ended.status == 1
     assert "does not fit" in ended.out
+    assert "not checked: 1 more" in ended.out
     assert not (tmp_path / "not.toml").exists()
 
 

@@ -65,7 +65,7 @@ def test_an_emulated_board_fits_and_its_rates_are_written_only_where_that_is_kno
 ) -> None:
     arm = Target.load("arm-neoverse-n2")
     rows = tuple(row for row in lab.distinct(arm) if row.instruction in ("neon.smmla", "neon.vector"))
-    checked = lab.check(small(arm, rows), board_name)
+    checked = lab.check(small(arm, rows), board_name).boards[0]
     found = {finding.what: finding for finding in checked.findings}
     assert checked.fits
     assert checked.target.emulated
@@ -96,7 +96,7 @@ def test_an_instruction_that_the_board_lacks_and_the_others(
     (tmp_path / "t.toml").write_text(to_toml(small(arm, (rows[0], rows[-1]))), encoding="utf-8")
     with serving(board_root, tracker, "a72", cpu="cortex-a72"):
         ended = hwq(capsys, "lab", "check", f"a72@{tracker}", "--target", tmp_path / "t.toml", "--json")
-    findings = {one["what"]: one for one in ended.json["findings"]}
+    findings = {one["what"]: one for one in ended.json["boards"][0]["findings"]}
     assert (ended.status, ended.json["fits"]) == (1, False)
     assert findings["flags"]["found"] == "it lacks asimddp, i8mm, which target arm-neoverse-n2 needs"
     lacks = "the board lacks neon.smmla: its kernel ended the session"
