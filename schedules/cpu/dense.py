@@ -34,6 +34,7 @@ from hwq.schedules.cpu.holding import axes_of, hold_of, reduction, schedule_held
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.cpu.native import dot
 from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
+from hwq.schedules.cpu.prefetch import mark, prefetched
 from hwq.schedules.cpu.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
@@ -52,6 +53,8 @@ MOST_VECTORS = 4
 # A load or broadcast beside a cycle's multiply; and as much again where int4 is unpacked, whose masks and shifts want
 # the same ports. (Fitted to tiles of 2 to 8 rows by 1 to 4 vectors.)
 LOAD_CYCLES, UNPACK_CYCLES = 0.3, 0.3
+# Steps ahead of their use, by which weights may be asked for.
+STEPS_AHEAD = (0, 8, 32)
 # Multiplies that are written out in a row.
 UNROLLED = 32
 
@@ -225,7 +228,7 @@ def finish(plan: Plan, tail: ep.Epilogue, func: Any) -> Kernel:
     found = plan.form
     # A sum of one product needs no addition, and so no fused multiply-add.
     mnemonic = found.mnemonic if found.intrinsic or plan.steps > 1 else None
-    kernel = common.finish(plan.workload, kernel_function(func, plan.workload, tail), NAME, mnemonic)
+    kernel = common.finish(plan.workload, kernel_function(prefetched(func), plan.workload, tail), NAME, mnemonic)
     return replace(kernel, pack=functools.partial(pack, plan))
 
 
@@ -298,7 +301,9 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
-    """Schedules ``computation(plan)``. A sampling instruction: how far the reduction is written out."""
+    """Schedules ``computation(plan)``. Sampling instructions: how far the reduction is written out, and how many
+    steps ahead of their use weights are asked for.
+    """
     found = plan.form
     int4 = found.weight == "int4"
     acc = sch.get_sblock("acc")
@@ -312,6 +317,9 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
     # Written out, sums of separate products are added up in another order by LLVM, which then lacks registers.
     most = 1 if found.act == "int16" else max(1, UNROLLED // (plan.rows * plan.vectors * (plan.steps // extent)))
     k_out, k_in = choice.cut(sch, k, divisors(extent, most)[-1], 2 * most)
+    ahead = choice.pick(sch, STEPS_AHEAD, 0)
+    if ahead:
+        mark(sch, k_in, axis=1, ahead=ahead, count=plan.vectors, along=2)
     within = [k_in, *steps]
     sch.reorder(b, m_out, k_out, *within, m_in, v, lane, *added)
     if plan.hold > 1:
