@@ -8,6 +8,7 @@ from typing import Any
 
 from hwq.errors import HwqError
 from hwq.schedules.arm import smmla
+from hwq.schedules.arm import table as arm_table
 from hwq.schedules.cpu import conv2d, dense, depthwise, grouped
 from hwq.schedules.generic import (
     binary,
@@ -40,6 +41,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     x86_binary.apply,
     binary.apply,
     table.apply,
+    arm_table.apply,
     unary.apply,
     pool.apply,
     boxes.apply,

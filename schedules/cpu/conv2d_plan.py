@@ -8,13 +8,13 @@ from typing import Any
 
 from tvm import tirx
 
+from hwq.schedules.cpu import lookup
 from hwq.schedules.cpu.geometry import Form, Geometry, compute_row, geometry
 from hwq.schedules.cpu.holding import hold_of
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
 from hwq.schedules.cpu.tiles import Core, Tile
 from hwq.schedules.cpu.tiling import divisors, ranked_tiles
 from hwq.schedules.generic import common
-from hwq.schedules.x86 import table
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -52,7 +52,7 @@ class Plan:
     def shuffle(self) -> str | None:
         """The instruction that looks bytes up in a table, if there is a table, and tiles hold its vectors."""
         channels = self.tile.vectors * self.tile.lanes
-        able = (name for name in self.form.shuffles if channels % table.LANES[name] == 0)
+        able = (name for name in self.form.shuffles if channels % lookup.LANES[name] == 0)
         return next(able, None) if self.packed and self.staged else None
 
     @property
@@ -136,7 +136,7 @@ def make_plan(workload: Workload, found: Form, core: Core) -> Plan:
 def ranked(workload: Workload, found: Form, core: Core) -> list[tuple[float, Tile]]:
     """The tiles that may be, best first, with their cycles by the model."""
     shape = geometry(workload)
-    looked_up = [] if workload.activation.clamps else [table.LANES[name] for name in found.shuffles]
+    looked_up = [] if workload.activation.clamps else [lookup.LANES[name] for name in found.shuffles]
     multiple = next((lanes for lanes in looked_up if shape.group_out % lanes == 0), 1)
     return ranked_tiles(shape, found, core, multiple=multiple)
 

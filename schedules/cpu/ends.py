@@ -13,11 +13,12 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
 from hwq.graph import Shape
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cpu import lookup
 from hwq.schedules.cpu.geometry import Form, Geometry
 from hwq.schedules.cpu.narrowing import narrowed, sharing
 from hwq.schedules.cpu.native import narrow
 from hwq.schedules.cpu.views import with_shapes
-from hwq.schedules.x86 import bf16, table
+from hwq.schedules.x86 import bf16
 from hwq.workload import Workload
 
 
@@ -81,12 +82,19 @@ def finished(
     if entries is None:
         return te.compute(out_shape, lambda *at: ep.lookup(tail.table, before(*at), tail.dtype), name="out")
     lanes = int(entries.shape[1])
-    return te.compute(out_shape, lambda *at: table.lookup(entries, before(*at), at[-1] % lanes), name="out")
+
+    def looked_up(*at: Any) -> Any:
+        if tail.dtype == "uint8":
+            return lookup.lookup(entries, before(*at), at[-1] % lanes)
+        byte = tirx.reinterpret("uint8", before(*at))
+        return tirx.reinterpret(tail.dtype, lookup.lookup(entries, byte, at[-1] % lanes))
+
+    return te.compute(out_shape, looked_up, name="out")
 
 
 def table_entries(shuffle: str | None) -> Any:
     """The table as ``shuffle`` reads it: a last argument, until ``kernel_function`` fills it. None for None."""
-    return None if shuffle is None else te.placeholder(table.entries_shape(shuffle), "uint8", "entries")
+    return None if shuffle is None else te.placeholder(lookup.entries_shape(shuffle), "uint8", "entries")
 
 
 def from_bias(arguments: list[Any], channel: Callable[..., Any] | None = None) -> Any:
@@ -156,7 +164,7 @@ def schedule_tail(
             sch.unroll(vectors)
         sch.vectorize(lane)
     if shuffle is not None:
-        sch.vectorize(sch.split(sch.get_loops(out)[-1], [None, table.LANES[shuffle]])[1])
+        sch.vectorize(sch.split(sch.get_loops(out)[-1], [None, lookup.LANES[shuffle]])[1])
 
 
 def _schedule_packed(sch: Schedule, narrowing: Any, shape: Geometry, lanes: int) -> None:
@@ -204,7 +212,7 @@ def _with_entries(func: Any) -> Any:
         return func
     bytes_ = next(param for param in params if param.name == "table")
     count, lanes = (int(size) for size in entries.shape)
-    width = table.TABLE // count
+    width = lookup.TABLE // count
     stores = [
         tirx.BufferStore(entries, bytes_.vload([row * width], f"uint8x{width}"), [row, tirx.Ramp(at, 1, width)])
         for row in range(count)

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 from hwq.schedules.arm import ways as arm
+from hwq.schedules.cpu import lookup
 from hwq.schedules.cpu.ways import Way
-from hwq.schedules.x86 import table
 from hwq.schedules.x86 import ways as x86
 from hwq.scheme import SCHEMES
 from hwq.target import Compute, Target
@@ -219,7 +219,7 @@ def form(workload: Workload, target: Target, *, grouped: bool = False) -> Form |
         vectors=tuple(lanes for lanes in (16, 8, 4) if lanes <= min(way.lanes, target.lanes("int32"))),
         registers=way.registers or (32 if target.vector_bits == 512 else 16),
         intrinsic=way.r > 1,
-        shuffles=table.instructions(target),
+        shuffles=lookup.instructions(target),
         reach=way.reach,
         parts=way.parts,
         signed_nibbles=way.signed_nibbles,
