@@ -80,7 +80,7 @@ def is_whole(root: Path) -> bool:
 
 
 def build(root: Path) -> Path:
-    """The tree at ``root``, built if it is not there. A killed build leaves only a ``.board-*`` folder beside it.
+    """The tree at ``root``, built if it is not there. What a killed build leaves beside it goes with the next.
 
     Raises BoardMissing where a tool or the network is absent.
     """
@@ -93,7 +93,9 @@ def build(root: Path) -> Path:
     with _lock(root.with_name(f".{root.name}.lock")):
         if is_whole(root):  # another process built it meanwhile
             return root
-        place = Path(tempfile.mkdtemp(prefix=".board-", dir=root.parent))
+        for left in root.parent.glob(f".{root.name}.*.part"):  # by builds that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
         try:
             place.chmod(0o755)
             tree = place / "tree"

@@ -34,6 +34,7 @@ def test_a_build_that_fails_leaves_the_tree_that_was_there(tmp_path: Path, monke
     old = tmp_path / "board"
     old.mkdir()
     (old / "kept").touch()
+    (tmp_path / ".board.killed.part" / "tree").mkdir(parents=True)
 
     def broken(tree: Path, place: Path) -> None:
         (tree / "half").touch()
