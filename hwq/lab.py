@@ -146,7 +146,7 @@ def _cpu(target: Target, known: Facts) -> Finding:
 
 def _flags(target: Target, known: Facts) -> Finding:
     reason = misfit(target, known)
-    found = f"has {', '.join(target.cpu_flags) or 'all that is needed'}" if reason is None else reason
+    found = reason or f"has all {len(target.cpu_flags)} that target {target.name} needs"
     return Finding(what="flags", fits=reason is None, found=found)
 
 
