@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import secrets
+import shutil
 import tempfile
 import time
 import zipfile
@@ -87,3 +89,31 @@ def scratch(within: Path | None = None) -> Iterator[Path]:
         reason = error.strerror or str(error)
         message = f"cannot write temporary files: {reason}; accepted: TMPDIR set to a folder with space"
         raise HwqError("save-failed", message) from error
+
+
+@contextlib.contextmanager
+def swept_scratch(name: str) -> Iterator[Path]:
+    """``scratch`` for what may be large: those of this ``name`` whose owner was killed are removed first.
+
+    The owner holds a lock on the folder, which the system lets go of when it dies.
+    """
+    with scratch() as place:
+        lock = os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (place / name).mkdir()
+            for other in place.parent.glob(f"hwq-*/{name}"):
+                _remove_unowned(other)
+            yield place / name
+        finally:
+            os.close(lock)
+
+
+def _remove_unowned(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # its owner lives, or removed it just now
+        lock = os.open(folder.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder.parent)
+        finally:
+            os.close(lock)

@@ -29,7 +29,7 @@ from hwq.compile_kernel import is_whole, object_path
 from hwq.crew import START, START_S, Crew, Ended, Job, NobodyTakesIt, Seat, crew_of, work_off
 from hwq.errors import HwqError
 from hwq.execute import quiet
-from hwq.files import scratch
+from hwq.files import scratch, swept_scratch
 from hwq.lower import Program, Step
 from hwq.progress import Callback
 from hwq.target import Target
@@ -118,7 +118,7 @@ def open_crew(target: Target, devices: Sequence[str] | None = None, builders: in
         limit_s = START_S + 2 * CONNECT_S
         count = max(1, boards.count(text))
         seats += [Seat(kind="try", module=_WORKER, hello=hello, hello_s=limit_s) for _ in range(count)]
-    with scratch() as folder, crew_of(seats, folder) as crew:
+    with swept_scratch("crew") as folder, crew_of(seats, folder) as crew:
         yield crew
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from hwq.errors import HwqError
-from hwq.files import scratch, sweep, write_atomic, write_npz
+from hwq.files import scratch, sweep, swept_scratch, write_atomic, write_npz
 
 
 def test_content_is_replaced(tmp_path: Path) -> None:
@@ -113,3 +116,24 @@ def test_what_killed_processes_left_is_swept_once_it_is_old(tmp_path: Path) -> N
     sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == [fresh, other]
     sweep(tmp_path / "absent")
+
+
+def test_scratch_of_a_killed_process_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a living one stays, and so does what has another name."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import sys, time\nfrom hwq.files import swept_scratch\nwith swept_scratch('big') as folder:\n"
+    code += "    (folder / 'file').touch()\n    print(folder, flush=True)\n    time.sleep(600)"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        left = Path(process.stdout.readline().strip())
+        with swept_scratch("big"):
+            assert (left / "file").exists(), "its owner lives"
+        process.kill()
+    with swept_scratch("other"):
+        assert (left / "file").exists()
+    with swept_scratch("big") as mine, scratch(mine) as below:
+        assert not left.parent.exists()
+        with swept_scratch("big"):
+            assert below.exists(), "this process is one that lives"
+    assert list(tmp_path.iterdir()) == []

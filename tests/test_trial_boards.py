@@ -70,6 +70,7 @@ def stop(server: Served) -> None:
         process.suspend()
 
 
+@pytest.mark.slow
 def test_boards_that_die_or_never_answer_cost_the_job_nothing(tracker: str) -> None:
     """Of three one accepts sessions and does not answer, one is killed in mid-job: the third does their work."""
     killed: list[int] = []
@@ -89,6 +90,7 @@ def test_boards_that_die_or_never_answer_cost_the_job_nothing(tracker: str) -> N
     assert took_s < trials.WAIT_S / 2, "the others did not wait for them"
 
 
+@pytest.mark.slow
 def test_wrong_candidates_are_refused_and_the_session_is_kept(tracker: str) -> None:
     """One that ends the session twice is refused too; the board serves on."""
     with serving(tracker, "one", 1) as (target, _), open_crew(target, builders=1) as crew:
@@ -109,6 +111,7 @@ def test_wrong_candidates_are_refused_and_the_session_is_kept(tracker: str) -> N
     assert found[2].seconds
 
 
+@pytest.mark.slow
 def test_when_the_last_board_goes_what_is_known_is_given(tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One stops to answer in the middle of a trial, then the other is killed."""
     monkeypatch.setattr(trials, "CONNECT_S", 2.0)
@@ -129,5 +132,5 @@ def test_when_the_last_board_goes_what_is_known_is_given(tracker: str, monkeypat
 def test_no_board_at_all_is_said(tracker: str) -> None:
     target = Target.load("host").on(f"none@{tracker}")
     with pytest.raises(HwqError, match="no board 'none'") as caught:
-        outcomes(target, many, wait_s=0.1)
+        outcomes(target, lambda default: [default], wait_s=0.1)
     assert caught.value.code == "device-lost"

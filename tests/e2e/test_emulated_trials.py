@@ -31,6 +31,7 @@ def boards(board_root: Path, tracker: str) -> Iterator[tuple[str, subprocess.Pop
         yield f"pair@{tracker}", second
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_when_a_board_of_its_key_dies(
     boards: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
