@@ -39,15 +39,17 @@ from hwq.schedules.arm.smmla_plan import (
     shapes_of,
     worth_parallel,
 )
-from hwq.schedules.cpu.ends import finished, from_bias, kernel_function, schedule_rows, schedule_tail
+from hwq.schedules.cpu.ends import finished, from_bias, kernel_function, schedule_rows, schedule_tail, table_entries
 from hwq.schedules.cpu.int4 import SCALE_BITS, within_range
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "arm/smmla:1"
+NAME = "arm/smmla:2"
 STORED = "int8"
+# Steps of the reduction that are written out at most.
+MOST_STEPS = 4
 
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
@@ -230,15 +232,16 @@ def computation(plan: Plan) -> tuple[Any, ep.Epilogue]:
         found = sums[n, h, w // 2, c // wide, w % 2, c % wide]
         return found >> SCALE_BITS if plan.int4 else found
 
-    out = finished(tail, total, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.biased)
-    arguments = tail.arguments(x, weight, out)
+    entries = table_entries(plan.shuffle)
+    out = finished(tail, total, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.biased, entries=entries)
+    arguments = [*tail.arguments(x, weight, out), *([] if entries is None else [entries])]
     if plan.biased:
         return from_bias(arguments, lambda *at: at[3] * 2 + at[5]), tail
     return te.create_prim_func(arguments), tail
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
-    """Schedules ``computation(plan)``. A sampling instruction: how the tiles' positions are cut into chunks."""
+    """Schedules ``computation(plan)``. Sampling instructions: the chunks, and how far the reduction is written out."""
     shape, tile = plan.geometry, plan.tile
     acc = sch.get_sblock("acc")
     n, h, w, b, p, c, kh, kw, k, i = sch.get_loops(acc)
@@ -262,6 +265,10 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
             sch.compute_at(block, chunk, preserve_unit_loops=True)
     if parallel:
         sch.parallel(outer)
+    at_once = choice.sizes(sch, k, 1, MOST_STEPS)
+    if int(sch.get(at_once[1])) > 1:
+        _, k = sch.split(k, at_once)
+        sch.unroll(k)
     if plan.int4:
         _schedule_unpack(sch, k)
     sch.set_scope(acc, 0, "local")
@@ -298,7 +305,16 @@ def _schedule_sums(sch: Schedule, plan: Plan, at: Any) -> None:
     sch.reverse_compute_at(sums, at, preserve_unit_loops=True)
     sch.set_scope(sums, 0, "local")
     whole = not plan.ragged
-    schedule_tail(sch, at, plan.geometry, lanes=LANES, whole=whole, staged=plan.staged, packed=plan.packed)
+    schedule_tail(
+        sch,
+        at,
+        plan.geometry,
+        lanes=LANES,
+        whole=whole,
+        staged=plan.staged,
+        packed=plan.packed,
+        shuffle=plan.shuffle,
+    )
     *_, row, pair, _, p, _ = sch.get_loops(sums)
     sch.unroll(row)
     sch.unroll(pair)

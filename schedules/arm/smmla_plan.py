@@ -16,7 +16,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from hwq.schedules.arm import table
 from hwq.schedules.arm.smmla_intrinsics import DEPTH
+from hwq.schedules.cpu import lookup
 from hwq.schedules.cpu.geometry import Geometry, geometry
 from hwq.schedules.cpu.tiling import divisors
 from hwq.schedules.generic import common
@@ -32,8 +34,9 @@ LOADS_PER_CYCLE = 2.0
 # A sum waits so long for its own last product; counters and branches of a step that do not overlap, and of a tile.
 CHAIN_CYCLES, STEP_CYCLES, TILE_CYCLES = 3.0, 0.25, 12.0
 # Operations on the multiplier's ports per register of sums in the epilogue; more where few channels share a store, and
-# where the epilogue is not of whole tiles.
+# where the epilogue is not of whole tiles. For a table also what looks up four bytes: by vectors, or one by one.
 EPILOGUE, NARROW, RAGGED = 9.0, 8.0, 10.0
+LOOKED_UP, ONE_BY_ONE = 7.0, 14.0
 WIDEST, MOST_PAIRS, MOST_ROWS = 8, 14, 4
 
 
@@ -157,6 +160,12 @@ class Plan:
         return not self.ragged and self.workload.out_dtype == "int8"
 
     @property
+    def shuffle(self) -> str | None:
+        """The instruction that looks bytes up in a table, if there is a table, and tiles hold its vectors."""
+        fits_in = 2 * self.tile.vectors % lookup.LANES[table.INSTRUCTION] == 0
+        return table.INSTRUCTION if self.packed and self.staged and fits_in else None
+
+    @property
     def staged(self) -> bool:
         """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
         return not self.workload.activation.clamps
@@ -233,8 +242,10 @@ def cycles(plan: Plan, target: Target) -> float:
         CHAIN_CYCLES,
     )
     tiles = plan.spots * plan.blocks
-    epilogue = tile.sums * (EPILOGUE + NARROW / tile.vectors + (RAGGED if plan.ragged else 0.0)) / per_cycle
-    return tiles * (plan.steps * (step + STEP_CYCLES) + epilogue + TILE_CYCLES)
+    operations = EPILOGUE + NARROW / tile.vectors + (RAGGED if plan.ragged else 0.0)
+    if plan.staged:
+        operations += ONE_BY_ONE if plan.shuffle is None else LOOKED_UP
+    return tiles * (plan.steps * (step + STEP_CYCLES) + tile.sums * operations / per_cycle + TILE_CYCLES)
 
 
 def chunk_counts(plan: Plan) -> list[int]:

@@ -50,6 +50,7 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "one row of a kernel": ((1, 16, 9, 17), 16, {"kernel": (1, 3), "strides": (2, 2), "padding": (0, 1, 0, 1)}),
     "one column of a kernel": ((1, 16, 9, 17), 7, {"kernel": (3, 1), "padding": (1, 0, 1, 0)}),
     "one column": ((1, 33, 1, 8), 1, SQUARE),
+    "48 channels, table": ((1, 9, 9, 16), 48, {**SQUARE, "activation": TABLED}),
     "runs, table": ((1, 20, 21, 3), 8, {**SQUARE, "activation": TABLED}),
     "strided runs": ((2, 20, 21, 5), 1, {"kernel": (1, 5), "strides": (3, 2)}),
     "two pictures, 127": ((2, 8, 9, 127), 128, {**SQUARE, "activation": RELU}),
@@ -182,6 +183,15 @@ def test_no_element_is_stored_alone(layer: str) -> None:
     lines = assembly(kernel, target)
     assert [line for line in lines if re.match(r"\s+(stu?r[bh]|st1\s+\{ v\d+\.[bh] \})\s", line)] == []
     assert any(re.match(r"\s+sqxtn2?\s+v\d+\.(8b|16b)", line) for line in lines)
+
+
+def test_tables_are_looked_up_by_vectors() -> None:
+    target = Target.load(TARGETS[0])
+    kernel = apply(make("w8a8", "48 channels, table"), target)
+    assert kernel is not None
+    lines = assembly(kernel, target)
+    assert any(re.match(r"\s+tbx\s+v\d+\.16b", line) for line in lines)
+    assert [line for line in lines if re.match(r"\s+stu?rb\s", line)] == []
 
 
 @pytest.mark.parametrize(
