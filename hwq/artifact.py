@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.device import Device, connect, facts, local, misfit
+from hwq.device import close as close_device
 from hwq.errors import HwqError
 from hwq.files import write_atomic
 from hwq.graph import Shape
@@ -128,6 +129,11 @@ class Artifact:
         CPU cannot run it, "device-other" where the board cannot, and as ``hwq.device.connect``.
         """
         return replace(self, placed=place_on(self.library, self.target, connect(device)), lock=threading.Lock())
+
+    def close(self) -> None:
+        """Give back the board that it is on, if it is on one, for others; what ``on`` makes of it then runs again."""
+        if self.placed is not None:
+            close_device(self.placed.device)
 
     def made_up_inputs(self) -> dict[str, Array]:
         """One network-sized batch of ordinary values, for timing."""

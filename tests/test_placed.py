@@ -26,8 +26,7 @@ def there(near_name: str) -> Iterator[Artifact]:
     """The demo on a board, which is free again after the test."""
     found = demo_artifact().on(near_name)
     yield found
-    assert found.placed is not None
-    device.close(found.placed.device)
+    found.close()
 
 
 @pytest.fixture
@@ -48,6 +47,18 @@ def test_a_board_gives_the_same_bits(there: Artifact) -> None:
     assert there.placed.remote
     np.testing.assert_array_equal(there(PICTURES[:5]), demo_artifact()(PICTURES[:5]))
     assert there.to_bytes() == demo_artifact().to_bytes()
+
+
+def test_a_board_that_was_given_back_is_there_for_others(near_name: str) -> None:
+    for _ in range(2):
+        found = demo_artifact().on(near_name)
+        found(PICTURES[:1])
+        found.close()
+    with pytest.raises(HwqError) as lost:
+        found(PICTURES[:1])
+    assert lost.value.code == "device-lost"
+    demo_artifact().close()  # of this machine there is nothing to give back
+    demo_artifact()(PICTURES[:1])
 
 
 def test_the_line_to_the_board_is_in_no_time(there: Artifact, round_trip_s: float) -> None:
