@@ -125,8 +125,10 @@ def test_a_board_that_accepts_and_never_answers_is_lost_in_time(tracker: str) ->
         start = time.monotonic()
         assert _code(lambda: device.connect(f"mute@{tracker}", timeout_s=1)) == "device-lost"
         assert time.monotonic() - start < 3
-        time.sleep(0.2)
-        assert threading.active_count() <= threads + 1  # the listener's; nothing waits for the board any more
+        until = time.monotonic() + 10
+        while threading.active_count() > threads + 1:  # the listener's; nothing waits for the board any more
+            assert time.monotonic() < until
+            time.sleep(0.02)
 
 
 def test_a_board_that_is_switched_off_is_lost(tracker: str) -> None:
@@ -189,7 +191,7 @@ def test_boards_that_die_or_hang_are_lost_and_the_others_stay(board_root: Path, 
     """An older core; then its session dies, then it is frozen, then all of it is killed."""
     with serving(board_root, tracker, "old", cpu="cortex-a72") as process:
         name = f"old@{tracker}"
-        machine = device.connect(name, answer_s=1)
+        machine = device.connect(name)
         found = device.facts(machine)
         assert "asimd" in found.flags
         assert not {"asimddp", "i8mm"} & found.flags
@@ -203,19 +205,19 @@ def test_boards_that_die_or_hang_are_lost_and_the_others_stay(board_root: Path, 
         assert _code(lambda: device.tensor(machine, np.arange(5))) == "device-lost"
         del held  # it is not waited for
 
-        machine = device.connect(name, answer_s=1)  # another listener took the place of the one that gave up
+        machine = device.connect(name, answer_s=2)  # another listener took the place of the one that gave up
         held = device.tensor(machine, np.arange(5))
         family = server.children(recursive=True)
         for child in family:
             child.suspend()
         start = time.monotonic()
         assert _code(lambda: device.tensor(machine, np.arange(5))) == "device-lost"
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 5
         del held
         for child in family:
             child.resume()
 
-        machine = device.connect(name, answer_s=1)
+        machine = device.connect(name)
         server.kill()
         assert _code(lambda: device.facts(machine)) == "device-lost"
     assert device.count(f"old@{tracker}") == 0
