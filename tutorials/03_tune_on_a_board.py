@@ -80,8 +80,8 @@ print(f"board {board} as target {target.name}")
 # %% Is the board fit to measure on?
 #
 # `hwq lab check KEY --target T` tries what the target file promises: a kernel for each of its instructions, whose
-# output has to equal the NumPy reference, and whether the clock and the timings are steady. `-o T.toml` would go on to measure
-# the board's rates into a target file of its own.
+# output has to equal the NumPy reference, and whether the clock and the timings are steady. `-o T.toml` would go on to
+# measure the board's rates into a target file of its own.
 
 checkup = check(target, board)
 for one in checkup.boards:
@@ -92,8 +92,8 @@ print(f"fits: {'yes' if checkup.fits else 'not in everything, so its times are t
 # %% Compiled here, run there
 #
 # `target.on(board)` is the same machine, reached by the board's name: kernels are compiled here, and timed there, so
-# what the plan predicts is that board's. Accuracy is found here: an integer layer gives the same integers everywhere. The
-# artifact runs on the board too, which needs TVM's runtime and nothing else, and holds it until `close` gives it back.
+# what the plan predicts is that board's. Accuracy is found here: an integer layer gives the same integers everywhere.
+# The artifact runs on the board, which needs TVM's runtime and nothing else, and holds it until `close` gives it back.
 
 path, calibration, (pictures, labels) = load_demo()
 calibration, pictures, labels = calibration[:16], pictures[:100], labels[:100]
