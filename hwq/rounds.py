@@ -129,7 +129,8 @@ def play(bench: Bench, state: State, candidates: Sequence[tuple[str, Kernel]]) -
     decision if one won.
 
     Those that seem faster than what is used are measured again, in turns with the default and, if that is another, with
-    what is used. The fastest wins of those whose ``ratio_bound`` is below both of them by ``MARGIN``.
+    what is used. The fastest wins of those whose ``ratio_bound`` is below both of them by ``MARGIN``. Its record is in
+    terms of the default's, as if they had been measured together: prices are compared with each other.
     """
     trials = [Trial(decision=decision, kernel=kernel) for decision, kernel in candidates]
     outcomes = bench.tried(state.task, state.default, trials)
@@ -152,7 +153,8 @@ def play(bench: Bench, state: State, candidates: Sequence[tuple[str, Kernel]]) -
     if won is not None:
         outcome, code = outcomes[won], bench.code_of(won.kernel)
         key = replace(state.record, schedule=f"{won.kernel.schedule}#{code}@{state.task.home}")
-        rows.append(record_of(key, outcome.seconds))
+        scale = state.default_s / statistics.median(outcome.default_s)
+        rows.append(record_of(key, [scale * seconds for seconds in outcome.seconds]))
         rows.append(
             store.Decision(
                 key=state.key,

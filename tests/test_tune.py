@@ -81,6 +81,28 @@ def test_the_winners_time_is_an_ordinary_record_of_its_code(path: Path) -> None:
         assert record.median_s == pytest.approx(DEFAULT_S * part(task.workload, BEST[task.workload.key]))
 
 
+def test_the_winners_record_is_in_terms_of_the_defaults(path: Path) -> None:
+    """On a machine that is half as fast when candidates are tried as it was when defaults were."""
+    met: list[str] = []
+
+    def slower(trials: Any, *rest: Any, **options: Any) -> list[Outcome]:
+        found = timer()(trials, *rest, **options)
+        met.extend(trial.decision for trial in trials)
+        if trials[0].decision == "":
+            return found
+        return [
+            replace(one, seconds=tuple(2 * it for it in one.seconds), default_s=tuple(2 * it for it in one.default_s))
+            for one in found
+        ]
+
+    found = tuned(path, try_them=slower)
+    assert met
+    for task in found.tasks:
+        times = sorted(row.median_s for row in store.everything(path) if row.key.workload == task.workload)
+        assert times[0] == pytest.approx(task.best_s)
+        assert times[-1] == task.default_s == DEFAULT_S
+
+
 def test_every_default_is_measured_before_the_first_candidate_and_once(path: Path) -> None:
     seen: Calls = []
     tuned(path, trials=10, try_them=timer(seen=seen))
