@@ -37,9 +37,9 @@ def check_threads(threads: Any) -> None:
 
 
 def check_trials(trials: Any) -> None:
-    """Raises HwqError "trials-unsupported" for anything but 0."""
-    if trials != 0:
-        raise HwqError("trials-unsupported", f"trials is {trials!r}; accepted: 0 (auto-scheduling is not there yet)")
+    """Raises HwqError "trials-invalid" for what is no number of trials."""
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
+        raise HwqError("trials-invalid", f"trials is {trials!r}; accepted: a whole number of at least 0")
 
 
 def check_seconds(name: str, value: Any) -> None:

@@ -59,7 +59,9 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-latency", metavar="TIME", help="Time one call may take, as 3ms."),
         click.option("--max-size", metavar="SIZE", help="Bytes the packed weights may take, as 4MB."),
         click.option("--schemes", metavar="LIST", help=_SCHEMES),
-        click.option("--trials", type=int, default=0, show_default=True, help="Auto-scheduling; only 0 so far."),
+        click.option(
+            "--trials", type=int, default=0, show_default=True, help="Candidates of the plan's kernels to try."
+        ),
         click.option("--work-dir", metavar="FOLDER", help="Where stages keep what they found, to go on from there."),
         click.option("--threads", type=count, help="Worker threads.  [default: the target's cores]"),
         click.option("--batch", type=count, default=1, show_default=True, help="Size of a free batch axis."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hwq.arguments import (
     schemes_on,
 )
 from hwq.artifact import Artifact
+from hwq.cache import default_store_path
 from hwq.choose import choose
 from hwq.deliver import deliver, plan_of, priced
 from hwq.dispose import dispose
@@ -37,8 +39,10 @@ from hwq.process import peak_memory_bytes
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, anchored
 from hwq.scheme import SCHEMES, Budget
-from hwq.study import Study, inputs_of, study, study_of_plan
+from hwq.study import Study, inputs_of, priced_again, study, study_of_plan
 from hwq.target import Target
+from hwq.tasks import joined, tasks_of
+from hwq.tune import tune
 from hwq.work import Work, open_work
 
 
@@ -64,6 +68,7 @@ def compile(
     calibration: an array, or an iterable of arrays or of dicts (input name -> array), batch axis first. evaluate:
     (inputs, labels), or a function of a run callable that returns a score, higher is better; without it a budget of
     drop is held against changed classes on calibration samples. budget: None minimizes latency, then loss.
+    trials: how many candidates of the kernels of the plan may have been tried in all, to find faster ones (``hwq.tune``).
     measure: time kernels on the target's machine; None does where they can run. For a target that this CPU cannot run
     nothing is timed but on the board that its ``device`` names: all else is found out here, where integers are the
     same, prices are predictions, and the report says so. sensitivity_s: about how many seconds whole
@@ -87,6 +92,7 @@ def compile(
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
+    found = tuned(found, work, budget, evaluation, trials, seed, progress)
     artifact = dispose(found, work, budget, evaluation, progress, seed, sensitivity_s)
     artifact.report["compile"] = {"seconds": time.monotonic() - began, "peak_memory_bytes": peak_memory_bytes()}
     return artifact
@@ -126,6 +132,7 @@ def plan(
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress) if budget.drop is not None else None
+    found = tuned(found, work, budget, evaluation, trials, seed, progress)
     choice = choose(found, work, budget, evaluation, stages=progress, seed=seed, time_s=sensitivity_s)
     return plan_of(anchored(found, choice.anchors), choice)
 
@@ -194,6 +201,9 @@ def studied(
     check_trials(trials)
     machine = machine_to_build(target)
     timed = check_measure(measure, machine)
+    if trials and not timed:
+        message = f"trials is {trials}, but no kernel is to be timed, or can be; accepted: 0, or measure"
+        raise HwqError("trials-invalid", message)
     allowed = schemes_on(machine, schemes)
     check_threads(threads)
     work = open_work(model.fingerprint, model.name, work_dir)
@@ -205,3 +215,36 @@ def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | Non
     """The samples to judge by, with float's outputs on them; None where there are none."""
     with progress("evaluate float"):
         return evaluation_of.prepare(evaluate, found.kept, found.runner, inputs_of(found.graph))
+
+
+def tuned(
+    found: Study,
+    work: Work,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    trials: int,
+    seed: int,
+    progress: Stages,
+) -> Study:
+    """``found`` with the kernels tuned that the fastest plan within the budget of drop and bytes needs, priced anew.
+
+    Of ``trials`` those count that the store holds for these kernels already. Raises HwqError as choose and tune do.
+    """
+    if not trials:
+        return found
+    free = replace(budget, latency_s=None)  # what is too slow may not be when it is tuned
+    choice = choose(found, work, free, evaluation, stages=progress, seed=seed, time_s=0.0)
+    tasks = joined(tasks_of(found.program(choice.solution.schemes), found.target, found.footprints))
+    with progress("tune") as callback:
+        tune(
+            tasks,
+            found.target,
+            work.cache,
+            default_store_path(),
+            trials=trials,
+            seed=seed,
+            threads=found.threads,
+            devices=(found.target.device,),
+            tell=lambda standing: callback(standing.trials, trials),
+        )
+    return priced_again(found, work, True, progress)

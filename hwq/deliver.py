@@ -13,9 +13,10 @@ from hwq.assignment import evaluate as sums_of
 from hwq.certificate import certify, predicted_drop
 from hwq.choose import Choice, problem_of
 from hwq.compose import Pool, composed
+from hwq.decided import compile_decided
 from hwq.device import Device, connect, local
 from hwq.evaluate import Evaluation
-from hwq.execute import bind, compile_kernels
+from hwq.execute import bind
 from hwq.explain import explain
 from hwq.graph import ANCHORS, Layer
 from hwq.library import Packed, build_library, pack
@@ -102,7 +103,7 @@ def assemble(study: Study, work: Work, plan: Plan, board: Device | None = None) 
     local_too = study.timed and study.target.device == "local"
     device = local() if local_too else board
     program = study.program(plan.schemes)
-    kernels = compile_kernels([program], study.target, work.cache, known=study.kernels)
+    kernels = compile_decided([program], study.target, work.cache, study.decisions, known=study.kernels)
     packed = pack(program, kernels)
     library = build_library(program, kernels, packed, study.target)
     calls = tuple((kernels.of(step).symbol, step.name) for step in program.steps if step.workload is not None)

@@ -17,7 +17,7 @@ from hwq.arguments import check_budget, check_seconds
 from hwq.assign import near, pareto
 from hwq.assignment import Limits, Problem, Solution
 from hwq.choose import Choice, problem_of
-from hwq.compiler import evaluated, studied
+from hwq.compiler import evaluated, studied, tuned
 from hwq.deliver import plan_of
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
@@ -138,6 +138,7 @@ def explore(
         progress=progress,
     )
     evaluation = evaluated(found, evaluate, progress)
+    found = tuned(found, work, limit, evaluation, trials, seed, progress)
     found = _anchored(found, work, limit, seed, sensitivity_s, progress)
     return front_of(found, work, evaluation, limit, points, alternatives, progress)
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from hwq.cost import float_output_s, price
+from hwq.decided import Decisions, compile_decided, decisions_for, without_decided
 from hwq.execute import KernelSet, packed_constants, resident_bytes
 from hwq.graph import Graph, Layer
-from hwq.learned_price import Learned
+from hwq.learned_price import Learned, refresh, usable_for
 from hwq.lower import FLOAT, Program, Step, convert_workload, layer_workload, writes_float
 from hwq.measure import home_of_weights, measure_kernels
-from hwq.progress import Callback
+from hwq.progress import Callback, Stages
 from hwq.scheme import SCHEMES, Cost
 from hwq.store import Record
 from hwq.target import Target
@@ -42,6 +43,16 @@ class Prices:
     conversions: Mapping[str, tuple[float, float]]
     direct_s: Mapping[str, float]
     moved_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Priced:
+    """kernels: those that were priced, as ``decisions`` have it. footprints: as in ``Pricer``."""
+
+    kernels: KernelSet
+    decisions: Decisions
+    footprints: Mapping[str, int]
+    prices: Prices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,3 +177,41 @@ def measured(pricer: Pricer, programs: Sequence[Program], store: Path, progress:
         programs, pricer.kernels, pricer.target, store, pricer.threads, pricer.footprints, progress
     )
     return replace(pricer, records={**pricer.records, **records})
+
+
+def price_programs(
+    graph: Graph,
+    candidates: Mapping[str, Sequence[str]],
+    programs: Sequence[Program],
+    kernels: KernelSet,
+    target: Target,
+    threads: int,
+    cache: Path,
+    store: Path,
+    measure: bool,
+    stages: Stages,
+) -> Priced:
+    """Prices of ``graph`` with its kernels as the store has decided on them: ``programs`` are all layers in all schemes
+    that ``candidates`` names. kernels: what was compiled already, as decided or not.
+    """
+    decisions = decisions_for(target, store)
+    if decisions:
+        with stages("compile tuned") as progress:
+            known = without_decided(kernels, decisions)
+            kernels = compile_decided(programs, target, cache, decisions, progress, known)
+    packed, resident = constant_bytes(programs, kernels)
+    pricer = Pricer(
+        target=target,
+        threads=threads,
+        kernels=kernels,
+        footprints=footprints_of(programs, resident),
+        learned=usable_for(target, cache),
+        records={},
+    )
+    if measure:
+        with stages("measure") as progress:
+            pricer = measured(pricer, programs, store, progress)
+        with stages("learn"):
+            refresh(target, store, cache)
+    prices = price_network(graph, candidates, pricer, packed)
+    return Priced(kernels=kernels, decisions=decisions, footprints=pricer.footprints, prices=prices)

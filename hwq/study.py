@@ -12,7 +12,7 @@ lose.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hwq import sensitivity
@@ -22,10 +22,11 @@ from hwq.cache import default_store_path
 from hwq.calibrate import split_activations
 from hwq.compose import Pool
 from hwq.cost import op_macs
+from hwq.decided import Decisions, compile_decided, decisions_for, without_decided
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels
 from hwq.graph import PASS_THROUGH, Graph
-from hwq.learned_price import refresh, usable_for
+from hwq.learned_price import usable_for
 from hwq.loss import Sums, noise_per_loss
 from hwq.lower import Program, legal_schemes, lower
 from hwq.measure import recorded_kernels
@@ -34,7 +35,7 @@ from hwq.numerics import QParams
 from hwq.observe import calibrated, rounded
 from hwq.observers import OBSERVERS
 from hwq.plan import Plan
-from hwq.pricing import Pricer, constant_bytes, footprints_of, measured, moved_programs, price_network
+from hwq.pricing import Pricer, constant_bytes, footprints_of, moved_programs, price_network, price_programs
 from hwq.progress import Callback, Stages
 from hwq.quantize import Means, Weights, quantize_weights
 from hwq.samples import Batch
@@ -63,7 +64,8 @@ class Study:
     ratio, as a rule.
 
     kernels: the target's. here: the machine on which samples run, with its own kernels in ``kernels_here``. left_out:
-    schemes that the target has, but not ``here``, so that what they lose is not known.
+    schemes that the target has, but not ``here``, so that what they lose is not known. decisions: what tuning decided
+    about the target's kernels, which are made so. footprints: as in ``hwq.pricing``.
     """
 
     model: Model
@@ -88,6 +90,8 @@ class Study:
     pairs: tuple[Pair, ...] = ()
     noise_per_loss: float = 1.0
     left_out: tuple[str, ...] = ()
+    decisions: Decisions = field(default_factory=dict)
+    footprints: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def timed(self) -> bool:
@@ -189,21 +193,14 @@ def study(
     with stages("quantize") as progress:
         weights = quantize_weights(graph, candidates, qparams, means, progress, roundings)
 
-    def units_on(machine: Target) -> dict[tuple[str, str], Program]:
-        return {
-            (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, machine, threads)
-            for layer in graph.layers
-            for scheme in candidates[layer.name]
-        }
-
-    units = units_on(here)
+    units = _units(graph, candidates, qparams, weights, here, threads)
     moved = moved_programs(graph, candidates, target, threads)
     with stages("compile") as progress:
         own = moved if here is target else []
         kernels_here = compile_kernels([*units.values(), *own], here, work.cache, progress, known=kernels_here)
     programs, kernels = [*units.values(), *moved], kernels_here
     if here is not target:
-        programs = [*units_on(target).values(), *moved]
+        programs = [*_units(graph, candidates, qparams, weights, target, threads).values(), *moved]
         with stages("compile for the target") as progress:
             kernels = compile_kernels(programs, target, work.cache, progress)
     losses = dict.fromkeys(units, 0.0)
@@ -231,23 +228,8 @@ def study(
         with stages(stage) as progress:
             lost |= sensitivity.measure(runner, chosen, kernels_here, kept[:few], journal, progress)
     losses.update({unit: sums.loss for unit, sums in lost.items()})
-    packed, resident = constant_bytes(programs, kernels)
-    pricer = Pricer(
-        target=target,
-        threads=threads,
-        kernels=kernels,
-        footprints=footprints_of(programs, resident),
-        learned=usable_for(target, work.cache),
-        records={},
-    )
-    if measure:
-        with stages("measure") as progress:
-            pricer = measured(pricer, programs, default_store_path(), progress)
-        with stages("learn"):
-            refresh(target, default_store_path(), work.cache)
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
-    prices = price_network(graph, candidates, pricer, packed)
-    return Study(
+    found = Study(
         model=model,
         target=target,
         threads=threads,
@@ -263,13 +245,63 @@ def study(
         left_out=left_out,
         losses=losses,
         noise_per_loss=noise_per_loss(lost.values()),
-        costs=prices.costs,
-        conversions=prices.conversions,
-        direct_s=prices.direct_s,
-        moved_s=prices.moved_s,
+        costs={},
+        conversions={},
+        direct_s={},
+        moved_s={},
         kept=kept,
         samples=count,
     )
+    return _priced(found, programs, work, measure, stages)
+
+
+def priced_again(found: Study, work: Work, measure: bool, stages: Stages) -> Study:
+    """``found`` with the kernels that the store has decided on by now (``hwq.tune``), and their prices."""
+    units = _units(found.graph, found.candidates, found.qparams, found.weights, found.target, found.threads)
+    moved = moved_programs(found.graph, found.candidates, found.target, found.threads)
+    return _priced(found, [*units.values(), *moved], work, measure, stages)
+
+
+def _priced(found: Study, programs: Sequence[Program], work: Work, measure: bool, stages: Stages) -> Study:
+    """``found`` with kernels as decided, which compute the same, and the prices of all ``programs``."""
+    new = price_programs(
+        found.graph,
+        found.candidates,
+        programs,
+        found.kernels,
+        found.target,
+        found.threads,
+        work.cache,
+        default_store_path(),
+        measure,
+        stages,
+    )
+    return replace(
+        found,
+        kernels=new.kernels,
+        decisions=new.decisions,
+        footprints=new.footprints,
+        costs=new.prices.costs,
+        conversions=new.prices.conversions,
+        direct_s=new.prices.direct_s,
+        moved_s=new.prices.moved_s,
+    )
+
+
+def _units(
+    graph: Graph,
+    candidates: Mapping[str, Sequence[str]],
+    qparams: Mapping[str, QParams],
+    weights: Weights,
+    machine: Target,
+    threads: int,
+) -> dict[tuple[str, str], Program]:
+    """The program of every layer alone in every scheme it may run in."""
+    return {
+        (layer.name, scheme): sensitivity.unit_program(graph, layer, scheme, qparams, weights, machine, threads)
+        for layer in graph.layers
+        for scheme in candidates[layer.name]
+    }
 
 
 def study_of_plan(
@@ -315,6 +347,10 @@ def study_of_plan(
         kernels = compile_kernels([program], target, work.cache, progress)
         mine = [lower(graph, plan.schemes, plan.qparams, weights, here, threads)] if judged else []
         kernels_here = compile_kernels([float_program, *mine], here, work.cache, progress)
+    decisions = decisions_for(target, default_store_path())
+    if decisions:
+        known = without_decided(kernels, decisions)
+        kernels = compile_decided([program], target, work.cache, decisions, progress, known)
     packed, resident = constant_bytes([program], kernels)
     every = sum(footprints_of([program], resident).values())
     footprints = dict.fromkeys(plan.schemes.values(), every)
@@ -347,6 +383,8 @@ def study_of_plan(
         moved_s=prices.moved_s,
         kept=(),
         samples=0,
+        decisions=decisions,
+        footprints=footprints,
     )
 
 

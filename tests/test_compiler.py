@@ -131,7 +131,9 @@ def test_an_edited_plan_is_built_as_it_says() -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"trials": 5}, "trials-unsupported"),
+        ({"trials": -1}, "trials-invalid"),
+        ({"trials": 1.5}, "trials-invalid"),
+        ({"trials": True}, "trials-invalid"),
         ({"sensitivity_s": -1.0}, "quantity-invalid"),
         ({"sensitivity_s": "2min"}, "quantity-invalid"),
         ({"threads": 0}, "threads-invalid"),

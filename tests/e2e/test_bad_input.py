@@ -227,11 +227,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
         lambda at: compile_demo(observer="median"),
         f"compile {DEMO} --observer median {GIVEN}",
     ),
-    "auto-scheduling": (
-        "trials-unsupported",
-        ("trials is 64; accepted: 0",),
-        lambda at: compile_demo(trials=64),
-        f"compile {DEMO} --trials 64 {GIVEN}",
+    "trials": (
+        "trials-invalid",
+        ("trials is -1", "a whole number of at least 0"),
+        lambda at: compile_demo(trials=-1),
+        f"compile {DEMO} --trials -1 {GIVEN}",
     ),
     "artifact missing": (
         "artifact-missing",
