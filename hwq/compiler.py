@@ -68,7 +68,7 @@ def compile(
     calibration: an array, or an iterable of arrays or of dicts (input name -> array), batch axis first. evaluate:
     (inputs, labels), or a function of a run callable that returns a score, higher is better; without it a budget of
     drop is held against changed classes on calibration samples. budget: None minimizes latency, then loss.
-    trials: how many candidates of the kernels of the plan may have been tried in all, to find faster ones (``hwq.tune``).
+    trials: candidates of the kernels of the plan that will have been tried in all, for faster ones (``hwq.tune``).
     measure: time kernels on the target's machine; None does where they can run. For a target that this CPU cannot run
     nothing is timed but on the board that its ``device`` names: all else is found out here, where integers are the
     same, prices are predictions, and the report says so. sensitivity_s: about how many seconds whole
