@@ -128,7 +128,7 @@ def attempt(bench: Bench, content: Mapping[str, Any], tell: Tell) -> Row:
     {"refused": why}, {"default": what is wrong with the default}, {"lost": why}: the device does not answer any more.
     """
     assert bench.device is not None
-    if time.monotonic() > bench.until - content["needs_s"]:
+    if bench.task and time.monotonic() > bench.until - content["needs_s"]:  # a new session may be as short
         return {"lost": "the time of the session is over", "again": True, "over": True}
     tell("default")
     task = content["task"]

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from anchor_runs import anchor
-from trial_runs import case, endless, idle, illegal, named, other_weights, trial
+from trial_runs import case, endless, idle, illegal, named, other_weights, trial, unselectable
 
 from hwq import trial as trials
 from hwq.cache import default_cache_dir
@@ -96,10 +96,11 @@ def test_wrong_candidates_are_refused_and_the_others_go_on(crew: Crew) -> None:
 def test_builds_that_fail_are_refused_and_the_others_go_on(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "BUILD_S", 2.0)
     _, _, default = case(HOST)
-    words = ("crashes", "hangs", "hogs", "unlucky", "fine")
-    kernels = [named(default, word) for word in words] + [replace(named(default, "lacks"), instruction="amx.none")]
-    found = dict(zip((*words, "lacks"), outcomes(crew, kernels), strict=True))
-    assert found["crashes"].refused == "crashed: SIGSEGV"
+    words = ("hangs", "hogs", "unlucky", "fine")
+    lacks = replace(named(default, "lacks"), instruction="amx.none")
+    kernels = [*(named(default, word) for word in words), lacks, unselectable(default)]
+    found = dict(zip((*words, "lacks", "crashes"), outcomes(crew, kernels), strict=True))
+    assert str(found["crashes"].refused).startswith("crashed: SIGABRT (LLVM ERROR: Cannot select")
     assert found["hangs"].refused == "took too long in the stage 'build'"
     assert found["hogs"].refused == "out of memory"
     assert str(found["lacks"].refused).startswith("instruction-missing: ")

@@ -120,7 +120,9 @@ def test_one_that_seems_faster_is_timed_longer(tmp_path: Path) -> None:
 
 def test_a_session_that_is_about_to_end_takes_no_trial(tmp_path: Path) -> None:
     _, _, default = case(HOST)
-    answer, told = tried(content(default, default, tmp_path), Bench(device=device.local(), until=0.0))
+    answer, told = tried(content(default, default, tmp_path), Bench(device=device.local(), until=0.0, task="other"))
     assert answer["again"]
     assert answer["over"]
     assert told == []
+    answer, _ = tried(content(default, default, tmp_path), Bench(device=device.local(), until=0.0))
+    assert "seconds" in answer, "a session that has just begun takes one in any case"
