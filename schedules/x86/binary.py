@@ -40,6 +40,8 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
         return None
     if workload.out_dtype == "float32" or not workload.activation.clamps or target.activation_storage != "uint8":
         return common.decline(workload, "a float output, a table, or activations that are not uint8")
+    if target.architecture != "x86_64":
+        return common.decline(workload, f"{target.name} is no x86")
     shape, lanes = workload.output_shape, target.lanes()
     a, b = workload.input_shapes
     size = math.prod(shape)

@@ -11,12 +11,18 @@ from arm_runs import results
 from kernel_runs import CHANNELS, Array, ints, make, numbers
 
 from hwq import device, operators
+from hwq.graph import Activation
+from hwq.numerics import resize_weights
+from hwq.operators import linear_sources
 from hwq.reference import evaluate
 from hwq.schedule import kernel_for
 from hwq.target import Target
 from hwq.workload import Workload
 
 WINDOW: dict[str, Any] = {"kernel": (3, 2), "strides": (2, 1), "padding": (1, 0, 1, 1), "dilation": (1, 1)}
+
+PADDING: dict[str, Any] = {"pads": ((0, 0), (1, 2), (0, 1), (0, 0)), "value": 0.0}
+SLICE: dict[str, Any] = {"begin": (0, 4, 0, 0), "end": (2, 0, 7, 2**30), "strides": (1, -2, 2, 1)}
 
 
 def cases(channels: int, rng: np.random.Generator) -> Iterator[tuple[Workload, list[Array], float]]:
@@ -38,6 +44,22 @@ def cases(channels: int, rng: np.random.Generator) -> Iterator[tuple[Workload, l
     yield make("softmax", "f32", [shape], shape, axis=3), [floats], 3e-6
     scale, bias = (numbers(rng, (channels,), "float32") for _ in range(2))
     yield make("layer_norm", "f32", [shape], shape, epsilon=1e-5), [floats, scale, bias], 1.5e-5
+    yield make("unary", "f32", [shape], shape, activation=Activation(kind="silu")), [floats], 1.5e-5
+    yield make("pad", "w8a8", [shape], (2, 8, 8, channels), **PADDING), [q, np.array([-9], np.int32)], 0.0
+    yield make("slice", "w8a8", [shape], (2, 2, 4, channels), **SLICE), [q], 0.0
+    nearest = {"map_h": tuple(at // 2 for at in range(10)), "map_w": (0, 0, 3, 1, 6, 6, 6, 2, 2)}
+    yield make("resize_nearest", "w8a8", [shape], (2, 10, 9, channels), **nearest), [q], 0.0
+    lines = [linear_sources(before, after, "half_pixel") for before, after in ((5, 10), (7, 21))]
+    whole = [value for places, weights in lines for value in (places, resize_weights(weights))]
+    yield make("resize_linear", "w8a8", [shape], (2, 10, 21, channels)), [q, *whole], 0.0
+    yield (
+        make("resize_linear", "f32", [shape], (2, 10, 21, channels)),
+        [floats, *(value for line in lines for value in line)],
+        4e-6,
+    )
+    planes = (2, channels, 5, 7)
+    picture = make("quantize", "w8a8", [planes], shape, axes=(0, 2, 3, 1))
+    yield picture, [8 * numbers(rng, planes, "float32"), zero, np.float32([2.7])], 0.0
     axes = (0, 3, 1, 2)
     yield make("transpose", "f32", [shape], tuple(shape[axis] for axis in axes), axes=axes), [floats], 0.0
 

@@ -84,5 +84,7 @@ def test_what_is_declined() -> None:
     assert binary.apply(make("add", "w8a8", [(31,), (31,)], (31,)), target) is None, "no whole group"
     wide = make("add", "w8a8", [(1, 99, 99, 1021), (1, 1, 1, 1021)], (1, 99, 99, 1021))
     assert binary.apply(wide, target) is None, "numbers that fill the first cache"
+    arm = replace(Target.load("arm-cortex-a76"), activation_storage="uint8")
+    assert binary.apply(make("add", "w8a8", [shape, shape], shape), arm) is None, "packuswb is an x86's"
     signed = replace(target, activation_storage="int8")
     assert binary.apply(make("add", "w8a8", [shape, shape], shape), signed) is None
