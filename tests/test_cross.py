@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from demo_study import CALIBRATION, SCHEMES, demo_model, demo_pictures, demo_study
+from demo_study import CALIBRATION, SCHEMES, demo_artifact, demo_model, demo_pictures, demo_study
 
 import hwq
 from hwq import cli
@@ -123,6 +124,22 @@ def test_a_latency_is_held_against_predictions(made: Artifact) -> None:
         hwq.compile(demo_model(), FUTURE, budget=hwq.Budget(latency_s=1e-9), **options)
     assert caught.value.code == "budget-impossible"
     assert "measured" not in caught.value.message
+
+
+def test_a_board_runs_and_times_what_the_shell_gives_it(near_name: str, tmp_path: Any) -> None:
+    demo_artifact().save(tmp_path / "demo.hwq")
+    np.savez(tmp_path / "x.npz", x=demo_pictures()[0][:3], labels=demo_pictures()[1][:3])
+    run = CliRunner().invoke
+    command = ["run", f"{tmp_path}/demo.hwq", f"{tmp_path}/x.npz", "-o", f"{tmp_path}/y.npz", "--device", near_name]
+    assert run(cli.main, command).exit_code == 0
+    (outputs,) = np.load(tmp_path / "y.npz").values()
+    np.testing.assert_array_equal(outputs, demo_artifact()(demo_pictures()[0][:3]))
+    timed = run(cli.main, ["bench", f"{tmp_path}/demo.hwq", "--runs", "5", "--device", near_name, "--json"])
+    assert 0 < json.loads(timed.stdout)["median_s"] < 0.1
+    for command in (["compile", str(load_demo()[0]), "-o", f"{tmp_path}/out.hwq"], ["plan", str(load_demo()[0])]):
+        wrong = run(cli.main, [*command, "--schemes", "f32", "--device", near_name.replace("near", "nobody"), "--json"])
+        assert wrong.exit_code == 1
+        assert "device-missing" in wrong.stdout
 
 
 def test_measuring_what_cannot_run_is_refused() -> None:
