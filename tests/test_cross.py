@@ -16,7 +16,6 @@ from hwq import cli
 from hwq.artifact import Artifact
 from hwq.cpu import cpu_flags
 from hwq.demo import load_demo
-from hwq.device import close
 from hwq.errors import HwqError
 from hwq.study import machine_for_samples
 from hwq.target import Target
@@ -179,4 +178,4 @@ def test_a_board_that_is_no_emulator_measures(near_name: str) -> None:
     x = demo_pictures()[0][:4]
     expected = hwq.build(demo_model(), replace(artifact.plan, target="x86-avx2"), threads=1)(x)
     np.testing.assert_array_equal(artifact(x), expected)
-    close(artifact.placed.device)
+    artifact.close()

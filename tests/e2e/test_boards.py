@@ -24,7 +24,6 @@ from hwq import reference
 from hwq.cache import default_cache_dir
 from hwq.choose import Choice, uniforms
 from hwq.deliver import plan_of
-from hwq.device import close
 from hwq.lower import Program
 from hwq.model import Model
 from hwq.progress import silent
@@ -127,8 +126,7 @@ def test_a_network_gives_the_same_bits_on_every_core(
     assert len(np.unique(outputs)) > 10
     np.testing.assert_array_equal(outputs, here(name, scheme))
     assert list(there.layer_times(pictures[:1], runs=1)) == [step for _, step in there.calls]
-    assert there.placed is not None
-    close(there.placed.device)
+    there.close()
 
 
 @pytest.mark.parametrize("target", list(CORES))
