@@ -7,8 +7,9 @@ the same kernel wherever it is read (``hwq.schedule.kernel_for``), and another v
 packing of weights, so there is no one trace for MetaSchedule's evolutionary search to evolve: the first are each
 family's best by its model, with each of its options; then come variants in the order in which the models rank them,
 corrected by what their families' fastest took, in turns with mutations of the fastest, by MetaSchedule's own mutator of
-tile sizes, on the traces of their schedules. A mutated trace
-is not replayed: its values are given to the schedule's Python, where what follows from a size follows from the new one.
+tile sizes, on the traces of their schedules. A mutated trace is not replayed: its values are given to the schedule's
+Python, where what follows from a size follows from the new one. (MetaSchedule's EvolutionarySearch does not take these
+functions at all: they have scalar parameters, which its ``ArgInfo`` refuses.)
 """
 
 from __future__ import annotations

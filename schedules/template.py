@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.s_tir import Schedule, ScheduleError
+from tvm.s_tir import Schedule
 
 from hwq.errors import HwqError
 from hwq.workload import Kernel
@@ -107,12 +107,17 @@ class Template:
         sch = Schedule(draft.func, seed=seed, debug_mask="none")
         try:
             draft.schedule(sch, choice)
-        except ScheduleError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise _invalid(list(choice.values or ()), f"values that {self.name} can schedule ({reason})") from error
+            kernel = draft.finish(sch.mod["main"])
+        except HwqError:
+            raise
+        except Exception as error:  # TVM raises many kinds
+            if choice.values is None:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise _invalid(list(choice.values), f"values that {self.name} can schedule ({reason})") from error
         if choice.values is not None and len(sch.trace.decisions) != len(choice.values):
             raise _invalid(list(choice.values), f"{len(sch.trace.decisions)} values")
-        return draft.finish(sch.mod["main"]), sch.trace
+        return kernel, sch.trace
 
 
 def first(found: Any, seed: int | None) -> Kernel | None:
