@@ -13,6 +13,7 @@ import math
 from hwq.schedules.cpu.geometry import Form, Geometry
 from hwq.schedules.cpu.holding import hold_of
 from hwq.schedules.cpu.int4 import PART_REGISTERS
+from hwq.schedules.cpu.narrowing import pieces, sharing
 from hwq.schedules.cpu.tiles import Core, Tile
 
 # Cycles from one multiply-add to the next on the same sum: FMLA 2 (A76) and 3 (A72) by forwarding, SDOT 1 to 2, SADALP
@@ -22,9 +23,14 @@ CHAIN_SUMS = 4.0
 INSTRUCTIONS = {1: 1.0, 2: 3.0}
 # Of what is not the bottleneck, the share that shows: reordering reaches over 128 instructions (A76; A72 the same).
 SHADOW = 0.1
-# Epilogue in vector instructions, for four outputs: conversion, product, conversion, 1.5 that narrow, half an addition,
-# half a clamp, a quarter of a store; a multiplier and a bias to load. What is ragged goes through memory.
-VECTOR_INSTRUCTIONS, RAGGED_INSTRUCTIONS = 7.0, 30.0
+# Epilogue in vector instructions: of as many vectors of sums as share a store, counted in ``narrow``; of one vector of
+# floats; and of one whose tile is ragged, which goes through memory.
+NARROW_INSTRUCTIONS = {1: 10.0, 2: 14.0, 4: 25.0}
+FLOAT_INSTRUCTIONS, RAGGED_INSTRUCTIONS = 4.0, 30.0
+# What it costs a pixel of a tile that it may lie beyond the edge: a branch, across which nothing is reordered.
+EDGE_CYCLES = 2.0
+# How many of them a core finishes in a cycle: two pipes, of which the A72 converts on one.
+PIPES, OLD_PIPES = 2.0, 1.4
 # Per step of a register of activations, and per tile: counters, addresses, a branch.
 LOOP_INSTRUCTIONS, TILE_CYCLES = 4.0, 12.0
 # Vectors of channels in a tile of a product at most: a core that reads weights but once has eight sums to add to.
@@ -69,13 +75,26 @@ def cycles(geometry: Geometry, form: Form, core: Core, tile: Tile) -> float:
     # A broadcast (LD1R) takes a vector pipe as well; so does the DUP of each part.
     broadcasts = spots * form.parts if form.parts > 1 else (spots if hold == 1 else 0.0)
     multiplies += broadcasts / 2.0 if form.parts == 1 else 0.0
+    # The A72's other pipe adds up pairs (SADALP) and broadcasts.
+    beside = sums + broadcasts if form.parts > 1 else 0.0
     instructions = sums * INSTRUCTIONS[form.parts] + broadcasts + loads + LOOP_INSTRUCTIONS / hold
     step_bytes = tile.vectors * tile.lanes * form.r * form.weight_item_bytes
     arrival = step_bytes / _bytes_per_cycle(core, step_bytes * steps, loads_per_cycle)
-    parts = (multiplies, loads / loads_per_cycle, instructions / width, arrival)
+    parts = (multiplies, beside, loads / loads_per_cycle, instructions / width, arrival)
     step = max(parts) + SHADOW * (sum(parts) - max(parts))
     ragged = geometry.group_out % (tile.lanes * tile.vectors) != 0
-    epilogue = sums * (RAGGED_INSTRUCTIONS if ragged else VECTOR_INSTRUCTIONS) / (2.0 if wide else 1.0) + TILE_CYCLES
+    if ragged:
+        finish = sums * RAGGED_INSTRUCTIONS
+    elif form.acc == "float32":
+        finish = sums * FLOAT_INSTRUCTIONS
+    else:
+        alone = tile.vectors * tile.lanes == geometry.out_c and geometry.out_w % tile.pixels == 0
+        together = sharing(tile.pixels, tile.vectors) if alone else 1
+        stores = sum(NARROW_INSTRUCTIONS[size] for _, size in pieces(together * tile.vectors))
+        finish = spots / together * stores
+    epilogue = finish / (PIPES if wide else OLD_PIPES) + TILE_CYCLES
+    if geometry.out_w % tile.pixels:
+        epilogue += spots * EDGE_CYCLES
     across = math.ceil(geometry.out_h / tile.rows) * math.ceil(geometry.out_w / tile.pixels)
     blocks = geometry.groups * math.ceil(math.ceil(geometry.group_out / tile.lanes) / tile.vectors)
     total = geometry.batch * across * blocks * (steps * step + epilogue)

@@ -245,7 +245,9 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         else:
             sch.reorder(k_in, h_in)
             k = pairs
-    at_once = choice.sizes(sch, k, 1, MOST_STEPS)
+    # Few steps of parts and broadcasts are written out: LLVM else moves sums about between them.
+    few = found.parts > 1 and plan.hold == 1 and int(sch.get(k).extent) <= MOST_STEPS
+    at_once = choice.sizes(sch, k, int(sch.get(k).extent) if few else 1, MOST_STEPS)
     if int(sch.get(at_once[1])) > 1:
         _, k = sch.split(k, at_once)
         sch.unroll(k)

@@ -135,6 +135,7 @@ def plans(workload: Workload, found: Form) -> Iterator[Plan]:
         lanes = next((n for n in (16, 8) if shape.in_c % n == 0), lanes)
     inlined = (
         found.acc == "float32"
+        and not found.neon  # which has no loads under a mask
         and shape.padded
         and shape.in_c % lanes == 0
         and shape.kernel_h * shape.kernel_w <= INLINED_TAPS

@@ -17,8 +17,8 @@ from tvm import tirx
 from hwq.schedules.cpu.geometry import Form
 
 SCALE_BITS = 4
-# What products in parts want for themselves: two broadcasts, and sums of two of them.
-PART_REGISTERS = 3
+# What products in parts want for themselves: broadcasts, and sums of two of them; with less LLVM spills.
+PART_REGISTERS = 5
 # The largest product of a stored byte and a scaled weight, and what a sum of them may reach.
 _LARGEST, _MOST = 255 * (8 << SCALE_BITS), (1 << 31) - 1
 
@@ -34,7 +34,7 @@ def unpacking_registers(form: Form, vectors: int, spots: int = 0) -> int:
     its ``spots``, one mask, and what ``parts`` want.
     """
     if form.reach:
-        return 2 * vectors + spots + 1 + 2 * PART_REGISTERS * (form.parts - 1)
+        return 2 * vectors + spots + 1 + (PART_REGISTERS + 1) * (form.parts - 1)
     return (3 if form.act == "int16" else 2) * vectors + 3
 
 

@@ -72,7 +72,7 @@ def test_layers_equal_the_reference(
 def test_layers_without_a_dot_product(
     board: device.Device, scheme: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    kernels = check_layers(board, Target.load("arm-cortex-a72"), tmp_path, layers(scheme), rng)
+    kernels = check_layers(board, Target.load("arm-cortex-a72"), tmp_path, layers(scheme)[::2], rng)
     assert "sdot" not in {kernel.instruction for kernel in kernels}
 
 
