@@ -14,6 +14,7 @@ from shell_runs import DEMO, Ended, hwq, write_samples
 
 import hwq as face
 from hwq.artifact import Artifact
+from hwq.cli import main
 from hwq.plan import Plan
 from hwq.reanchor import TIME_S
 from hwq.scheme import Budget
@@ -266,11 +267,14 @@ def test_probe_writes_a_target_file(capsys: Capture, monkeypatch: pytest.MonkeyP
 def test_every_command_has_help(capsys: Capture) -> None:
     ended = hwq(capsys, "--help")
     names = re.findall(r"^  (\w+) +\w", ended.out.split("Commands:")[1], re.MULTILINE)
-    assert names == ["demo", "compile", "plan", "explore", "run", "bench", "explain", "targets"]
-    for name in names:
-        ended = hwq(capsys, name, "--help")
+    plain = ["demo", "compile", "plan", "explore", "run", "bench", "explain", "targets", "tune"]
+    groups = {name: list(main.commands[name].commands) for name in ("store", "lab")}
+    assert sorted(names) == sorted([*plain, *groups])
+    assert groups["store"] == ["list", "export", "import", "merge"]
+    for command in [*([name] for name in plain), *([group, name] for group, names in groups.items() for name in names)]:
+        ended = hwq(capsys, *command, "--help")
         assert ended.status == 0
-        assert "--json" in ended.out
+        assert "--json" in ended.out or command[1:] in (["tracker"], ["serve"]), "those two run until they are ended"
         assert max(map(len, ended.out.splitlines())) <= 80
     assert re.match(r"hwq, version \S+", hwq(capsys, "--version").out)
     assert hwq(capsys, "nothing").status == 2
