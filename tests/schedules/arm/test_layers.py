@@ -11,11 +11,12 @@ from anchor_runs import RELU, RELU6, TABLED, anchor, make_arguments, packed
 from arm_runs import TARGETS, check_layers, results
 from boards import serving
 from kernel_runs import CHANNELS
+from random_layers import drawn
 
 from hwq import device
 from hwq.graph import Shape
 from hwq.reference import evaluate
-from hwq.schedule import kernel_for
+from hwq.schedule import kernel_for, templates
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -85,6 +86,30 @@ def test_a_cpu_without_a_dot_product_runs_them(
         found = device.connect(f"old@{tracker}")
         check_layers(found, Target.load("arm-cortex-a72"), tmp_path, workloads, rng)
         device.close(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_layers_drawn_at_random(board: device.Device, name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    check_layers(board, Target.load(name), tmp_path, drawn(20, seed=TARGETS.index(name)), rng, varied=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("op", ["conv2d", "dense", "depthwise_conv2d"])
+def test_other_variants_equal_it_too(
+    board: device.Device, op: str, scheme: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Some of a layer's tiles, each with samples of what its schedule leaves open."""
+    target = Target.load("arm-cortex-a76")
+    shape, more = ((9, 80), {}) if op == "dense" else ((1, 9, 14, 48), {**SQUARE, "residual": True})
+    workload = anchor(op, scheme, shape, 48, **more)
+    values = make_arguments(workload, target, rng)
+    found = list(templates(workload, target))
+    for number, template in enumerate(found[:: max(1, len(found) // 6)], start=1):
+        kernel = template.kernel(seed=number)
+        (result,) = results(board, target, tmp_path, [(workload, kernel, packed(workload, kernel, values))])
+        np.testing.assert_array_equal(result, evaluate(workload, values, "int8"), template.variant)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -11,13 +11,14 @@ from hwq.reference import evaluate
 from hwq.schedule import kernel_for
 from hwq.target import Target
 
+ARM = ("arm-cortex-a72", "arm-cortex-a76")  # run on a board by ``tests/schedules/arm/test_layers.py``
 TARGETS = ("x86-amx", "x86-avx512-bf16", "x86-avx512-vnni", "x86-avx-vnni", "x86-avx2", "x86-generic")
 # How many layers each target is asked for, and how many are run on each tier of this machine.
 DRAWN, RUN = 200, 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [*TARGETS, *ARM])
 def test_every_layer_has_a_kernel(name: str) -> None:
     target = Target.load(name)
     for workload in drawn(DRAWN, seed=1):
