@@ -130,6 +130,11 @@ class Artifact:
         """
         return replace(self, placed=place_on(self.library, self.target, connect(device)), lock=threading.Lock())
 
+    @property
+    def emulated(self) -> bool:
+        """Whether it is on a board that is an emulator, where times mean nothing. Raises HwqError "device-lost"."""
+        return self.placed is not None and self.placed.remote and facts(self.placed.device).emulated
+
     def close(self) -> None:
         """Give back the board that it is on, if it is on one, for others; what ``on`` makes of it then runs again."""
         if self.placed is not None:

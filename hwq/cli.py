@@ -294,9 +294,11 @@ def bench_command(
     loaded = hwq.Artifact.load(artifact, threads=threads, device=device)
     inputs = loaded.made_up_inputs() if samples is None else _samples(samples, tuple(loaded.inputs))
     result = loaded.benchmark(inputs, runs=runs)
-    found = {"median_s": result.median_s, "min_s": result.min_s, "runs": result.runs, "threads": loaded.threads}
+    found: dict[str, Any] = {"median_s": result.median_s, "min_s": result.min_s, "runs": result.runs}
+    found |= {"threads": loaded.threads, "emulated": loaded.emulated}
     times = f"median {reports.seconds(result.median_s)}, least {reports.seconds(result.min_s)}"
     line = f"{times}, {reports.count(runs, 'call')}, {reports.count(loaded.threads, 'thread')}"
+    line += "; the board is an emulator, and its times mean nothing" if found["emulated"] else ""
     emit(as_json, found, lambda console: console.print(line, highlight=False))
 
 

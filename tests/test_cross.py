@@ -135,6 +135,7 @@ def test_a_board_runs_and_times_what_the_shell_gives_it(near_name: str, tmp_path
     np.testing.assert_array_equal(outputs, demo_artifact()(demo_pictures()[0][:3]))
     timed = run(cli.main, ["bench", f"{tmp_path}/demo.hwq", "--runs", "5", "--device", near_name, "--json"])
     assert 0 < json.loads(timed.stdout)["median_s"] < 0.1
+    assert json.loads(timed.stdout)["emulated"] is False
     for command in (["compile", str(load_demo()[0]), "-o", f"{tmp_path}/out.hwq"], ["plan", str(load_demo()[0])]):
         wrong = run(cli.main, [*command, "--schemes", "f32", "--device", near_name.replace("near", "nobody"), "--json"])
         assert wrong.exit_code == 1

@@ -126,6 +126,7 @@ def test_a_network_gives_the_same_bits_on_every_core(
     assert len(np.unique(outputs)) > 10
     np.testing.assert_array_equal(outputs, here(name, scheme))
     assert list(there.layer_times(pictures[:1], runs=1)) == [step for _, step in there.calls]
+    assert there.emulated
     there.close()
 
 
