@@ -24,7 +24,16 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq.schedules import epilogue as ep
-from hwq.schedules.cpu.ends import finished, from_bias, kernel_function, padded_rows, schedule_rows, schedule_tail
+from hwq.schedules.cpu import lookup
+from hwq.schedules.cpu.ends import (
+    finished,
+    from_bias,
+    kernel_function,
+    padded_rows,
+    schedule_rows,
+    schedule_tail,
+    table_entries,
+)
 from hwq.schedules.cpu.geometry import Form, Geometry, form, geometry
 from hwq.schedules.cpu.packing import pack_nibbles, pack_taps
 from hwq.schedules.cpu.tiling import divisors
@@ -96,6 +105,12 @@ class Plan:
     def packed(self) -> bool:
         """Whether the epilogue ends in ``narrow``, and sums start at the bias."""
         return self.form.neon and self.form.narrows and not self.ragged and self.workload.out_dtype == "int8"
+
+    @property
+    def shuffle(self) -> str | None:
+        """The instruction that looks bytes up in a table, if there is a table, and a vector fills it."""
+        able = (name for name in self.form.shuffles if self.lanes % lookup.LANES[name] == 0)
+        return next(able, None) if self.packed and self.staged else None
 
     @property
     def row(self) -> int:
@@ -254,8 +269,10 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
     def sums(n: Any, h: Any, w: Any, c: Any) -> Any:
         return acc[n, h, w, c // lanes, c % lanes]
 
-    out = finished(tail, sums, out_shape, staged=plan.staged, packed=plan.packed, biased=plan.packed)
-    return tail.arguments(x, weight, out), tail
+    entries = table_entries(plan.shuffle)
+    packed = plan.packed
+    out = finished(tail, sums, out_shape, staged=plan.staged, packed=packed, biased=packed, entries=entries)
+    return [*tail.arguments(x, weight, out), *([] if entries is None else [entries])], tail
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
@@ -283,7 +300,16 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
             sch.compute_at(sch.get_sblock("rows"), outer, preserve_unit_loops=True)
             schedule_rows(sch)
     lanes = found.vectors[0] if plan.packed else plan.lanes
-    schedule_tail(sch, w_out, shape, lanes=lanes, whole=not plan.ragged, staged=plan.staged, packed=plan.packed)
+    schedule_tail(
+        sch,
+        w_out,
+        shape,
+        lanes=lanes,
+        whole=not plan.ragged,
+        staged=plan.staged,
+        packed=plan.packed,
+        shuffle=plan.shuffle,
+    )
     for loop in (*(taps if plan.taps <= UNROLLED_TAPS else taps[1:]), w_in):
         sch.unroll(loop)
     sch.vectorize(lane)
