@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,20 +28,30 @@ PORTS = (9090, 9190)
 PAUSE_S = 0.5
 # How long processes have to end by themselves.
 GRACE_S = 3.0
+# What a client can name: as hwq/address.py reads it.
+KEY = re.compile(r"(?!local$)[A-Za-z0-9][\w.-]*", re.ASCII)
+# A client whose machine is gone frees the board after about a minute: asked for from IDLE_S of silence on, each
+# INTERVAL_S, and given up after so many questions without an answer; or after LOST_S for what was sent.
+IDLE_S, INTERVAL_S, QUESTIONS, LOST_S = 30, 10, 3, 60
 
 
 def guarded(command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
     """Run ``command`` and give its exit status. Its processes end with it, and with this one, however that ends.
 
-    SIGTERM and SIGINT end it, with status 0. The processes are a group, which one more process kills as soon as the
-    pipe it reads from is closed: the system closes it when this process dies.
+    SIGTERM and SIGINT end it, with status 0; what has not ended GRACE_S after the first of them is killed. The
+    processes are a group, which one more process kills as soon as the pipe it reads from is closed: the system closes
+    it when this process dies.
     """
     ended: list[int] = []
     child = subprocess.Popen(command, env=None if env is None else dict(env), start_new_session=True)
+    killing = threading.Timer(GRACE_S, _signal, (child.pid, signal.SIGKILL))
+    killing.daemon = True
 
     def end(number: int, frame: FrameType | None) -> None:
         ended.append(number)
         _signal(child.pid, signal.SIGTERM)
+        if len(ended) == 1:
+            killing.start()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     reading, writing = os.pipe()
@@ -49,12 +60,9 @@ def guarded(command: Sequence[str], env: Mapping[str, str] | None = None) -> int
     )
     os.close(reading)
     try:
-        while child.poll() is None:
-            try:
-                child.wait(GRACE_S if ended else None)
-            except subprocess.TimeoutExpired:
-                _signal(child.pid, signal.SIGKILL)
+        child.wait()  # blocks: a board that measures is not to be woken in between
     finally:
+        killing.cancel()
         os.close(writing)
         guard.wait()
         for number, handler in before.items():
@@ -96,6 +104,7 @@ def serve(key: str, tracker: tuple[str, int], host: str, address: str | None) ->
     first, last = PORTS
     port = server._popen_start_rpc_server(host, first, last, False, tracker, key, custom_addr=address)
     state: Any = server.PopenRPCServerState.current
+    _ask_after_clients(state.sock)
     thread = state.thread
     print(f"board {key!r} listens on port {port}, known to the tracker at {tracker[0]}:{tracker[1]}", flush=True)
     while True:
@@ -104,6 +113,28 @@ def serve(key: str, tracker: tuple[str, int], host: str, address: str | None) ->
         os.chdir(home)  # a session that died left its own folder, which may be gone
         thread = threading.Thread(target=server._listen_loop, args=(state.sock, port, key, tracker, None, address))
         thread.start()
+
+
+def _ask_after_clients(listening: socket.socket) -> None:
+    """Let sessions end whose client is gone without a word; the sockets that are accepted inherit it."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, INTERVAL_S)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, QUESTIONS)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_S * 1000)
+
+
+def found_at(name: str) -> str:
+    """The address of the host ``name``, asked for until it is known: at boot names may be known late."""
+    said = False
+    while True:
+        try:
+            return socket.gethostbyname(name)
+        except OSError as error:
+            if not said:
+                print(f"tracker {name!r} is not found: {error.strerror}; trying on", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(PAUSE_S)
 
 
 def split_address(text: str, default_port: int = 9190) -> tuple[str, int]:
@@ -130,9 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tracker = split_address(wanted.tracker)
     except ValueError as error:
         parser.error(f"--tracker: {error}")
+    if KEY.fullmatch(wanted.key) is None:
+        accepted = "letters, digits, '.', '_' and '-', a letter or a digit first, and not 'local'"
+        parser.error(f"--key: {wanted.key!r} is nothing that a client can name; accepted: {accepted}")
     if not wanted.inner:
         return guarded([sys.executable, os.path.abspath(__file__), "--inner", *given])
-    serve(wanted.key, (socket.gethostbyname(tracker[0]), tracker[1]), wanted.host, wanted.address)
+    serve(wanted.key, (found_at(tracker[0]), tracker[1]), wanted.host, wanted.address)
     return 0
 
 

@@ -60,8 +60,8 @@ def _anchor(workload: Workload, offset: int, rng: np.random.Generator) -> list[A
     """Weight, bias, multiplier, integers and floats of an integer layer; its outputs spread over the whole range."""
     shape, out_c = weight_shape(workload), workload.output_shape[-1]
     bits = SCHEMES[workload.scheme].weight_type
-    most = 127 if bits == "int8" else 7
-    weight = rng.integers(-most, most + 1, shape).astype(np.int8)
+    least, most = (-127, 127) if bits == "int8" else (-8, 7)
+    weight = rng.integers(least, most + 1, shape).astype(np.int8)
     zero_x, zero_y = 3 + offset, -4 + offset
     spread = 128 * most * math.sqrt(math.prod(shape[1:])) / 3  # of uniform bytes times uniform weights
     ints = np.array([zero_x, offset, zero_y, offset - 128, offset + 127], np.int32)

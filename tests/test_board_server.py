@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hwq import board_server
+from hwq.address import read_device
 from hwq.board_server import split_address
+from hwq.errors import HwqError
 
 SERVER = Path(__file__).resolve().parents[1] / "hwq" / "board_server.py"
 # A process with a child that both do as a listener without clients does: nothing.
@@ -45,6 +49,18 @@ def test_all_processes_end_with_the_first(how: signal.Signals) -> None:
         assert process.wait(10) == (-signal.SIGKILL if how == signal.SIGKILL else 0)
 
 
+def test_a_process_that_does_not_listen_is_killed_in_the_end() -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    soon = GUARDED.replace("sys.exit", "import hwq.board_server as b; b.GRACE_S = 0.5; sys.exit", 1)
+    with subprocess.Popen([sys.executable, "-c", soon, sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        assert process.wait(10) == 0
+
+
 def test_the_command_that_ends_by_itself_gives_its_status() -> None:
     found = subprocess.run([sys.executable, "-c", GUARDED, sys.executable, "-c", "exit(3)"], check=False, timeout=30)
     assert found.returncode == 3
@@ -56,6 +72,49 @@ def test_addresses() -> None:
     for wrong in (":9190", "shelf:", "shelf:nine", "shelf:0", "shelf:65536"):
         with pytest.raises(ValueError, match="HOST:PORT"):
             split_address(wrong)
+
+
+@pytest.mark.parametrize("key", ["pi5", "a_b.c-1", "locally", "local", "a b", "-a", "a@b", "", "pi5\n", "é"])
+def test_a_board_has_a_name_that_a_client_can_say(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        board = read_device(key)
+        named = board is not None and board.key == key
+    except HwqError:
+        named = False
+    assert (board_server.KEY.fullmatch(key) is not None) == named
+    if not named:
+        with pytest.raises(SystemExit):
+            board_server.main([f"--key={key}"])
+        assert "nothing that a client can name" in capsys.readouterr().err
+
+
+def test_a_tracker_whose_name_is_known_late(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[str] = []
+
+    def late(name: str) -> str:
+        answers.append(name)
+        if len(answers) < 4:
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return "192.0.2.10"
+
+    monkeypatch.setattr(board_server.socket, "gethostbyname", late)
+    monkeypatch.setattr(board_server, "PAUSE_S", 0.0)
+    assert board_server.found_at("shelf") == "192.0.2.10"
+    said = "tracker 'shelf' is not found: Temporary failure in name resolution; trying on\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_session_asks_whether_its_client_is_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        board_server._ask_after_clients(listening)
+        with socket.create_connection(listening.getsockname()):
+            accepted, _ = listening.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == board_server.IDLE_S
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * board_server.LOST_S
 
 
 def test_it_runs_without_hwq() -> None:

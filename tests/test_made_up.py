@@ -27,6 +27,14 @@ def test_the_reference_takes_them_and_its_results_spread(name: str, storage: str
         assert len(np.unique(found)) > 100, "a kernel that is wrong would often be right by chance"
 
 
+@pytest.mark.parametrize(("weight", "least", "most"), [("int8", -127, 127), ("int4", -8, 7)])
+def test_weights_reach_the_ends_of_their_type(weight: str, least: int, most: int) -> None:
+    rows = [row for row in Target.load("arm-cortex-a76").compute if row.weight == weight]
+    found = [made_up.arguments(typical_workload(row), "int8", np.random.default_rng(0))[1] for row in rows]
+    assert rows
+    assert {(int(values.min()), int(values.max())) for values in found} == {(least, most)}
+
+
 def test_float_results_are_exact() -> None:
     row = next(row for row in Target.load("x86-amx").compute if row.act == "float32" and "*" in row.ops)
     workload = typical_workload(row)
