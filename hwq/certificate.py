@@ -153,7 +153,8 @@ def drop_interval(accuracy: Accuracy) -> tuple[float, float] | None:
         share = lost / n
         middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-        return max(0.0, middle - half), min(1.0, middle + half)
+        # At the ends they are exact; rounding would leave 1e-17 there, and the measured share outside.
+        return 0.0 if lost == 0 else max(0.0, middle - half), 1.0 if lost == n else min(1.0, middle + half)
     more = Z**2 / 8
     total, b, c = n + 4 * more, lost + more, gained + more
     middle = (b - c) / total

@@ -33,11 +33,16 @@ _BLOCK = 512
 
 @dataclass(slots=True, kw_only=True)
 class Part:
-    """Sums over columns: of them (G, K) and of their products (G, K, K), float64, and how many there were."""
+    """Sums over columns: of them (G, K) and of their products (G, K, K), float64, and how many there were.
+
+    shift (G, K), float32: taken off every column before it is summed, the mean of the first block: inputs that hardly
+    vary around a value far from 0 would cancel otherwise. None is 0.
+    """
 
     total: Doubles
     square: Doubles
     count: int = 0
+    shift: Array | None = None
     waiting: list[Array] = field(default_factory=list)
 
     def add(self, rows: Array) -> None:
@@ -52,6 +57,9 @@ class Part:
             return
         rows = np.concatenate(self.waiting, axis=1)
         self.waiting.clear()
+        if self.shift is None:
+            self.shift = rows.mean(axis=1, dtype=np.float64).astype(np.float32)
+        rows = rows - self.shift[:, None]
         self.total += rows.sum(axis=1, dtype=np.float64)
         self.square += rows.transpose(0, 2, 1) @ rows
         self.count += rows.shape[1]
@@ -59,11 +67,13 @@ class Part:
     @property
     def mean(self) -> Doubles:
         """(G, K)."""
-        return self.total / max(self.count, 1)
+        own = self.total / max(self.count, 1)
+        return own if self.shift is None else own + self.shift
 
     def about(self, mean: Doubles) -> Doubles:
         """The second moment about ``mean`` (G, K): (G, K, K)."""
-        own = self.mean
+        own = self.total / max(self.count, 1)
+        mean = mean if self.shift is None else mean - self.shift
         cross = own[:, :, None] * mean[:, None]
         return np.asarray(
             self.square / max(self.count, 1) - cross - cross.transpose(0, 2, 1) + mean[:, :, None] * mean[:, None]

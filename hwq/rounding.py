@@ -18,6 +18,7 @@ broadcastable to w. Integers come as float64 of w's shape. Used by ``hwq.correct
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ Doubles = npt.NDArray[np.float64]
 BLOCK = 32
 # Of the mean power of the inputs, added to each: the paper's.
 DAMP = 0.01
+# Added as well, one after the other, where that is not enough for a factor to exist.
+MORE_DAMPS = (0.1, 1.0, 10.0)
 SWEEPS = 4
 
 
@@ -70,18 +73,32 @@ class Passing:
 
 
 def passing(h: Doubles) -> Passing:
-    """The rows, divided by their diagonal, of the upper triangular U with U' U = inverse of ``h``, inputs reordered."""
+    """The rows, divided by their diagonal, of the upper triangular U with U' U = inverse of ``h``, inputs reordered.
+
+    Of a group that is not positive definite, by errors of its sums, more is added to the diagonal; where none of
+    ``MORE_DAMPS`` helps, nothing is passed on, and rounding is to nearest.
+    """
     order = np.argsort(-power_of(h), axis=1, kind="stable")
     backward = order[:, ::-1]
     mixed = np.take_along_axis(np.take_along_axis(h, backward[:, :, None], axis=1), backward[:, None], axis=2)
     # With the inputs in reverse, h = L L'; U is the inverse of L, reversed again.
     share = np.empty_like(mixed)
-    for group, lower in enumerate(np.linalg.cholesky(mixed)):
+    for group, one in enumerate(mixed):
+        lower = _factor(one)
         upper, failed = lapack.dtrtri(lower, lower=1)
         assert failed == 0
         upper = upper[::-1, ::-1]
         share[group] = upper / np.diagonal(upper)[:, None]
     return Passing(order=order, share=share)
+
+
+def _factor(h: Doubles) -> Doubles:
+    """The lower triangular L with L L' = ``h`` (K, K), damped where it has none; the unit matrix where that is of no
+    use."""
+    for damp in (0.0, *MORE_DAMPS):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return np.linalg.cholesky(h + damp * np.abs(np.diagonal(h)).mean() * np.eye(len(h)) if damp else h)
+    return np.eye(len(h))
 
 
 def gptq(w: Doubles, h: Doubles, scale: Doubles, bits: int, *, damp: float = DAMP) -> Doubles:

@@ -67,6 +67,18 @@ def test_interval_of_changed_classes_is_wilson_s() -> None:
     assert 0.02 < nothing[1] < 0.03
 
 
+def test_what_was_measured_is_inside_also_at_the_ends() -> None:
+    """Nothing lost, and everything: ends of 1e-17 had left the very 0.00% that was predicted and measured outside."""
+    for n in range(1, 300):
+        none, some, every = (drop_interval(accuracy(lost, 0, n, labels=False)) for lost in (0, (n + 1) // 2, n))
+        assert none is not None
+        assert some is not None
+        assert every is not None
+        assert none[0] == 0.0 < none[1] <= 1.0
+        assert 0.0 < every[0] < every[1] == 1.0
+        assert some[0] <= (n + 1) // 2 / n <= some[1]
+
+
 def test_scores_of_a_function_have_no_interval() -> None:
     one = Accuracy(score=3.0, float_score=4.0, drop=1.0, agreement=None, sqnr_db=(1.0,), samples=5)
     assert drop_interval(one) is None

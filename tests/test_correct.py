@@ -138,7 +138,7 @@ def test_what_does_not_help_is_not_taken() -> None:
     """The inputs held out have no correlation, or there are none: nothing beats rounding to nearest with its scale."""
     layer = LAYERS["dense"]
     seen = moments_of(layer, smooth(layer))
-    seen.held.total[:] = 0.0
+    seen.held.total[:], seen.held.shift = 0.0, None
     seen.held.square[:] = seen.held.count * np.diag(np.linspace(1.0, 1.01, 130))
     other = dataclasses.replace(seen, held=dataclasses.replace(seen.held, total=seen.fitted.mean * seen.held.count))
     other.held.square[:] += seen.held.count * (seen.fitted.mean[:, :, None] * seen.fitted.mean[:, None])

@@ -125,6 +125,24 @@ def test_passing_is_the_textbook_factor() -> None:
         np.testing.assert_allclose(found.share[group], upper / np.diag(upper)[:, None], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("least", [-0.5, -3.0, -1e3])
+def test_a_moment_that_is_not_positive_definite_is_damped_until_it_is(least: float) -> None:
+    """Groups beside it are left as they are."""
+    w, h = problem((2, 4, 6))
+    alone = rounding.gptq(w[1:], h[1:], plain_scale(w[1:], 4), 4)
+    h[0] = np.diag([1.0, 1.0, 1.0, 1.0, 1.0, least])
+    found = rounding.gptq(w, h, plain_scale(w, 4), 4)
+    np.testing.assert_array_equal(found[0], rounding.nearest(w, plain_scale(w, 4), 4)[0], "no correlation")
+    np.testing.assert_array_equal(found[1:], alone)
+
+
+def test_where_no_damping_helps_rounding_is_to_nearest() -> None:
+    w, _ = problem((1, 4, 2))
+    h = np.array([[[1.0, 1e3], [1e3, 1.0]]])
+    found = rounding.gptq(w, h, plain_scale(w, 8), 8)
+    np.testing.assert_array_equal(found, rounding.nearest(w, plain_scale(w, 8), 8))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_inputs_that_never_vary_do_no_harm(bits: int) -> None:
     w, h = problem((3, 4, 9))
