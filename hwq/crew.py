@@ -4,7 +4,8 @@ A seat is a place for one worker at a time. A worker is a Python process that ru
 of its jobs by the names of JSON files, a line each on its stdin, and answers with JSON lines on its stdout:
 {"stage": ...} when it gets to the next stage of a job, which starts a new time limit, then one line more, the answer;
 {"over": true} in it says that the worker is of no more use. The first job that a worker gets is the seat's greeting:
-only after its answer the seat takes others; one with "error" in it says that the seat cannot be filled now.
+only after its answer the seat takes others; one with "error" in it says that the seat cannot be filled now, and
+{"aloud": true} beside it that a warning in the log is to say so, once a crew.
 
 All is done in the calling thread: no thread of ours can be stuck, and an interrupt ends the busy workers at once. A
 worker is killed with all that it started, and the kernel kills it if the thread that started it ends in any way.
@@ -126,6 +127,7 @@ class Crew:
     seats: tuple[Seat, ...]
     folder: Path
     numbers: list[int] = field(default_factory=lambda: [0])
+    told: set[str] = field(default_factory=set)
 
 
 def die_with(parent: int) -> None:
@@ -185,7 +187,7 @@ def work_off(crew: Crew, todo: deque[Job], patience_s: Mapping[str, float]) -> I
             waits = [since[kind] + patience_s[kind] for kind in {job.kind for job in todo}]
             waits = [until if until > now else until + START_S for until in waits]
             for seat in _heard(crew.seats, min(waits, default=None)):
-                job, ended = seat.job, _listen(seat)
+                job, ended = seat.job, _listen(crew, seat)
                 if ended is not None and job is not None:
                     yield job, ended
     finally:
@@ -243,8 +245,14 @@ def _start(crew: Crew, seat: Seat) -> None:
     command = [sys.executable, "-c", _BOOTSTRAP, str(Path(__file__).parent), seat.module, str(os.getpid())]
     seat.errors = tempfile.TemporaryFile()
     # A session of its own: Ctrl-C goes to the caller alone, and what the worker starts can be killed with it.
+    # What a worker that is killed leaves of temporary files is in the crew's folder, and goes with it.
     seat.process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=seat.errors, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=seat.errors,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(crew.folder)},
     )
     assert seat.process.stdout is not None
     os.set_blocking(seat.process.stdout.fileno(), False)
@@ -289,7 +297,7 @@ def _heard(seats: Sequence[Seat], until: float | None) -> list[Seat]:
     return found + [seat for seat in waits if seat.deadline <= now and seat not in found]
 
 
-def _listen(seat: Seat) -> Ended | None:
+def _listen(crew: Crew, seat: Seat) -> Ended | None:
     """What the worker said: None if its job goes on. An answer to the greeting opens the seat; a failure rests it."""
     assert seat.process is not None
     assert seat.process.stdout is not None
@@ -304,7 +312,7 @@ def _listen(seat: Seat) -> Ended | None:
         line, seat.buffer = seat.buffer.split(b"\n", 1)
         row = json.loads(line)
         if "stage" not in row:
-            return _answered(seat, row)
+            return _answered(crew, seat, row)
         seat.stage = row["stage"]
         limits = {} if seat.job is None else seat.job.limits_s
         seat.deadline = time.monotonic() + limits.get(seat.stage, limits.get(START, seat.hello_s))
@@ -313,12 +321,15 @@ def _listen(seat: Seat) -> Ended | None:
     return None
 
 
-def _answered(seat: Seat, row: dict[str, Any]) -> Ended | None:
+def _answered(crew: Crew, seat: Seat, row: dict[str, Any]) -> Ended | None:
     job, seat.job = seat.job, None
     _forget(seat)
     if job is None:
         if "error" in row:
             _rest(seat, str(row["error"]))
+            if row.get("aloud") and seat.said not in crew.told:
+                crew.told.add(seat.said)
+                log.warning("%s", seat.said)
         else:
             seat.greeted, seat.failures, seat.said = True, 0, ""
         return None

@@ -7,6 +7,7 @@ not answer is lost after a time ("device-lost"), and its line is cut, so that no
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -28,6 +29,8 @@ from hwq.files import scratch
 from hwq.target import Target
 from hwq.threads import use_threads
 from hwq.tracker import request, shelves
+
+log = logging.getLogger(__name__)
 
 # How long one answer of a board may take, and one session with it, unless the caller says otherwise.
 ANSWER_S = 300.0
@@ -247,17 +250,68 @@ def misfit(target: Target, found: Facts) -> str | None:
 def resolved(target: Target) -> Target:
     """``target`` with the CPU model of the board that it names, "emulated ..." for an emulator; a local one as it is.
 
+    Of several boards under one key the first counts that answers and can run the code.
+
     Raises HwqError "device-other" for a board that cannot run the target's code, and as ``connect``.
     """
     if target.device == LOCAL:
         return target
+    device, found = _reached(replace(target, cpu_model=""))
+    close(device)
+    return replace(target, cpu_model=found.cpu_model)
+
+
+def connect_to(target: Target) -> Device:
+    """The machine of ``target``: of the boards that its device names one of its CPU model, which ``resolved`` gave it.
+
+    Raises HwqError "device-other" where there is none such, and as ``connect``.
+    """
+    return local() if target.device == LOCAL else _reached(target)[0]
+
+
+def require_model(device: Device, cpu_model: str) -> None:
+    """Raises HwqError "device-other" for a board of another CPU model, whose times are no other's; "" accepts all."""
+    if device.session is not None and cpu_model:
+        _require(device, facts(device), cpu_model)
+
+
+def _require(device: Device, found: Facts, cpu_model: str) -> None:
+    if found.cpu_model != cpu_model:
+        message = f"board {device.name} is {found.cpu_model!r}, and what is measured is {cpu_model!r}"
+        raise HwqError("device-other", f"{message}; accepted: boards under one key that are alike")
+
+
+def _reached(target: Target) -> tuple[Device, Facts]:
+    """The first of the boards that answers and is the target's machine, and what it is.
+
+    Others are held until then, so that the tracker hands them out no second time.
+    """
+    passed: list[Device] = []
+    tries = max(1, count(target.device))
+    try:
+        while True:
+            tries -= 1
+            try:
+                return _asked(target, passed)
+            except HwqError as error:
+                if not tries or error.code not in ("device-lost", "device-other"):
+                    raise
+                log.debug("another board is asked: %s", error)
+    finally:
+        for device in passed:
+            close(device)
+
+
+def _asked(target: Target, passed: list[Device]) -> tuple[Device, Facts]:
     device = connect(target.device)
     try:
         found = facts(device)
-    finally:
-        close(device)
-    reason = misfit(target, found)
-    if reason is not None:
-        message = f"board {device.name} cannot run the code: {reason}; accepted: a target that fits the board"
-        raise HwqError("device-other", message)
-    return replace(target, cpu_model=found.cpu_model)
+        reason = misfit(target, found)
+        if reason is not None:
+            message = f"board {device.name} cannot run the code: {reason}; accepted: a target that fits the board"
+            raise HwqError("device-other", message)
+        _require(device, found, target.cpu_model or found.cpu_model)
+    except BaseException:
+        passed.append(device)
+        raise
+    return device, found

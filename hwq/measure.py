@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.cost import SMALL_WEIGHTS_BYTES
-from hwq.device import Device, close, connect, empty, heard, local, set_threads, tensor
+from hwq.device import Device, close, connect_to, empty, heard, local, set_threads, tensor
 from hwq.execute import KernelSet, device_constants, loaded_on, packed_constants, quiet, resident_bytes
 from hwq.library import build_library
 from hwq.lower import Program, Step
@@ -144,13 +144,14 @@ def measure_kernels(
     weights were is a part of the record's schedule name ("cpu/conv2d:1#3f09c2@l3", with the code's own hash).
     New ones are measured in ``PASSES`` turns, so that a passing load on the machine does not fall on one kernel alone.
     Of a kernel's figures the faster half counts: whatever else runs here only adds. Records of an
-    emulated ``target`` are not kept. Raises HwqError as ``hwq.device`` where a board does not answer.
+    emulated ``target`` are not kept. Raises HwqError as ``hwq.device.connect_to``: a board of another CPU model is not
+    measured.
     """
     steps, homes, keys = _keys(programs, kernels, target, footprints)
     known = get_many(store_path, keys.values())
     times: dict[Workload, list[float]] = {workload: [] for workload, key in keys.items() if key not in known}
     if times:
-        device = connect(target.device)
+        device = connect_to(target)
         try:
             set_threads(device, threads)
             there = loaded_on(kernels, times, device)

@@ -6,7 +6,8 @@ built before any is timed; boards under one key work in parallel, a process and 
 
 A candidate is refused for what is its own fault: it does not build, takes too long, crashes, or computes something
 else. Where it may have been another's (a process that ran others before it, a board that may have died) it is tried
-once more in a new process, or on the next board that is free; only what goes wrong twice counts. A board that is gone
+once more in a new process, or on the next board that is free; only what goes wrong twice counts. So it is where it
+takes too long: the machine may have been busy with other things. A board that is gone
 before the candidate's turn costs it nothing.
 """
 
@@ -25,6 +26,7 @@ import tvm
 
 from hwq import cpu
 from hwq import device as boards
+from hwq.address import LOCAL
 from hwq.compile_kernel import is_whole, object_path
 from hwq.crew import START, START_S, Crew, Ended, Job, NobodyTakesIt, Seat, crew_of, work_off
 from hwq.errors import HwqError
@@ -109,12 +111,15 @@ def open_crew(target: Target, devices: Sequence[str] | None = None, builders: in
 
     devices: "local", KEY or KEY@HOST:PORT each (None: the target's); every board of a key gets a worker. builders:
     processes to build in (None: as many as this process may use cores). All start when there is work for them, and end
-    with the context. Raises HwqError "device-invalid", "tracker-missing".
+    with the context. Boards of another CPU model than the target's get no work, which a warning in the log says once.
+    Raises HwqError "device-invalid", "tracker-missing".
     """
+    here = target.device == LOCAL and not target.missing_flags()
+    cpu_model = target.cpu_model or (cpu.cpu_model() if here else "")
     memory = {"kind": "open", "memory_bytes": BUILD_BYTES}
     seats = [Seat(kind="build", module=_WORKER, hello=memory) for _ in range(builders or cpu.cores())]
     for text in dict.fromkeys((target.device,) if devices is None else devices):
-        hello = {"kind": "open", "device": text, "connect_s": CONNECT_S, "session_s": SESSION_S}
+        hello = {"kind": "open", "device": text, "connect_s": CONNECT_S, "session_s": SESSION_S, "cpu_model": cpu_model}
         limit_s = START_S + 2 * CONNECT_S
         count = max(1, boards.count(text))
         seats += [Seat(kind="try", module=_WORKER, hello=hello, hello_s=limit_s) for _ in range(count)]
@@ -159,7 +164,7 @@ def run_trials(
             step=step,
             target=target,
             cache_dir=cache_dir,
-            remote=all(seat.hello.get("device") != "local" for seat in crew.seats),
+            remote=all(seat.hello.get("device") != LOCAL for seat in crew.seats),
             threads=threads,
             timeout_s=timeout_s,
             folder=folder,
@@ -204,7 +209,8 @@ def _build_job(doing: _Round, index: int) -> Job:
 def _after_build(doing: _Round, job: Job, ended: Ended) -> list[Job]:
     """What is to be done now that a build has ended: the same again, or trials, or nothing."""
     answer, index = ended.answer, job.label
-    if ended.signal and not (ended.first and ended.signal != signal.SIGKILL) and _once(doing, job):
+    sure = ended.first and ended.signal not in (0, signal.SIGKILL)
+    if answer is None and not sure and _once(doing, job):
         return [replace(job, fresh=True)]
     if answer is not None and "failed" in answer:
         raise HwqError(*answer["failed"])

@@ -99,8 +99,11 @@ def _open(bench: Bench, content: Mapping[str, Any]) -> Row:
         )
         if bench.device.session is not None:
             bench.until = time.monotonic() + content["session_s"]
+        devices.require_model(bench.device, content["cpu_model"])
     except HwqError as error:
-        return {"error": error.message}
+        if bench.device is not None:
+            devices.close(bench.device)
+        return {"error": error.message, "aloud": error.code == "device-other"}
     return {}
 
 

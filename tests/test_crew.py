@@ -58,6 +58,12 @@ def test_all_jobs_are_answered_by_as_many_workers_as_there_are_seats(tmp_path: P
         assert list(tmp_path.iterdir()) == [], "what was handed over is removed"
 
 
+def test_temporary_files_of_a_killed_worker_are_in_the_crew_s_folder(tmp_path: Path) -> None:
+    with crew_of([seat()], tmp_path) as crew:
+        done(crew, job("killed", "temporary"))
+        assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
+
+
 def test_one_job_starts_one_worker(tmp_path: Path) -> None:
     with crew_of([seat(), seat(), seat()], tmp_path) as crew:
         done(crew, job("only"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import struct
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import tvm
-from boards import free_port, serving
+from boards import free_port, serving, serving_here
 from tvm import te
 from tvm.rpc import base
 
@@ -129,6 +130,52 @@ def test_a_board_that_accepts_and_never_answers_is_lost_in_time(tracker: str) ->
         while threading.active_count() > threads + 1:  # the listener's; nothing waits for the board any more
             assert time.monotonic() < until
             time.sleep(0.02)
+
+
+def test_a_silent_board_does_not_hide_the_others_of_its_key(tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "connect", functools.partial(device.connect, timeout_s=1.0))
+    host = Target.load("host")
+    with _listener() as port, _registered(tracker, "mixed", port):
+        silent = host.on(f"mixed@{tracker}")
+        with serving_here(tracker, "mixed"):
+            assert device.resolved(silent) == silent
+        assert _code(lambda: device.resolved(silent)) in ("device-lost", "device-missing")
+
+
+def _shelf(monkeypatch: pytest.MonkeyPatch, *models: str) -> tuple[list[str], list[str]]:
+    """Boards of such CPU models, handed out in this order; (those taken, those given back), as that goes on."""
+    taken: list[str] = []
+    given_back: list[str] = []
+    known = device.facts(device.local())
+
+    def connect(text: str) -> device.Device:
+        del text
+        taken.append(models[len(taken)])
+        return device.Device(name=taken[-1], session=object(), context=None)
+
+    monkeypatch.setattr(device, "count", lambda text: len(models))
+    monkeypatch.setattr(device, "connect", connect)
+    monkeypatch.setattr(device, "facts", lambda machine: replace(known, cpu_model=machine.name))
+    monkeypatch.setattr(device, "close", lambda machine: given_back.append(machine.name))
+    return taken, given_back
+
+
+def test_of_unlike_boards_the_target_s_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, given_back = _shelf(monkeypatch, "other", "mine", "third")
+    target = replace(Target.load("host").on("mixed"), cpu_model="mine")
+    assert device.connect_to(target).name == "mine"
+    assert (taken, given_back) == (["other", "mine"], ["other"])
+    taken.clear()
+    assert device.resolved(target).cpu_model == "other", "the first that can run the code"
+
+
+def test_boards_of_another_model_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, given_back = _shelf(monkeypatch, "other", "third")
+    target = replace(Target.load("host").on("mixed"), cpu_model="mine")
+    with pytest.raises(HwqError, match="board third is 'third', and what is measured is 'mine'") as caught:
+        device.connect_to(target)
+    assert caught.value.code == "device-other"
+    assert given_back == taken == ["other", "third"]
 
 
 def test_a_board_that_is_switched_off_is_lost(tracker: str) -> None:

@@ -12,6 +12,7 @@ import tiny
 
 from hwq import device, measure
 from hwq.cache import default_cache_dir
+from hwq.errors import HwqError
 from hwq.execute import KernelSet, compile_kernels, loaded_on
 from hwq.lower import Program, lower
 from hwq.measure import fill, home_of_weights, measure_kernels, time_step
@@ -167,7 +168,9 @@ def test_a_board_is_measured_without_the_line_to_it(
     device.close(board)
 
 
-def test_a_board_s_records_are_its_own(made: tuple[Program, KernelSet], near_name: str, tmp_path: Path) -> None:
+def test_a_board_s_records_are_its_own(
+    made: tuple[Program, KernelSet], near_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program, kernels = made
     path = tmp_path / "records.sqlite"
     there = device.resolved(Target.load("x86-generic").on(near_name))
@@ -176,6 +179,11 @@ def test_a_board_s_records_are_its_own(made: tuple[Program, KernelSet], near_nam
     (record,) = measure_kernels([one], kernels, there, path, 1, {}).values()
     assert record.key.target == there.fingerprint
     assert [kept.key for kept in everything(path)] == [record.key]
-    emulated = replace(there, cpu_model=f"emulated {there.cpu_model}")
-    assert len(measure_kernels([one], kernels, emulated, path, 1, {})) == 1
+    other = replace(there, cpu_model=f"emulated {there.cpu_model}")
+    with pytest.raises(HwqError, match="and what is measured is 'emulated ") as caught:
+        measure_kernels([one], kernels, other, path, 1, {})
+    assert caught.value.code == "device-other"
+    facts = replace(device.local_facts(), cpu_model=other.cpu_model)
+    monkeypatch.setattr(device, "facts", lambda machine: facts)
+    assert len(measure_kernels([one], kernels, other, path, 1, {})) == 1
     assert [kept.key for kept in everything(path)] == [record.key], "an emulator's times are no records"

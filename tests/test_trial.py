@@ -96,7 +96,7 @@ def test_wrong_candidates_are_refused_and_the_others_go_on(crew: Crew) -> None:
 def test_builds_that_fail_are_refused_and_the_others_go_on(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "BUILD_S", 2.0)
     _, _, default = case(HOST)
-    words = ("hangs", "hogs", "unlucky", "fine")
+    words = ("hangs", "hogs", "unlucky", "late", "fine")
     lacks = replace(named(default, "lacks"), instruction="amx.none")
     kernels = [*(named(default, word) for word in words), lacks, unselectable(default)]
     found = dict(zip((*words, "lacks", "crashes"), outcomes(crew, kernels), strict=True))
@@ -105,6 +105,7 @@ def test_builds_that_fail_are_refused_and_the_others_go_on(crew: Crew, monkeypat
     assert found["hogs"].refused == "out of memory"
     assert str(found["lacks"].refused).startswith("instruction-missing: ")
     assert found["unlucky"].seconds, "a worker that something else killed is no fault of what it built"
+    assert found["late"].seconds, "what takes too long once may have been held up"
     assert found["fine"].seconds
 
 

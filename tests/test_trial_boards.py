@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -127,6 +128,17 @@ def test_when_the_last_board_goes_what_is_known_is_given(tracker: str, monkeypat
     assert 3 <= sum(bool(outcome.seconds) for outcome in found) < len(found)
     assert all(outcome.lost for outcome in found if not outcome.seconds)
     assert not any(outcome.refused for outcome in found)
+
+
+def test_a_board_of_another_model_gets_no_work(near_name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once, however often it is asked."""
+    target = replace(Target.load("host").on(near_name), cpu_model="another")
+    with pytest.raises(HwqError, match="and what is measured is 'another'") as caught:
+        outcomes(target, lambda default: [default], wait_s=6.0)
+    assert caught.value.code == "device-lost"
+    said = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(said) == 1
+    assert near_name in said[0]
 
 
 def test_no_board_at_all_is_said(tracker: str) -> None:

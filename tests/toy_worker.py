@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ def _answer(content: dict[str, Any], tell: Callable[[str], None]) -> dict[str, A
         elif step == "long":
             sys.stdout.write("x" * 100_000)  # of no concern to the answers
             sys.stdout.flush()
+        elif step == "temporary":  # it has a temporary folder when it is killed
+            tempfile.mkdtemp()
+            os.kill(os.getpid(), signal.SIGKILL)
         elif step == "once":  # the first who comes here is killed
             try:
                 Path(content["flag"]).touch(exist_ok=False)
