@@ -13,13 +13,13 @@ devices = ["local"]         # KEY or KEY@HOST:PORT of a lab's boards; a key stan
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hwq.address import LOCAL, NEAR, read_device
 from hwq.errors import HwqError
 from hwq.graph import Shape
 from hwq.scheme import SCHEMES
@@ -29,7 +29,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEVICE = re.compile(r"local|[\w.-]+(@[\w.-]+:[0-9]{1,5})?")
 _T = TypeVar("_T")
 
 
@@ -199,7 +198,16 @@ def _schemes(value: Any) -> tuple[str, ...]:
 
 def _devices(value: Any) -> tuple[str, ...]:
     accepted = 'a list of different devices, each "local", a board\'s KEY, or KEY@HOST:PORT'
-    return _listed(value, accepted, lambda text: DEVICE.fullmatch(text) is not None)
+    return _listed(value, accepted, _is_device)
+
+
+def _is_device(text: str) -> bool:
+    """Whether ``hwq.address`` reads it; a board's key alone is read with a tracker, so that HWQ_TRACKER is not."""
+    try:
+        read_device(text if text == LOCAL or "@" in text else f"{text}@{NEAR}")
+    except HwqError:
+        return False
+    return True
 
 
 def _shapes(value: Any) -> tuple[tuple[str, Shape], ...]:

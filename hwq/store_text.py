@@ -4,7 +4,8 @@ taken over."""
 from __future__ import annotations
 
 import json
-import math
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +21,9 @@ VERSION = 2
 _R = TypeVar("_R", Record, Trial, Decision)
 _TEXT, _SECONDS, _COUNT = "a text", "seconds above 0", "a whole number of at least 1"
 _MAYBE_SECONDS, _MAYBE_TEXT, _SPREAD = "seconds above 0, or null", "a text, or null", "seconds, 0 or more"
+_WHEN = "seconds since 1970 that are not in the future"
+# Clocks of other machines may be ahead. A row of a later time would never give way to one that is measured here.
+AHEAD_S = 24 * 3600.0
 _ACCEPTED = {
     Record: {"median_s": _SECONDS, "spread_s": _SPREAD, "runs": _COUNT},
     Trial: {
@@ -93,28 +97,42 @@ def _row(source: Path, place: str, kind: type[_R], values: Any) -> _R:
     if not isinstance(values, Mapping) or sorted(values) != sorted(names):
         raise _wrong(source, f"has {place} with other keys than {', '.join(names)}")
     for name in names:
-        wanted = _ACCEPTED[kind].get(name, _SPREAD if name == "measured_at" else _TEXT)
+        wanted = _ACCEPTED[kind].get(name, _WHEN if name == "measured_at" else _TEXT)
         if not _fits(values[name], wanted):
-            raise _wrong(source, f"has {place}.{name} that is {values[name]!r}, and {wanted} is accepted")
+            raise _wrong(source, f"has {place}.{name} that is {values[name]!r:.80}, and {wanted} is accepted")
     if (
         kind is Trial
         and len({values["reason"] is not None, values["seconds"] is None, values["default_s"] is None}) > 1
     ):
         raise _wrong(source, f"has {place} with a reason and seconds, or with neither")
     key = Key(**{item.name: values[item.name] for item in fields(Key)})
-    return kind(key=key, **{name: values[name] for name in names if name not in key.__slots__})
+    own = {name: values[name] for name in names if name not in key.__slots__}
+    # A whole number of seconds may be larger than the store's own numbers.
+    return kind(
+        key=key, **{name: float(one) if type(one) is int and name != "runs" else one for name, one in own.items()}
+    )
 
 
 def _fits(value: Any, wanted: str) -> bool:
     if wanted in (_MAYBE_SECONDS, _MAYBE_TEXT) and value is None:
         return True
     if wanted in (_TEXT, _MAYBE_TEXT):
-        return isinstance(value, str)
+        return isinstance(value, str) and _encodes(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if wanted == _COUNT:
         return isinstance(value, int) and 1 <= value < 2**63
-    return 0 <= value < math.inf and (value > 0 or wanted == _SPREAD)
+    limit = time.time() + AHEAD_S if wanted == _WHEN else sys.float_info.max
+    return 0 <= value <= limit and (value > 0 or wanted in (_SPREAD, _WHEN))
+
+
+def _encodes(text: str) -> bool:
+    """Whether the store can hold it: JSON can spell half a character, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wrong(source: Path, reason: str) -> HwqError:

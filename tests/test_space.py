@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,44 +130,78 @@ def test_int4_may_be_unpacked_in_registers_or_through_a_buffer(scheme: str) -> N
     assert how == ({"", "buffer", "registers"} if scheme == "w4a8" else {""})
 
 
-def changed(**parts: Any) -> str:
-    """The default decision of STRIDED with other parts."""
-    text = default_decision(STRIDED, VNNI)
+# A workload whose default decision has two factors and a pick behind them.
+PICKED = WORKLOADS["1x1, threads"][0]
+
+
+def parts(workload: Workload) -> tuple[str, str, list[Any]]:
+    """The default decision's template, variant and values."""
+    text = default_decision(workload, VNNI)
     assert text is not None
     template, variant, values = json.loads(text)
-    found = {"template": template, "variant": variant, "values": values} | parts
+    return template, variant, values
+
+
+def changed(workload: Workload = PICKED, **others: Any) -> str:
+    """The default decision with other parts."""
+    found = dict(zip(("template", "variant", "values"), parts(workload), strict=True)) | others
     return json.dumps([found["template"], found["variant"], found["values"]])
 
 
-BROKEN = {
-    "empty": lambda: "",
-    "no JSON": lambda: "1x7x2x16",
-    "a number": lambda: "3",
-    "another JSON": lambda: '{"template": "cpu/conv2d:9"}',
-    "cut off": lambda: changed()[:-1],
-    "another version": lambda: changed(template="cpu/conv2d:0"),
-    "another family": lambda: changed(template="cpu/depthwise:2"),
-    "no such tile": lambda: changed(variant="9x9x9x9"),
-    "no values": lambda: changed(values=[]),
-    "too many": lambda: changed(values=[[1, 10], [27, 1], 0, 0]),
-    "does not divide": lambda: changed(values=[[2, 4], [27, 1], 0]),
-    "too large": lambda: changed(values=[[1, 10], [1, 27], 0]),
-    "negative": lambda: changed(values=[[-1, -10], [27, 1], 0]),
-    "no numbers": lambda: changed(values=[["1", 10], [27, 1], 0]),
-    "no option": lambda: changed(values=[[1, 10], [27, 1], 2]),
-    "a flag": lambda: changed(values=[[1, 10], [27, 1], True]),
-    "null": lambda: changed(values=None),
+def with_value(place: int, value: Any) -> str:
+    """The default decision with another value at ``place``."""
+    _, _, values = parts(PICKED)
+    return changed(values=[*values[:place], value, *values[place + 1 :]])
+
+
+def turned(place: int) -> str:
+    """... with the two factors at ``place`` the other way round: the second is more than there may be."""
+    _, _, values = parts(PICKED)
+    return with_value(place, values[place][::-1])
+
+
+NO_JSON = "accepted: JSON of a template's name, its variant, and a list of values"
+NO_TEMPLATE = "which is none of its templates"
+FACTORS, PICK = "accepted: two whole numbers whose product is ", "accepted: a place among 2 options"
+BROKEN: dict[str, tuple[Callable[[], str], str]] = {
+    "empty": (lambda: "", NO_JSON),
+    "no JSON": (lambda: "1x7x2x16", NO_JSON),
+    "a number": (lambda: "3", NO_JSON),
+    "another JSON": (lambda: '{"template": "cpu/conv2d:9"}', NO_JSON),
+    "cut off": (lambda: changed()[:-1], NO_JSON),
+    "null": (lambda: changed(values=None), NO_JSON),
+    "another version": (lambda: changed(template=parts(PICKED)[0].split(":")[0] + ":0"), NO_TEMPLATE),
+    "another family": (lambda: changed(template="cpu/depthwise:2"), NO_TEMPLATE),
+    "no such tile": (lambda: changed(variant="9x9x9x9"), NO_TEMPLATE),
+    "no values": (lambda: changed(values=[]), "has the value []; accepted: a value for each sampling instruction"),
+    "too many": (lambda: changed(values=[*parts(PICKED)[2], 0]), "; accepted: 3 values"),
+    "does not divide": (lambda: with_value(0, [3, 5]), f"[3, 5]; {FACTORS}"),
+    "too large": (lambda: turned(1), "at most"),
+    "negative": (lambda: with_value(0, [-number for number in parts(PICKED)[2][0]]), f"; {FACTORS}"),
+    "no numbers": (lambda: with_value(0, [str(number) for number in parts(PICKED)[2][0]]), f"; {FACTORS}"),
+    "no option": (lambda: with_value(2, 2), f"the value 2; {PICK}"),
+    "a flag": (lambda: with_value(2, True), f"the value True; {PICK}"),
 }
+
+
+def test_what_is_broken_below_is_whole_before() -> None:
+    *factors, pick = parts(PICKED)[2]
+    assert [len(pair) for pair in factors] == [2, 2]
+    assert pick in (0, 1)
+    for decision in (changed(), with_value(2, 1 - pick)):
+        assert kernel_for(PICKED, VNNI, decision=decision).schedule == parts(PICKED)[0]
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_decision_is_refused(name: str) -> None:
+    decision, tells = BROKEN[name]
     with pytest.raises(HwqError) as caught:
-        kernel_for(STRIDED, VNNI, decision=BROKEN[name]())
+        kernel_for(PICKED, VNNI, decision=decision())
     assert caught.value.code == "decision-invalid"
+    assert tells in caught.value.message
 
 
 def test_foreign_decisions_among_those_tried_do_no_harm() -> None:
-    tried = {"": 1e-6, '["cpu/conv2d:0","1x1x1x16",[]]': 1e-6, changed(values=[]): 1e-6}
+    tried = {"": 1e-6, '["cpu/conv2d:0","1x1x1x16",[]]': 1e-6, changed(STRIDED, values=[]): 1e-6}
     proposed = propose(STRIDED, VNNI, tried, 2, 0)
     assert len(proposed) == 2

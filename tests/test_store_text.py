@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def edit(values: Any, place: tuple[Any, ...], value: Any) -> Any:
         (("trials", 1, "seconds"), 1.0, "trials[1] with a reason and seconds"),
         (("trials", 0, "default_s"), None, "trials[0] with a reason and seconds, or with neither"),
         (("decisions", 0, "measured_at"), float("inf"), "decisions[0].measured_at that is inf"),
+        (("decisions", 0, "measured_at"), 1e300, "that is 1e+300, and seconds since 1970 that are not in the future"),
+        (("records", 0, "measured_at"), time.time() + 2 * 86400, "records[0].measured_at that is "),
+        (("records", 0, "median_s"), 10**400, "records[0].median_s that is 1000"),
+        (("records", 0, "workload"), "\ud800", "records[0].workload that is '\\ud800'"),
+        (("trials", 1, "reason"), "\udfff", "trials[1].reason that is '\\udfff'"),
     ],
 )
 def test_a_file_that_is_wrong_anywhere_is_refused_whole(
@@ -88,6 +94,17 @@ def test_a_file_that_is_wrong_anywhere_is_refused_whole(
     assert caught.value.code == "store-import"
     assert tells in caught.value.message
     assert not other.exists()
+
+
+def test_numbers_of_any_length_are_seconds(text: Path, tmp_path: Path) -> None:
+    soon = int(time.time()) + 3600
+    values = edit(json.loads(text.read_text()), ("records", 0, "median_s"), 2**70)
+    text.write_text(json.dumps(edit(values, ("records", 0, "measured_at"), soon)))
+    other = tmp_path / "other.sqlite"
+    assert imported(other, text) == len(ROWS)
+    found = store.get(other, RECORD.key)
+    assert found is not None
+    assert (found.median_s, found.measured_at) == (float(2**70), float(soon))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
