@@ -106,11 +106,11 @@ def _row(source: Path, place: str, kind: type[_R], values: Any) -> _R:
     ):
         raise _wrong(source, f"has {place} with a reason and seconds, or with neither")
     key = Key(**{item.name: values[item.name] for item in fields(Key)})
-    own = {name: values[name] for name in names if name not in key.__slots__}
-    # A whole number of seconds may be larger than the store's own numbers.
-    return kind(
-        key=key, **{name: float(one) if type(one) is int and name != "runs" else one for name, one in own.items()}
-    )
+    own: dict[str, Any] = {name: values[name] for name in names if name not in key.__slots__}
+    for name, value in own.items():
+        if type(value) is int and name != "runs":  # seconds that may be more than the store's whole numbers
+            own[name] = float(value)
+    return kind(key=key, **own)
 
 
 def _fits(value: Any, wanted: str) -> bool:
