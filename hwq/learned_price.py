@@ -6,8 +6,10 @@ interval is conformal: residuals of cross-validation, in units of that, give the
 scheme, so that no kernel is judged by its near-duplicates.
 
 ``shipped`` is trained on this project's measurements of one machine. Where a machine has records of its own,
-``refined`` adds trees that are trained on those alone, on top of it; no other machine's records enter. Elsewhere the
-shipped trees know of a machine only what its target file says, and the interval is as wide as the roofline's.
+``refined`` adds trees that are trained on those alone, on top of it; no other machine's records enter. Elsewhere, and
+for kinds of kernels that the machine's own records have none of, the shipped trees know of a machine only what its
+target file says, and the interval is as wide as the roofline's. They say nothing of a CPU of another architecture: its
+records teach from nothing, and price only their own kinds.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 SHIPPED_AT = Path(__file__).parent / "data" / "price.json"
 SHIPPED_OF = "x86_64"
 # Raised when features or training change: models of another version are made again.
-VERSION = 3
+VERSION = 4
 COVERED = 0.9
 FOLDS = 10
 ROUNDS, OPTIONS = 240, {"max_depth": 5, "eta": 0.06, "subsample": 0.7, "colsample_bytree": 0.6, "min_child_weight": 2}
@@ -73,7 +75,7 @@ class Learned:
     residuals in units of spread, of kernels on one thread and on several. kinds: (op, domain) that it has seen; it
     prices no others.
 
-    fingerprint: the machine whose records set the interval. seen: digests of their layers. summary: where it is from.
+    fingerprint: the machine whose records set the interval. own: of kinds, those of which it had records. seen: digests of their layers. summary: where it is from.
     """
 
     centre: Trees
@@ -81,12 +83,14 @@ class Learned:
     ends: tuple[Ends, Ends]
     kinds: frozenset[tuple[str, str]]
     fingerprint: str
+    own: frozenset[tuple[str, str]]
     seen: frozenset[str] = frozenset()
     summary: Mapping[str, Any] = field(default_factory=dict)
 
     def price(self, workload: Workload, schedule: str, home: str, target: Target) -> Cost | None:
         """The price of ``workload`` as made by ``schedule``, its weights in ``home``; None for a kind never seen."""
-        if kind_of(workload) not in self.kinds:
+        kind = kind_of(workload)
+        if kind not in self.kinds:
             return None
         found = describe(workload, schedule, home, target)
         given = np.array([found.features], np.float32)
@@ -95,7 +99,7 @@ class Learned:
         latency_s = found.base_s * math.exp(centre)
         ends = self.ends[threaded(found.features)]
         low, high = (found.base_s * math.exp(centre + side * spread) for side in ends)
-        if target.fingerprint != self.fingerprint:
+        if target.fingerprint != self.fingerprint or kind not in self.own:
             low, high = min(low, latency_s / cost.FASTER), max(high, latency_s * cost.SLOWER)
         return Cost(
             latency_s=latency_s,
@@ -242,9 +246,13 @@ def learn(rows: Sequence[Row], fingerprint: str, summary: Mapping[str, Any]) -> 
     return _learn(rows, fingerprint, summary, None, ROUNDS, OPTIONS)
 
 
-def refined(known: Learned, rows: Sequence[Row], fingerprint: str) -> tuple[Learned, Validation] | None:
-    """``known`` with trees for this machine, of those ``rows`` that it has not seen; None if they are too few."""
-    fresh = [row for row in rows if row.group not in known.seen or fingerprint != known.fingerprint]
+def refined(known: Learned | None, rows: Sequence[Row], fingerprint: str) -> tuple[Learned, Validation] | None:
+    """``known`` with trees for this machine, of those ``rows`` that it has not seen; None if they are too few.
+
+    known: None where nothing is known of machines of this architecture; then the trees stand alone.
+    """
+    seen = known.seen if known is not None and fingerprint == known.fingerprint else frozenset()
+    fresh = [row for row in rows if row.group not in seen]
     if len(fresh) < LEAST_RECORDS or len({row.group for row in fresh}) < FOLDS:
         return None
     return _learn(fresh, fingerprint, {"records": len(fresh)}, known, OWN_ROUNDS, OWN_OPTIONS)
@@ -263,13 +271,15 @@ def _learn(
     found = validate(rows, start, rounds, options)
     wanted = np.log([row.measured_s / row.base_s for row in rows])
     trees = train(given, wanted, rounds=rounds, options=options, start=start)
+    kinds = frozenset(row.kind for row in rows)
     figures = {"median_error": round(found.median_error, 4), "coverage": round(found.coverage, 4)}
     model = Learned(
         centre=trees if known is None else known.centre + trees,
         spread=found.spread,
         ends=found.ends,
-        kinds=frozenset(row.kind for row in rows) | (frozenset() if known is None else known.kinds),
+        kinds=kinds if known is None else kinds | known.kinds,
         fingerprint=fingerprint,
+        own=kinds if known is None or known.fingerprint != fingerprint else kinds | known.own,
         seen=frozenset(row.group for row in rows),
         summary=dict(summary) | figures,
     )
@@ -286,6 +296,7 @@ def to_text(model: Learned) -> str:
         "features": list(FEATURES),
         "ends": [list(ends) for ends in model.ends],
         "kinds": sorted(map(list, model.kinds)),
+        "own": sorted(map(list, model.own)),
         "fingerprint": model.fingerprint,
         "summary": dict(model.summary),
         "seen": "".join(sorted(model.seen)),
@@ -308,13 +319,18 @@ def from_text(text: str) -> Learned:
             centre=Trees.from_list(plain["centre"]),
             spread=Trees.from_list(plain["spread"]),
             ends=((float(one[0]), float(one[1])), (float(more[0]), float(more[1]))),
-            kinds=frozenset((str(op), str(domain)) for op, domain in plain["kinds"]),
+            kinds=_kinds(plain["kinds"]),
             fingerprint=str(plain["fingerprint"]),
+            own=_kinds(plain["own"]),
             seen=frozenset(seen[i : i + 8] for i in range(0, len(seen), 8)),
             summary=plain["summary"],
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"a learned price cannot be read: {error}") from error
+
+
+def _kinds(pairs: Iterable[Sequence[str]]) -> frozenset[tuple[str, str]]:
+    return frozenset((str(op), str(domain)) for op, domain in pairs)
 
 
 def shipped() -> Learned:
@@ -347,7 +363,8 @@ def refresh(target: Target, store: Path, cache: Path) -> Learned | None:
     before = known_for(target, cache)
     if before.fingerprint == target.fingerprint and len(rows) < GROWTH * before.summary.get("of", 0):
         return None
-    found = refined(shipped(), rows, target.fingerprint)
+    known = shipped() if target.architecture == SHIPPED_OF else None
+    found = refined(known, rows, target.fingerprint)
     if found is None:
         return None
     model = replace(found[0], summary={**found[0].summary, "of": len(rows)})

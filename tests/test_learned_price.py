@@ -25,6 +25,7 @@ from hwq.learned_price import (
     rows_of,
     shipped,
     to_text,
+    usable_for,
 )
 from hwq.price_features import FEATURES, describe, workload_of
 from hwq.store import Record, key_of, put, summarize, tool_versions
@@ -197,6 +198,68 @@ def test_a_machines_own_records_correct_the_shipped_model(taught: Learned, rng: 
     assert abs(after.latency_s / expected - 1) < 0.15 < abs(before.latency_s / expected - 1)
     assert after.interval_s[1] < 1.5 * after.latency_s
     assert refined(taught, rows[:20], AVX2.fingerprint) is None, "too few"
+
+
+def conv(channels: int, op: str = "conv2d") -> Workload:
+    shape = (1, 14, 14, channels)
+    attrs = {"kernel": (3, 3), "strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+    return Workload(
+        op=op,
+        scheme="w8a8",
+        input_shapes=(shape,),
+        output_shape=shape,
+        has_bias=True,
+        out_dtype="int8",
+        attrs=tuple(sorted((attrs | ({"groups": channels} if op != "conv2d" else {})).items())),
+    )
+
+
+def put_convs(store: Path, target: Target, count: int, factor: float) -> None:
+    """Records of ``count`` convolutions that all take ``factor`` times their base."""
+    for channels in range(8, 8 + 4 * count, 4):
+        workload = conv(channels)
+        base_s = describe(workload, "cpu/conv2d:1", "l2", target).base_s
+        key = key_of(workload, "cpu/conv2d:1#0@l2", target, tool_versions())
+        put(store, summarize(key, [factor * base_s], 0.0))
+
+
+def test_another_architecture_s_records_teach_from_nothing(tmp_path: Path) -> None:
+    """A board's convolutions: they price convolutions, and of what was never measured on Arm they say nothing."""
+    store, cache = tmp_path / "records.sqlite", tmp_path / "cache"
+    target = replace(Target.load("arm-cortex-a76"), cpu_model="a board")
+    assert usable_for(target, cache) is None
+    put_convs(store, target, 60, 3.0)
+    assert refresh(target, store, cache) is not None
+    found = usable_for(target, cache)
+    assert found is not None
+    assert found.kinds == found.own == {("conv2d", "int8")}
+    assert len(found.centre.feature) == learned_price.OWN_ROUNDS, "none of the shipped trees"
+    new = conv(102)
+    priced = found.price(new, "cpu/conv2d:1", "l2", target)
+    assert priced is not None
+    assert priced.latency_s == pytest.approx(3 * describe(new, "cpu/conv2d:1", "l2", target).base_s, rel=0.1)
+    assert found.price(conv(64, "depthwise_conv2d"), "cpu/depthwise:1", "l2", target) is None
+    assert found.price(dense(3, 77, 200), DENSE, "l2", target) is None
+
+
+def test_kinds_without_records_of_their_own_keep_the_wide_interval(tmp_path: Path) -> None:
+    """Convolutions measured on another x86: depthwise is priced by the shipped trees, and as sure as they are there."""
+    store, cache = tmp_path / "records.sqlite", tmp_path / "cache"
+    target = replace(AVX2, name="other", cpu_model="a machine of its own")
+    put_convs(store, target, 60, 1.5)
+    assert refresh(target, store, cache) is not None
+    found = usable_for(target, cache)
+    assert found is not None
+    assert found.own == {("conv2d", "int8")} < found.kinds
+    own, other = (
+        found.price(conv(102), "cpu/conv2d:1", "l2", target),
+        found.price(conv(64, "depthwise_conv2d"), "cpu/depthwise:1", "l2", target),
+    )
+    assert own is not None
+    assert other is not None
+    assert own.interval_s[1] < 1.5 * own.latency_s
+    assert other.interval_s[0] <= other.latency_s / cost.FASTER
+    assert other.interval_s[1] >= other.latency_s * cost.SLOWER
 
 
 def test_what_the_shipped_model_has_seen_is_not_learned_twice(taught: Learned) -> None:
