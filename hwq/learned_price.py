@@ -75,7 +75,8 @@ class Learned:
     residuals in units of spread, of kernels on one thread and on several. kinds: (op, domain) that it has seen; it
     prices no others.
 
-    fingerprint: the machine whose records set the interval. own: of kinds, those of which it had records. seen: digests of their layers. summary: where it is from.
+    fingerprint: the machine whose records set the interval. own: of kinds, those of which it had records. seen: digests
+    of their layers. summary: where it is from.
     """
 
     centre: Trees
