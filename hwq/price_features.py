@@ -8,6 +8,7 @@ for every machine; a machine's own rates enter by its target file.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from hwq import cost
 from hwq.graph import ANCHORS, Activation
+from hwq.schedules.arm import smmla_plan
 from hwq.schedules.cpu import conv2d_plan, dense, depthwise, geometry, tiling
 from hwq.schedules.generic.common import worth_parallel, worth_threads
 from hwq.schedules.x86 import winograd, winograd_tiling
@@ -28,6 +30,7 @@ OPS = (
     *("max_pool2d", "avg_pool2d", "add", "multiply", "unary", "concat", "quantize", "dequantize", "transpose"),
     *("softmax", "layer_norm", "pad", "slice", "resize_nearest", "resize_linear"),
 )
+# Their places are categories of the shipped model: what is new comes last.
 FAMILIES = (
     *(
         "cpu/conv2d",
@@ -41,6 +44,7 @@ FAMILIES = (
     ),
     *("x86/binary", "x86/table", "x86/resize", "generic/binary", "generic/unary", "generic/pool", "generic/boxes"),
     *("generic/gather", "generic/quantize", "generic/transpose", "generic/softmax", "generic/layer_norm"),
+    *("arm/smmla", "arm/table"),
 )
 HOMES = ("l2", "l3", "memory")
 KINDS = ("none", "relu", "clip", "leaky_relu", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "tanh", "gelu")
@@ -224,11 +228,20 @@ def _depthwise(workload: Workload, target: Target, found: geometry.Form) -> Mode
     return Modelled(cycles=cycles, copied=copied, ragged=plan.ragged, tile=plan.pixels)
 
 
+@functools.lru_cache(maxsize=1024)
+def _smmla(workload: Workload, target: Target, found: geometry.Form) -> Modelled:
+    """The model's best tile; beside its cycles the copy of the input, which all tiles share."""
+    expected, plan = smmla_plan.ranked(smmla_plan.plans_of(workload), target)[0]
+    copy = plan.copied_bytes / tiling.COPY_BYTES
+    return Modelled(cycles=expected + copy, copied=True, ragged=plan.ragged, tile=plan.tile.sums)
+
+
 _MODELS: dict[str, Callable[[Workload, Target, geometry.Form], Modelled]] = {
     "cpu/conv2d": _conv2d,
     "x86/winograd": _winograd,
     "cpu/dense": _dense,
     "cpu/depthwise": _depthwise,
+    "arm/smmla": _smmla,
 }
 
 

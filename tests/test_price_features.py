@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from random_layers import drawn
 
-from hwq.price_features import FEATURES, describe
+from hwq.price_features import FAMILIES, FEATURES, describe, modelled
 from hwq.schedule import kernel_for
+from hwq.schedules.arm import smmla_plan
 from hwq.target import Target
+from hwq.workload import Workload
 
-PARALLEL = FEATURES.index("parallel")
+PARALLEL, FAMILY, MODELLED = (FEATURES.index(name) for name in ("parallel", "family", "modelled"))
+SCHEDULES_AT = Path(__file__).parents[1] / "schedules"
+
+
+def test_every_family_is_a_category_of_its_own() -> None:
+    """By the names that the templates give their kernels; whole float functions are no operator that is learned of.
+
+    Families that the shipped model knows keep their places.
+    """
+    texts = [path.read_text() for path in SCHEDULES_AT.rglob("*.py")]
+    names = {name for text in texts for name in re.findall(r'^[A-Z_]*NAME = "([a-z0-9_/]+):', text, re.MULTILINE)}
+    assert {"cpu/conv2d", "x86/amx", "arm/smmla", "generic/pool", "generic/float_func"} <= names
+    assert names - {"generic/float_func"} <= set(FAMILIES)
+    assert len(set(FAMILIES)) == len(FAMILIES)
+    assert FAMILIES.index("generic/layer_norm") < FAMILIES.index("arm/smmla") == 20
+
+
+@pytest.mark.parametrize("out_c", [64, 67])
+def test_matrix_products_of_arm_are_priced_by_their_plan(out_c: int) -> None:
+    """What the plan expects, and the copy of the input on top."""
+    target = Target.load("arm-neoverse-n2")
+    shape = (1, 15, 15, 48)
+    attrs = {"kernel": (3, 3), "strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+    workload = Workload(
+        op="conv2d",
+        scheme="w8a8",
+        input_shapes=(shape,),
+        output_shape=(*shape[:3], out_c),
+        has_bias=True,
+        attrs=tuple(sorted(attrs.items())),
+        out_dtype="int8",
+    )
+    name = kernel_for(workload, target).schedule
+    found = describe(workload, name, "l2", target)
+    model = modelled(workload, name.split(":")[0], target)
+    assert model is not None
+    assert found.features[FAMILY] == FAMILIES.index("arm/smmla")
+    assert found.features[MODELLED] != -1.0
+    least = min(smmla_plan.cycles(plan, target) for plan in smmla_plan.plans_of(workload))
+    assert least < model.cycles < 1.3 * least
+    assert model.ragged == (out_c == 67)
+    assert found.base_s >= model.cycles / target.clock_hz
 
 
 @pytest.mark.slow
