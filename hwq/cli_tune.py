@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,18 @@ def line_of(target: str, standing: Standing) -> str:
     return f"tune {target}: {reports.count(standing.tasks, 'task')}, {standing.trials}{of} trials{left}, {won}"
 
 
-def teller() -> Callable[[str, Standing], None]:
-    """Prints ``line_of`` on stderr every few seconds, and looks for a Ctrl-C that some library swallowed."""
+def teller(as_json: bool = False) -> Callable[[str, Standing], None]:
+    """Prints ``line_of`` on stderr every few seconds, or each standing as a line of JSON; and looks for a Ctrl-C that
+    some library swallowed."""
     interrupted: Callable[[], bool] = click.get_current_context().obj
     shown: list[float] = []
 
     def tell(target: str, standing: Standing) -> None:
         if interrupted():
             raise KeyboardInterrupt
+        if as_json:
+            print(json.dumps({"target": target, **asdict(standing)}), file=sys.stderr, flush=True)
+            return
         done = standing.total is not None and standing.trials >= standing.total
         if not shown or done or time.monotonic() - shown[-1] >= LINE_EVERY_S:
             shown[:] = [time.monotonic()]
@@ -52,11 +58,12 @@ def teller() -> Callable[[str, Standing], None]:
 @json_option
 def tune_command(job_file: str, as_json: bool) -> None:
     """Find faster kernels for the networks of JOB.toml on its targets, and keep them in the store, where compiles find
-    them. Stopped or killed at any moment, the same command goes on from there."""
+    them. Stopped or killed at any moment, the same command goes on from there. With --json progress is lines of JSON on
+    stderr. What came of it is in report.json of the job's folder too, however it ends."""
     from hwq.job import run_job
     from hwq.job_file import read_job
 
-    report = run_job(read_job(Path(job_file)), tell=teller(), stages=stages())
+    report = run_job(read_job(Path(job_file)), tell=teller(as_json), stages=stages())
     emit(as_json, report, lambda console: show(report, console))
 
 
@@ -73,9 +80,10 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         )
         for network in found["networks"]:
             before, after = network["default_s"], network["best_s"]
+            late = f", {network['unreached']} were not reached in the time" if network["unreached"] else ""
             console.print(
                 f"  {Path(network['model']).name} {network['scheme']}: {network['tuned']} of {network['kernels']} "
-                f"kernels can be tuned; {before * 1e3:.4g} ms by default, {after * 1e3:.4g} ms tuned",
+                f"kernels can be tuned{late}; {before * 1e3:.4g} ms by default, {after * 1e3:.4g} ms tuned",
                 highlight=False,
                 markup=False,
             )

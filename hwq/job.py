@@ -6,10 +6,11 @@ there. What a job notes itself is the time it has spent, where its end is a numb
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,19 @@ from hwq.progress import Stages, silent
 from hwq.quantize import quantize_weights
 from hwq.samples import read_file
 from hwq.scheme import parse_schemes
+from hwq.space import propose
 from hwq.store import tool_versions
 from hwq.study import inputs_of
 from hwq.target import Target
-from hwq.tasks import joined, tasks_of
+from hwq.tasks import Task, joined, tasks_of
 from hwq.tune import Standing, Tuned, tune
 from hwq.work import open_work
 
 log = logging.getLogger(__name__)
 
 LOCAL = "local"
+# What becomes of a board that does not answer.
+SILENT = ("device-lost", "device-missing", "tracker-missing")
 # The range of every tensor where there are no samples: ranges are arguments of a kernel, which do not change its time.
 MADE_UP = QParams(scale=0.05, zero_point=-3)
 
@@ -71,69 +75,144 @@ def run_job(
 ) -> dict[str, Any]:
     """Do what ``job`` says; gives its report as plain values, which is also written into the work directory.
 
-    try_them, candidates_of: as ``hwq.tune.tune``. Raises HwqError as loading models and targets, "scheme-not-here",
-    "job-invalid" for devices of one target that are different machines, and as ``tune``.
+    try_them, candidates_of: as ``hwq.tune.tune``. However tuning ends, the report is written: with the "error" that
+    ended it, the targets that were done, and how far the "unfinished" one was. Devices that do not answer are left out,
+    with a warning in the log, where another of the target does.
+
+    Raises HwqError as loading models and targets, "scheme-not-here", "job-invalid" for devices of one target that are
+    different machines, as ``hwq.device`` where none of a target's answers, and as ``tune``.
     """
     began = time.monotonic()
-    machines = [_machine(target, job) for target in job.targets]
-    for machine, _ in machines:
-        for given in job.models:
-            _schemes(given, machine, job)
+    machines, networks = _checked(job, stages)
+    options = {} if candidates_of is None else {"candidates_of": candidates_of}
+    found: list[dict[str, Any]] = []
+    last: list[tuple[str, Standing]] = []  # of the target that is tuned
+    error: dict[str, str] | None = None
+    try:
+        for given, (machine, devices) in zip(job.targets, machines, strict=True):
+            threads = given.threads or machine.cores
+            last.clear()
+            with stages(f"tasks for {machine.name}"):
+                programs = _programs(networks, machine, threads)
+                tasks = joined(
+                    task
+                    for network, _, program in programs
+                    for task in tasks_of(program, machine, priority=network.given.priority)
+                )
+            name = json.dumps([given.name, threads, list(given.devices or (machine.device,))])
+            clock = _Clock(path=job.work_dir / "spent.json", name=name)
+            spent_s, start = clock.spent_s(), time.monotonic()
+            until = None if job.hours is None else start + max(0.0, job.hours * 3600 - spent_s)
+
+            def told(
+                standing: Standing, name: str = machine.name, clock: _Clock = clock, since: float = start - spent_s
+            ) -> None:
+                clock.note(time.monotonic() - since)
+                last[:] = [(name, standing)]
+                tell(name, standing)
+
+            tuned = tune(
+                tasks,
+                machine,
+                default_cache_dir(),
+                default_store_path(),
+                trials=job.trials,
+                seed=job.seed,
+                threads=threads,
+                devices=devices,
+                until=until,
+                try_them=try_them,
+                tell=told,
+                **options,
+            )
+            if tuned.kept:
+                with stages("learn"):
+                    refresh(machine, default_store_path(), default_cache_dir())
+            late = until is not None and time.monotonic() >= until
+            found.append(
+                _report(
+                    machine,
+                    devices,
+                    threads,
+                    tuned,
+                    programs,
+                    _unreached(tasks, tuned, machine, job.seed, candidates_of or propose) if late else (),
+                )
+            )
+            last.clear()
+    except BaseException as caught:
+        code, message = (
+            (caught.code, caught.message) if isinstance(caught, HwqError) else ("interrupted", "interrupted")
+        )
+        if not isinstance(caught, HwqError | KeyboardInterrupt):
+            code, message = "internal", repr(caught)
+        error = {"code": code, "message": message}
+        raise
+    finally:
+        report = {
+            "job": str(job.path),
+            "seconds": time.monotonic() - began,
+            "tools": tool_versions(),
+            "seed": job.seed,
+            "error": error,
+            "targets": found,
+            "unfinished": [{"target": name, "standing": asdict(standing)} for name, standing in last],
+        }
+        with contextlib.ExitStack() as ends:
+            if error is not None:  # it is the one to be told of
+                ends.enter_context(contextlib.suppress(HwqError))
+            write_atomic(job.work_dir / "report.json", json.dumps(report, indent=1).encode())
+    return report
+
+
+def _checked(job: Job, stages: Stages) -> tuple[list[tuple[Target, tuple[str, ...]]], list[_Network]]:
+    """The targets' machines with their devices, and the networks: all that can be wrong with a job is found before its
+    work directory is made, and that before any work."""
+    for number, given in enumerate(job.models, 1):
+        with _entry(job, f"model {number}"):
+            for what, path in (("model", given.path), ("samples", given.calibration)):
+                if path is not None and not path.is_file():
+                    raise HwqError(
+                        f"{what}-missing", f"{what} file {str(path)!r} is no file; accepted: one that is there"
+                    )
+    machines = []
+    for number, one in enumerate(job.targets, 1):
+        with _entry(job, f"target {number}"):
+            machines.append(_machine(one))
+    models = []
+    for number, given in enumerate(job.models, 1):
+        with _entry(job, f"model {number}"):
+            for machine, _ in machines:
+                _schemes(given, machine)
+            with stages(f"load {given.path.name}"):
+                models.append(load(given.path, batch=given.batch, shapes=dict(given.shapes)))
     _make(job.work_dir)
     networks = []
-    for given in job.models:
-        with stages(f"load {given.path.name}"):
-            model = load(given.path, batch=given.batch, shapes=dict(given.shapes))
-        networks.append(_Network(given=given, model=model, ranges=_ranges(given, model, job, stages)))
-    options = {} if candidates_of is None else {"candidates_of": candidates_of}
-    found = []
-    for given_target, (machine, devices) in zip(job.targets, machines, strict=True):
-        threads = given_target.threads or machine.cores
-        with stages(f"tasks for {machine.name}"):
-            programs = _programs(networks, machine, threads, job)
-            tasks = joined(
-                task
-                for network, _, program in programs
-                for task in tasks_of(program, machine, priority=network.given.priority)
-            )
-        clock = _Clock(path=job.work_dir / "spent.json", name=machine.fingerprint)
-        spent_s = clock.spent_s()
-        until = None if job.hours is None else time.monotonic() + max(0.0, job.hours * 3600 - spent_s)
-        start = time.monotonic()
+    for number, (given, model) in enumerate(zip(job.models, models, strict=True), 1):
+        with _entry(job, f"model {number}"):
+            networks.append(_Network(given=given, model=model, ranges=_ranges(given, model, job, stages)))
+    return machines, networks
 
-        def told(
-            standing: Standing, name: str = machine.name, clock: _Clock = clock, since: float = start - spent_s
-        ) -> None:
-            clock.note(time.monotonic() - since)
-            tell(name, standing)
 
-        tuned = tune(
-            tasks,
-            machine,
-            default_cache_dir(),
-            default_store_path(),
-            trials=job.trials,
-            seed=job.seed,
-            threads=threads,
-            devices=devices,
-            until=until,
-            try_them=try_them,
-            tell=told,
-            **options,
-        )
-        if tuned.kept:
-            with stages("learn"):
-                refresh(machine, default_store_path(), default_cache_dir())
-        found.append(_report(machine, devices, threads, tuned, programs))
-    report = {
-        "job": str(job.path),
-        "seconds": time.monotonic() - began,
-        "tools": tool_versions(),
-        "seed": job.seed,
-        "targets": found,
-    }
-    write_atomic(job.work_dir / "report.json", json.dumps(report, indent=1).encode())
-    return report
+@contextlib.contextmanager
+def _entry(job: Job, name: str) -> Iterator[None]:
+    """What is wrong in here is said with the job's file and the entry ("model 2")."""
+    try:
+        yield
+    except HwqError as error:
+        raise HwqError(error.code, f"job file {job.path}: {name}: {error.message}") from error
+
+
+def _unreached(tasks: Sequence[Task], tuned: Tuned, machine: Target, seed: int, candidates_of: Any) -> tuple[str, ...]:
+    """The workloads that there was no time for: neither tuned nor left alone, though there are ways to choose from."""
+    known = {task.workload for task in tuned.tasks}
+    return tuple(
+        task.workload.key
+        for task in tasks
+        if task.workload.key not in known
+        and task.step.name not in tuned.idle
+        and candidates_of(task.workload, machine, {}, 1, seed, task.step.func)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +248,8 @@ def _make(folder: Path) -> None:
         raise HwqError("save-failed", message) from error
 
 
-def _machine(given: JobTarget, job: Job) -> tuple[Target, tuple[str, ...]]:
-    """The target as its devices are, and the devices."""
+def _machine(given: JobTarget) -> tuple[Target, tuple[str, ...]]:
+    """The target as its devices are, and those of the devices that answer; what is to be said of others is logged."""
     machine = Target.load(given.name)
     devices = given.devices or (machine.device,)
     machine.require_builds()
@@ -178,30 +257,41 @@ def _machine(given: JobTarget, job: Job) -> tuple[Target, tuple[str, ...]]:
     if LOCAL in devices and missing:
         raise HwqError(
             "target-not-here",
-            f"job file {job.path}: target {given.name} needs {', '.join(missing)}, which this CPU lacks; accepted: "
-            "devices that are boards which have it",
+            f"{given.name} needs {', '.join(missing)}, which this CPU lacks; accepted: devices that are boards which "
+            "have it",
         )
-    found = {text: devices_of.resolved(machine.on(text)) for text in devices}
-    first = found[devices[0]]
+    found: dict[str, Target] = {}
+    mute: dict[str, HwqError] = {}
+    for text in devices:
+        try:
+            found[text] = devices_of.resolved(machine.on(text))
+        except HwqError as error:
+            if error.code not in SILENT:
+                raise
+            mute[text] = error
+    if not found:
+        raise next(iter(mute.values()))
+    for text, why in mute.items():
+        log.warning("device %s of target %s is left out: %s", text, given.name, why.message)
+    at, first = next(iter(found.items()))
     for text, one in found.items():
         if one.fingerprint != first.fingerprint:
             raise HwqError(
                 "job-invalid",
-                f"job file {job.path}: devices of target {given.name} are different machines: {devices[0]} is "
-                f"{first.cpu_model or 'this one'!r}, {text} is {one.cpu_model or 'this one'!r}; accepted: devices "
-                "that are alike, or a target for each",
+                f"devices of {given.name} are different machines: {at} is {first.cpu_model or 'this one'!r}, {text} is "
+                f"{one.cpu_model or 'this one'!r}; accepted: devices that are alike, or a target for each",
             )
-    return first, devices
+    return first, tuple(found)
 
 
-def _schemes(given: JobModel, machine: Target, job: Job) -> tuple[str, ...]:
+def _schemes(given: JobModel, machine: Target) -> tuple[str, ...]:
     """The schemes of a model on one machine. Raises HwqError "scheme-not-here"."""
     for scheme in given.schemes or ():
         if scheme not in machine.schemes:
             raise HwqError(
                 "scheme-not-here",
-                f"job file {job.path}: model {given.path.name} asks for {scheme!r}, which {machine.name} has no "
-                f"instruction for; accepted: {', '.join(machine.schemes)}",
+                f"{given.path.name} asks for {scheme!r}, which {machine.name} has no instruction for; accepted: "
+                f"{', '.join(machine.schemes)}",
             )
     return given.schemes or machine.schemes
 
@@ -227,14 +317,12 @@ def _uniform(graph: Graph, scheme: str, machine: Target) -> dict[str, str]:
     return {layer.name: legal_schemes(graph, layer, machine, allowed)[-1] for layer in graph.layers}
 
 
-def _programs(
-    networks: Sequence[_Network], machine: Target, threads: int, job: Job
-) -> list[tuple[_Network, str, Program]]:
+def _programs(networks: Sequence[_Network], machine: Target, threads: int) -> list[tuple[_Network, str, Program]]:
     """Every network in each of its schemes."""
     found = []
     for network in networks:
         graph = network.model.graph
-        for scheme in _schemes(network.given, machine, job):
+        for scheme in _schemes(network.given, machine):
             schemes = _uniform(graph, scheme, machine)
             candidates = {name: (one,) for name, one in schemes.items()}
             weights = quantize_weights(graph, candidates, network.ranges, {})
@@ -248,8 +336,10 @@ def _report(
     threads: int,
     tuned: Tuned,
     programs: Sequence[tuple[_Network, str, Program]],
+    unreached: Sequence[str],
 ) -> dict[str, Any]:
-    """One target's part of the report. Of a network: the seconds of those of its kernels that were tasks."""
+    """One target's part of the report. Of a network: the seconds of those of its kernels that were tasks. unreached:
+    workloads that there was no time for."""
     times = {task.workload: (task.default_s, task.best_s) for task in tuned.tasks}
     networks = []
     for network, scheme, program in programs:
@@ -261,6 +351,7 @@ def _report(
                 "scheme": scheme,
                 "kernels": len(keys),
                 "tuned": len(known),
+                "unreached": sum(key in unreached for key in keys),
                 "default_s": sum(default_s for default_s, _ in known),
                 "best_s": sum(best_s for _, best_s in known),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -61,6 +62,19 @@ def test_its_report_is_one_json_object(capsys: Capture, job_file: Path) -> None:
     standing = found["standing"]
     assert (standing["trials"], standing["total"], standing["tasks"], standing["left_s"]) == (16, 16, 1, 0)
     assert standing["won_s"] > 0
+    told = [json.loads(line) for line in ended.err.splitlines() if line.startswith("{")]
+    assert [row["trials"] for row in told if row["measured"] == 1][-3:] == [0, 8, 16]
+    assert {row.pop("target") for row in told} == {"host"}
+    assert {**told[-1], "left_s": 0} == standing
+
+
+def test_kernels_that_were_not_reached_are_not_called_settled(
+    capsys: Capture, job_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_file.write_text(job_file.read_text().replace("trials = 16", "hours = 1"))
+    monkeypatch.setattr(job._Clock, "spent_s", lambda clock: 3600.0)
+    ended = hwq(capsys, "tune", job_file)
+    assert re.search(r"0 of \d+ kernels can be tuned, \d+ were not reached in the time", ended.out)
 
 
 def test_ctrl_c_keeps_what_was_found(
@@ -76,6 +90,9 @@ def test_ctrl_c_keeps_what_was_found(
     assert (ended.status, ended.json["error"]["code"]) == (130, "interrupted")
     assert "the same command goes on from there" in ended.err
     assert len(store.contents(tmp_path / "records.sqlite").trials) == 8
+    report = json.loads((tmp_path / "job.work" / "report.json").read_text())
+    assert report["error"] == {"code": "interrupted", "message": "interrupted"}
+    assert [one["standing"]["trials"] for one in report["unfinished"]] == [8]
     made_up(monkeypatch, timer())
     assert hwq(capsys, "tune", job_file, "--json").json["targets"][0]["standing"]["trials"] == 16
 

@@ -70,7 +70,7 @@ def test_made_up_ranges_give_the_kernels_that_a_compile_needs(tmp_path: Path) ->
     schemes = {name: "w8a8" if "w8a8" in names else names[-1] for name, names in study.candidates.items()}
     todo = given(tmp_path)
     network = job._Network(given=MODEL, model=demo_model(), ranges=job._ranges(MODEL, demo_model(), todo, silent))
-    ((_, scheme, program),) = job._programs([network], HOST, 1, todo)
+    ((_, scheme, program),) = job._programs([network], HOST, 1)
     needed, found = ([step.workload for step in one.steps] for one in (study.program(schemes), program))
     assert (scheme, found) == ("w8a8", needed)
 
@@ -99,14 +99,51 @@ def test_hours_are_those_of_all_calls(tmp_path: Path) -> None:
     assert found["standing"]["trials"] > 0
     notes = tmp_path / "work" / "spent.json"
     noted = json.loads(notes.read_text())
-    assert 0 < noted[HOST.fingerprint] < 3600
-    notes.write_text(json.dumps({HOST.fingerprint: 3600.0}))
+    (name,) = noted
+    assert 0 < noted[name] < 3600
+    notes.write_text(json.dumps({name: 3600.0}))
     store_before = store.contents(tmp_path / "records.sqlite")
-    (found,) = done(todo)["targets"]
+    (late,) = done(todo)["targets"]
     assert store.contents(tmp_path / "records.sqlite") == store_before
+    assert found["networks"][0]["unreached"] == late["networks"][0]["tuned"] == 0
+    assert late["networks"][0]["unreached"] == found["networks"][0]["tuned"] > 0
     notes.write_text("damaged")
     (found,) = done(todo)["targets"]
     assert found["standing"]["measured"] > 0
+
+
+def test_targets_of_one_machine_have_hours_of_their_own(tmp_path: Path) -> None:
+    todo = given(tmp_path, trials=16, hours=1.0, targets=(HERE, replace(HERE, threads=2)))
+    done(todo)
+    notes = tmp_path / "work" / "spent.json"
+    first, second = json.loads(notes.read_text())
+    notes.write_text(json.dumps({first: 3600.0}))
+    (tmp_path / "records.sqlite").unlink()
+    found = done(todo)["targets"]
+    assert [one["standing"]["trials"] for one in found] == [0, 16]
+    assert json.loads(notes.read_text()).keys() == {first, second}
+
+
+def test_a_report_is_written_of_what_ends_badly_too(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def breaks(*trials: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            raise HwqError("device-lost", "no board answered")
+        return timer()(*trials, **options)
+
+    todo = given(tmp_path)
+    with pytest.raises(HwqError, match="no board answered"):
+        done(todo, try_them=breaks)
+    report = json.loads((tmp_path / "work" / "report.json").read_text())
+    assert report["error"] == {"code": "device-lost", "message": "no board answered"}
+    assert report["targets"] == []
+    (unfinished,) = report["unfinished"]
+    assert unfinished["target"] == "host"
+    assert unfinished["standing"]["measured"] > 0
+    report = done(todo)
+    assert (report["error"], report["unfinished"]) == (None, [])
 
 
 def test_priorities_weigh_networks(tmp_path: Path) -> None:
@@ -116,13 +153,13 @@ def test_priorities_weigh_networks(tmp_path: Path) -> None:
     assert weights == {"w8a8": 3.0, "f32": 1.0}
 
 
-def test_schemes_left_out_are_all_that_the_target_has(tmp_path: Path) -> None:
-    assert job._schemes(replace(MODEL, schemes=None), HOST, given(tmp_path)) == HOST.schemes
+def test_schemes_left_out_are_all_that_the_target_has() -> None:
+    assert job._schemes(replace(MODEL, schemes=None), HOST) == HOST.schemes
 
 
 def test_a_scheme_that_the_target_lacks_is_refused_before_any_work(tmp_path: Path) -> None:
     todo = given(tmp_path, models=(replace(MODEL, schemes=("bf16",)),), targets=(JobTarget(name="x86-generic"),))
-    with pytest.raises(HwqError, match=r"digits\.onnx asks for 'bf16'") as caught:
+    with pytest.raises(HwqError, match=r"job\.toml: model 1: digits\.onnx asks for 'bf16'") as caught:
         done(todo)
     assert caught.value.code == "scheme-not-here"
     assert not (tmp_path / "work").exists()
@@ -131,7 +168,7 @@ def test_a_scheme_that_the_target_lacks_is_refused_before_any_work(tmp_path: Pat
 def test_a_local_target_that_this_cpu_cannot_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hwq.cpu.cpu_flags", lambda: frozenset())
     todo = given(tmp_path, targets=(JobTarget(name="x86-avx2", devices=("local",)),))
-    with pytest.raises(HwqError, match=r"target x86-avx2 needs .*avx2, .* which this CPU lacks") as caught:
+    with pytest.raises(HwqError, match=r"target 1: x86-avx2 needs .*avx2, .* which this CPU lacks") as caught:
         done(todo)
     assert caught.value.code == "target-not-here"
 
@@ -142,9 +179,41 @@ def test_devices_that_are_different_machines_are_refused(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(device, "resolved", resolved)
     todo = given(tmp_path, targets=(JobTarget(name="x86-avx2", devices=("a", "b")),))
-    with pytest.raises(HwqError, match="a is 'CPU of a', b is 'CPU of b'") as caught:
+    with pytest.raises(
+        HwqError, match="target 1: devices of x86-avx2 are different machines: a is 'CPU of a', b is 'CPU of b'"
+    ) as caught:
         done(todo)
     assert caught.value.code == "job-invalid"
+
+
+def test_devices_that_do_not_answer_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def resolved(target: Target) -> Target:
+        if target.device in silent_ones:
+            raise HwqError("device-lost", f"board {target.device} does not answer")
+        return target
+
+    silent_ones = {"a"}
+    monkeypatch.setattr(device, "resolved", resolved)
+    todo = given(tmp_path, targets=(replace(HERE, devices=("a", "b")),))
+    (found,) = done(todo)["targets"]
+    assert (found["devices"], found["standing"]["trials"]) == (["b"], 24)
+    said = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert said == ["device a of target host is left out: board a does not answer"]
+    silent_ones.add("b")
+    with pytest.raises(HwqError, match=r"job\.toml: target 1: board a does not answer") as caught:
+        done(todo)
+    assert caught.value.code == "device-lost"
+
+
+@pytest.mark.parametrize(("field", "code"), [("path", "model-missing"), ("calibration", "samples-missing")])
+def test_a_file_that_is_not_there_is_said_before_any_work(field: str, code: str, tmp_path: Path) -> None:
+    missing = replace(MODEL, **{field: tmp_path / "none"})
+    with pytest.raises(HwqError, match=r"job\.toml: model 2: .*none' is no file") as caught:
+        done(given(tmp_path, models=(MODEL, missing)))
+    assert caught.value.code == code
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_job_on_an_emulator_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
