@@ -65,7 +65,9 @@ def _require_free(host: str, port: int) -> None:
 def serve_command(key: str, tracker: str | None, host: str, address: str | None) -> None:
     """Serve this machine as a board of KEY, by TVM's RPC server, until Ctrl-C."""
     board = read_device(f"{key}@{read_tracker(tracker)}")
-    assert board is not None
+    if board is None or board.key != key:
+        accepted = "letters, digits, '.', '_' and '-', and not local"
+        raise HwqError("device-invalid", f"device is {key!r}, which no client can name; accepted: {accepted}")
     options = ["--key", board.key, "--tracker", str(board.tracker), "--host", host]
     _end_with(board_server.main([*options, *(["--address", address] if address else [])]))
 

@@ -6,7 +6,6 @@ that the CPU lacks ends the session; the board is asked for another, and the oth
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,8 +32,8 @@ PIXELS, CHANNELS = 7, 32
 # middle half of them lies.
 LARGEST_DRIFT, LARGEST_NOISE = 0.03, 0.05
 SPAN_S = 4.0
-# How long a board is silent at most while it is checked, and how long one beside the first is waited for.
-ANSWER_S, REACH_S = 60.0, 2.0
+# How long a board is silent at most while it is checked, and how long the first is waited for, and one beside it.
+ANSWER_S, FIRST_S, REACH_S = 60.0, 20.0, 2.0
 _LEAST_MS = 5
 _TURN = 5
 MEASURED, EMULATED = "measured: hwq lab check", "emulated, means nothing: hwq lab check"
@@ -83,14 +82,11 @@ def check(target: Target, board: str, progress: Callback = quiet) -> Checkup:
     """Hold every free board of ``board`` (KEY or KEY@HOST:PORT) to ``target``. progress counts instructions and timing.
 
     All of them are held from the first to the last, so that after an instruction that ended a session the only free one
-    is the same board again.
-    Raises HwqError "device-other" for a board with another kind of CPU, and as ``hwq.device.connect``.
+    is the same board again. What is wrong with one board is a finding of it, and the others are checked all the same.
+    Raises HwqError "target-no-build", "device-lost" where no board answers, and as ``hwq.device.connect``.
     """
-    machines = [connect(board, answer_s=ANSWER_S)]
-    known = count(board)
-    with contextlib.suppress(HwqError):  # the others are in use, or do not answer
-        while len(machines) < known:
-            machines.append(connect(board, timeout_s=REACH_S, answer_s=ANSWER_S))
+    target.require_builds()
+    machines, unanswered = _reached(board)
     steps = len(distinct(target)) + 1
     found = []
     try:
@@ -99,7 +95,26 @@ def check(target: Target, board: str, progress: Callback = quiet) -> Checkup:
     finally:
         for machine in machines:
             close(machine)
-    return Checkup(boards=tuple(found), unreached=known - len(machines))
+    return Checkup(boards=tuple(found), unreached=unanswered)
+
+
+def _reached(board: str) -> tuple[list[Device], int]:
+    """Sessions with all boards that are free and answer, at least one, and how many others the tracker knows."""
+    machines: list[Device] = []
+    lost: HwqError | None = None
+    known = 1
+    while len(machines) < known:
+        try:
+            machines.append(connect(board, timeout_s=REACH_S if machines else FIRST_S, answer_s=ANSWER_S))
+        except HwqError as error:
+            if error.code == "device-lost" and lost is None:
+                lost = error  # one does not answer; the tracker names another
+                continue
+            if not machines:
+                raise lost or error from error
+            break  # the others are in use, or do not answer
+        known = max(known, count(board))
+    return machines, known - len(machines)
 
 
 def _part(progress: Callback, before: int, total: int) -> Callable[[int], None]:
@@ -108,25 +123,45 @@ def _part(progress: Callback, before: int, total: int) -> Callable[[int], None]:
 
 def _check(target: Target, board: str, machines: list[Device], index: int, progress: Callable[[int], None]) -> Checked:
     """What was found at one of ``machines``, whose place another session takes where one ended."""
-    machine = machines[index]
-    address = ":".join(map(str, machine.line.getpeername()[:2])) if machine.line is not None else machine.name
-    known = facts(machine)
-    if known.arch != target.architecture:
-        message = f"board {machine.name} cannot be checked: {misfit(target, known)}"
-        raise HwqError("device-other", f"{message}; accepted: a target for {known.arch}")
-    found = [_cpu(target, known), _flags(target, known), _runtime(known.runtime)]
-    rows = distinct(target)
-    for done, row in enumerate(rows):
-        machines[index], finding = _instruction(row, target, machines[index], board)
-        found.append(finding)
-        progress(done + 1)
-    found += _timing(target, machines[index], known.emulated)
-    progress(len(rows) + 1)
+    name, address = machines[index].name, _address(machines[index])
+    found: list[Finding] = []
+    here = replace(target, device=board)
+    try:
+        known = facts(machines[index])
+        here = _described(here, known)
+        found.append(_cpu(target, known))
+        if known.arch == target.architecture:
+            found += [_flags(target, known), _runtime(known.runtime)]
+            for done, row in enumerate(distinct(target)):
+                machines[index], finding = _instruction(row, target, machines[index], board)
+                found.append(finding)
+                progress(done + 1)
+            found += _timing(target, machines[index], known.emulated)
+    except HwqError as error:
+        if error.code not in ("device-lost", "device-other"):
+            raise
+        what = "cpu" if error.code == "device-other" else "session"
+        found.append(Finding(what=what, fits=False, found=error.message))
+    progress(len(distinct(target)) + 1)
+    return Checked(board=name, address=address, target=here, findings=tuple(found))
+
+
+def _address(machine: Device) -> str:
+    """HOST:PORT where the board itself is reached; its name where its line is cut."""
+    if machine.line is None:
+        return machine.name
+    try:
+        return ":".join(map(str, machine.line.getpeername()[:2]))
+    except OSError:
+        return machine.name
+
+
+def _described(target: Target, known: Facts) -> Target:
+    """The target with what the board says of itself."""
     own: dict[str, Any] = {"cores": known.cores}
     own |= {} if known.clock_hz is None else {"clock_hz": known.clock_hz}
     sources = dict(target.sources) | dict.fromkeys(own, "read from the board: hwq lab check")
-    here = replace(target, device=board, cpu_model=known.cpu_model, sources=tuple(sources.items()), **own)
-    return Checked(board=machine.name, address=address, target=here, findings=tuple(found))
+    return replace(target, cpu_model=known.cpu_model, sources=tuple(sources.items()), **own)
 
 
 def distinct(target: Target) -> tuple[Compute, ...]:
@@ -138,6 +173,9 @@ def distinct(target: Target) -> tuple[Compute, ...]:
 
 
 def _cpu(target: Target, known: Facts) -> Finding:
+    if known.arch != target.architecture:
+        found = f"{misfit(target, known)}; accepted: a target for {known.arch}"
+        return Finding(what="cpu", fits=False, found=found)
     text = f"{known.cpu_model}, as target {target.name} needs it ({target.architecture})"
     if known.emulated:
         text += "; an emulator: what it computes is right, and how long it takes means nothing"
@@ -159,6 +197,7 @@ def _runtime(version: str | None) -> Finding:
 
 def _instruction(row: Compute, target: Target, machine: Device, board: str) -> tuple[Device, Finding]:
     """What came of the row's kernel, and the device to go on with: another session where this one ended."""
+    address = _address(machine)
     what = f"{row.instruction}, {row.weight} weights" if row.weight != "none" else row.instruction
     try:
         differing = probe_row(row, target, machine)
@@ -166,7 +205,7 @@ def _instruction(row: Compute, target: Target, machine: Device, board: str) -> t
         if error.code != "device-lost":
             return machine, Finding(what=what, fits=None, found=f"not tried: {error.message}")
         lacks = f"the board lacks {row.instruction}: its kernel ended the session"
-        return _again(board, lacks), Finding(what=what, fits=False, found=lacks)
+        return _again(board, address, lacks), Finding(what=what, fits=False, found=lacks)
     if differing is None:
         return machine, Finding(what=what, fits=None, found="no kernel yet")
     if differing:
@@ -174,13 +213,24 @@ def _instruction(row: Compute, target: Target, machine: Device, board: str) -> t
     return machine, Finding(what=what, fits=True, found="equal to the NumPy reference")
 
 
-def _again(board: str, ended: str) -> Device:
-    """Another session with the board. Raises HwqError "device-lost" where it serves no more."""
+def _again(board: str, address: str, ended: str) -> Device:
+    """Another session with the board at ``address``; others of its key, which may be free by now, are put back.
+
+    Raises HwqError "device-lost" where it serves no more, or somebody else has it.
+    """
+    others: list[Device] = []
     try:
-        return connect(board, answer_s=ANSWER_S)
+        while True:
+            machine = connect(board, timeout_s=FIRST_S, answer_s=ANSWER_S)
+            if _address(machine) == address:
+                return machine
+            others.append(machine)
     except HwqError as error:
         message = f"{ended}, and then {error.message}; accepted: a board that `hwq lab serve` serves, which goes on"
         raise HwqError("device-lost", message) from error
+    finally:
+        for other in others:
+            close(other)
 
 
 def probe_row(row: Compute, target: Target, machine: Device) -> int | None:

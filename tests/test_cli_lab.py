@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from boards import free_port, running, small
+from boards import free_port, running, serving, serving_here, small
 from shell_runs import hwq
 
 from hwq import device, lab, probe
+from hwq.address import read_tracker
+from hwq.board_facts import Facts
 from hwq.errors import HwqError
 from hwq.probe import to_toml
 from hwq.target import Target
+from hwq.tracker import shelves
 
 Capture = pytest.CaptureFixture[str]
 
@@ -100,6 +103,47 @@ def test_this_machine_as_two_boards(
     assert not (tmp_path / "not.toml").exists()
 
 
+def test_one_board_that_is_lost_does_not_spoil_the_check_of_the_other(
+    shelf: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LARGEST_DRIFT", "LARGEST_NOISE"):
+        monkeypatch.setattr(lab, name, 1e9)
+    monkeypatch.setattr(lab, "SPAN_S", 0.2)
+    host = Target.load("host")
+    (tmp_path / "t.toml").write_text(to_toml(small(host, host.compute[:1])), encoding="utf-8")
+    asked: list[str] = []
+
+    def broken(machine: device.Device) -> Facts:
+        asked.append(machine.name)
+        if len(asked) == 1:
+            device.close(machine)
+        return device.facts(machine)
+
+    monkeypatch.setattr(lab, "facts", broken)
+    ended = hwq(capsys, "lab", "check", f"here@{shelf}", "--target", tmp_path / "t.toml", "--json")
+    lost, other = ended.json["boards"]
+    assert (ended.status, lost["fits"], other["fits"]) == (1, False, True)
+    assert [finding["what"] for finding in lost["findings"]] == ["session"]
+    assert "does not answer any more" in lost["findings"][0]["found"]
+
+
+def test_after_a_lost_session_the_same_board_is_taken_again(shelf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = f"here@{shelf}"
+    both = [device.connect(board) for _ in range(2)]
+    wanted = lab._address(both[1])
+    assert wanted != lab._address(both[0])
+    for machine in both:
+        device.close(machine)
+    again = lab._again(board, wanted, "it ended")
+    assert lab._address(again) == wanted
+    device.close(again)
+    monkeypatch.setattr(lab, "FIRST_S", 2.0)
+    with pytest.raises(HwqError, match=r"^it ended, and then no board .* got free in 2 s") as caught:
+        lab._again(board, "127.0.0.1:1", "it ended")
+    assert caught.value.code == "device-lost"
+    _until(lambda: [found.free for found in shelves(read_tracker(shelf))] == [2])
+
+
 def test_a_port_in_use(shelf: str, capsys: Capture) -> None:
     ended = hwq(capsys, "lab", "tracker", "--host", "127.0.0.1", "--port", shelf.split(":")[1])
     assert ended.status == 1
@@ -111,7 +155,33 @@ def test_local_is_no_board(capsys: Capture) -> None:
     assert (ended.status, "no board" in ended.sentence) == (1, True)
 
 
-def test_a_target_for_another_cpu_is_refused(board_name: str, capsys: Capture) -> None:
+def test_a_target_that_has_no_kernels_yet(capsys: Capture) -> None:
+    ended = hwq(capsys, "lab", "check", "here", "--target", "cuda-t4", "--json")
+    assert (ended.status, ended.json["error"]["code"]) == (1, "target-no-build")
+
+
+@pytest.mark.parametrize("key", ["local", "a b", "a@b"])
+def test_a_key_that_no_client_can_name(key: str, capsys: Capture) -> None:
+    ended = hwq(capsys, "lab", "serve", "--key", key)
+    assert ended.status == 1
+    assert "device is" in ended.sentence
+
+
+def test_a_board_of_another_kind_does_not_fit(board_name: str, capsys: Capture) -> None:
     ended = hwq(capsys, "lab", "check", board_name, "--target", "x86-avx2", "--json")
-    assert (ended.status, ended.json["error"]["code"]) == (1, "device-other")
-    assert "it is aarch64, and target x86-avx2 is for x86_64" in ended.sentence
+    ((finding,),) = (board["findings"] for board in ended.json["boards"])
+    assert (ended.status, finding["what"], finding["fits"]) == (1, "cpu", False)
+    assert "it is aarch64, and target x86-avx2 is for x86_64" in finding["found"]
+
+
+def test_boards_of_two_kinds_under_one_key(
+    board_root: Path, tracker: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab, "SPAN_S", 0.2)
+    arm = Target.load("arm-neoverse-n2")
+    rows = tuple(row for row in arm.compute if row.instruction == "neon.vector")[:1]
+    (tmp_path / "t.toml").write_text(to_toml(small(arm, rows)), encoding="utf-8")
+    with serving_here(tracker, "mixed"), serving(board_root, tracker, "mixed"):
+        ended = hwq(capsys, "lab", "check", f"mixed@{tracker}", "--target", tmp_path / "t.toml", "--json")
+    assert ended.status == 1
+    assert sorted(board["fits"] for board in ended.json["boards"]) == [False, True]
