@@ -15,6 +15,7 @@ import functools
 import platform
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from hwq.errors import HwqError
 from hwq.files import scratch
 from hwq.target import EMULATED
 
+_FASTEST = "/sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
 _PATH_BYTES, _PART_BYTES, _FILE_BYTES = 256, 1 << 15, 1 << 20
 # ELF's e_machine, 18 bytes into a program; and a line of /proc/cpuinfo that only this kind of CPU has.
 _MACHINES = {62: ("x86_64", "vendor_id"), 183: ("aarch64", "CPU implementer")}
@@ -49,9 +51,10 @@ _AT_HWCAP, _AT_HWCAP2 = 16, 26
 class Facts:
     """A machine as it says of itself.
 
-    cpu_model begins with "emulated " where ``emulated``. arch: as LLVM spells it ("aarch64"). flags: the kernel's names
-    ("asimddp", "i8mm"). clock_hz: the highest that Linux states, None where it states none, and for an emulator.
-    runtime: TVM's version there, None where it does not tell.
+    Where an Arm board's processors are of several kinds, cores, model and clock are those of the fastest, on which TVM
+    runs kernels. cpu_model begins with "emulated " where ``emulated``. arch: as LLVM spells it ("aarch64"). flags: the
+    kernel's names ("asimddp", "i8mm"). clock_hz: the highest that Linux states, None where it states none, and for an
+    emulator. runtime: TVM's version there, None where it does not tell.
     """
 
     cpu_model: str
@@ -90,11 +93,14 @@ def board_facts(session: Any, name: str) -> Facts:
     info = _read(module, context, "/proc/cpuinfo")
     comm = _read(module, context, "/proc/self/comm")
     kernel = _read(module, context, "/proc/sys/kernel/arch").strip()
-    fastest_khz = _read(module, context, "/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").strip()
+    fastest_khz = {number: _read(module, context, _FASTEST.format(number)).strip() for number in processors(info)}
+    big, clock_hz = fastest(info, fastest_khz)
+    if arch != "aarch64":  # elsewhere some of a kind may be clocked higher than the others of it
+        big = tuple(fastest_khz)
     foreign_kernel = kernel in {arch for arch, _ in _MACHINES.values()} - {arch}
     emulated = re.search(rf"^{own_line}\s*:", info, re.MULTILINE) is None or foreign_kernel or comm.startswith("qemu")
     with scratch() as folder:
-        (folder / "cpuinfo").write_text(info)
+        (folder / "cpuinfo").write_text(processors(info)[big[0]] if big else info)
         model, flags = cpu.cpu_model(folder / "cpuinfo"), cpu.cpu_flags(folder / "cpuinfo")
     if arch == "aarch64":
         flags = _hwcaps(module, context)
@@ -102,11 +108,34 @@ def board_facts(session: Any, name: str) -> Facts:
         cpu_model=f"{EMULATED}{arch}" if emulated else model,
         arch=arch,
         flags=flags,
-        cores=max(1, len(re.findall(r"^processor\s*:", info, re.MULTILINE))),
+        cores=max(1, len(big)),
         emulated=emulated,
-        clock_hz=int(fastest_khz) * 1e3 if fastest_khz.isdecimal() and not emulated else None,
+        clock_hz=None if emulated else clock_hz,
         runtime=_runtime(session, _read(module, context, "/proc/self/maps")),
     )
+
+
+def processors(info: str) -> dict[int, str]:
+    """The lines of each processor in /proc/cpuinfo, by its number."""
+    found = {}
+    for block in re.split(r"\n\s*\n", info):
+        number = re.search(r"^processor\s*:\s*(\d+)\s*$", block, re.MULTILINE)
+        if number is not None:
+            found[int(number[1])] = block.strip() + "\n"
+    return found
+
+
+def fastest(info: str, khz: Mapping[int, str]) -> tuple[tuple[int, ...], float | None]:
+    """The processors with the highest clock, rising, and it in Hz; all and None where the clock of one is not stated.
+
+    info: /proc/cpuinfo; khz: what Linux states of each processor there (cpuinfo_max_freq), "" if nothing.
+    """
+    numbers = tuple(sorted(processors(info)))
+    clocks = {number: int(khz[number]) for number in numbers if khz[number].isdecimal()}
+    if not clocks or len(clocks) < len(numbers):
+        return numbers, None
+    highest = max(clocks.values())
+    return tuple(number for number in numbers if clocks[number] == highest), highest * 1e3
 
 
 def _read(module: Any, context: Any, path: str) -> str:
