@@ -21,6 +21,7 @@ from hwq.explain import explain
 from hwq.graph import ANCHORS, Layer
 from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
+from hwq.measure import homes_by
 from hwq.plan import Plan
 from hwq.samples import made_up
 from hwq.store import tool_versions
@@ -103,7 +104,8 @@ def assemble(study: Study, work: Work, plan: Plan, board: Device | None = None) 
     local_too = study.timed and study.target.device == "local"
     device = local() if local_too else board
     program = study.program(plan.schemes)
-    kernels = compile_decided([program], study.target, work.cache, study.decisions, known=study.kernels)
+    home_of = homes_by(study.footprints, study.target)
+    kernels = compile_decided([program], study.target, work.cache, study.decisions, home_of, known=study.kernels)
     packed = pack(program, kernels)
     library = build_library(program, kernels, packed, study.target)
     calls = tuple((kernels.of(step).symbol, step.name) for step in program.steps if step.workload is not None)

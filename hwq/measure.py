@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ def home_of_weights(footprint_bytes: int, target: Target) -> str:
     if footprint_bytes <= target.l2_bytes:
         return "l2"
     return "l3" if 2 * footprint_bytes <= target.l3_bytes else "memory"
+
+
+def homes_by(footprints: Mapping[str, int], target: Target) -> Callable[[Workload], str]:
+    """Where a kernel's weights are in a network with these ``footprints``, by its scheme (see ``measure_kernels``)."""
+    return lambda workload: home_of_weights(footprints.get(workload.scheme, 0), target)
 
 
 def time_step(
@@ -185,7 +190,8 @@ def _keys(
     steps = {
         step.workload: (step, program) for program in programs for step in program.steps if step.workload is not None
     }
-    homes = {workload: home_of_weights(footprints.get(workload.scheme, 0), target) for workload in steps}
+    home_of = homes_by(footprints, target)
+    homes = {workload: home_of(workload) for workload in steps}
     tools = tool_versions()
     keys = {
         workload: key_of(workload, f"{kernels.name_of(workload)}@{homes[workload]}", target, tools)

@@ -19,7 +19,7 @@ from hwq.execute import KernelSet, packed_constants, resident_bytes
 from hwq.graph import Graph, Layer
 from hwq.learned_price import Learned, refresh, usable_for
 from hwq.lower import FLOAT, Program, Step, convert_workload, layer_workload, writes_float
-from hwq.measure import home_of_weights, measure_kernels
+from hwq.measure import homes_by, measure_kernels
 from hwq.progress import Callback, Stages
 from hwq.scheme import SCHEMES, Cost
 from hwq.store import Record
@@ -71,7 +71,7 @@ class Pricer:
         made = self.kernels.kernels.get(workload) or self.kernels.kernels.get(like or workload)
         learned = None
         if self.learned is not None and made is not None and workload not in self.records:
-            home = home_of_weights(self.footprints.get(workload.scheme, 0), self.target)
+            home = homes_by(self.footprints, self.target)(workload)
             learned = self.learned.price(workload, made.schedule, home, self.target)
         return price(workload, self.target, self.threads, self.records.get(workload), learned)
 
@@ -192,14 +192,15 @@ def price_programs(
     stages: Stages,
 ) -> Priced:
     """Prices of ``graph`` with its kernels as the store has decided on them: ``programs`` are all layers in all schemes
-    that ``candidates`` names. kernels: what was compiled already, as decided or not.
+    that ``candidates`` names. kernels: those of ``programs``, as decided or not.
     """
     decisions = decisions_for(target, store)
+    packed, resident = constant_bytes(programs, kernels)
     if decisions:
         with stages("compile tuned") as progress:
-            known = without_decided(kernels, decisions)
-            kernels = compile_decided(programs, target, cache, decisions, progress, known)
-    packed, resident = constant_bytes(programs, kernels)
+            known, home_of = without_decided(kernels, decisions), homes_by(footprints_of(programs, resident), target)
+            kernels = compile_decided(programs, target, cache, decisions, home_of, progress, known)
+        packed, resident = constant_bytes(programs, kernels)
     pricer = Pricer(
         target=target,
         threads=threads,

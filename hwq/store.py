@@ -26,8 +26,8 @@ from hwq.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What a row holds for. workload: ``Workload.key``; schedule: file and version, "x86/conv:1", a record's with a
-    hash of the code and where weights were behind it; target: ``Target.fingerprint``; tools: ``tool_versions()``."""
+    """What a row holds for. workload: ``Workload.key``; schedule: file, version, where weights were, "x86/conv:1@l2",
+    a record's with a hash of the code between; target: ``Target.fingerprint``; tools: ``tool_versions()``."""
 
     workload: str
     schedule: str
@@ -50,7 +50,7 @@ class Record:
 class Trial:
     """One candidate that was tried. decision: its text (``hwq.space``); code: the hash of its object file, "" where
     there is none. seconds and default_s: its median and the default's beside it; None where ``reason`` says why it was
-    refused. Those of one round have the same measured_at."""
+    refused. Those of one round have the same measured_at. decision "": a default that is itself wrong."""
 
     key: Key
     decision: str
@@ -114,11 +114,6 @@ def summarize(key: Key, seconds: Sequence[float], measured_at: float | None = No
     return Record(key=key, median_s=middle, spread_s=spread, runs=len(ordered), measured_at=when)
 
 
-def get(path: Path, key: Key) -> Record | None:
-    """The record under ``key``, or None. Raises HwqError as ``everything`` does."""
-    return get_many(path, [key]).get(key)
-
-
 def get_many(path: Path, keys: Iterable[Key]) -> dict[Key, Record]:
     """The records there are under ``keys``. A store that does not exist yet is empty; it is not created."""
     wanted = list(keys)
@@ -157,24 +152,18 @@ def trials(path: Path, target: Target, tools: str) -> tuple[Trial, ...]:
     return _read(path, Trial, target, tools)
 
 
-def decisions(path: Path, target: Target, tools: str) -> Mapping[str, Decision]:
-    """``Workload.key`` -> what was decided for it on ``target`` with these tools; of several schedules' the latest."""
-    found = sorted(_read(path, Decision, target, tools), key=lambda row: row.measured_at)
-    return {row.key.workload: row for row in found}
+def decisions(path: Path, target: Target, tools: str) -> Mapping[Key, Decision]:
+    """What was decided on ``target`` with these tools."""
+    return {row.key: row for row in _read(path, Decision, target, tools)}
 
 
-def refusals(path: Path, target: Target, tools: str) -> Mapping[str, Mapping[str, str]]:
-    """``Workload.key`` -> decision -> why the candidate was refused on ``target`` with these tools."""
-    found: dict[str, dict[str, str]] = {}
-    for row in trials(path, target, tools):
-        if row.reason is not None:
-            found.setdefault(row.key.workload, {})[row.decision] = row.reason
-    return found
+def put(path: Path, *rows: Row, beaten: Mapping[Key, Decision | None] | None = None) -> None:
+    """Add the rows, all or none; one under a key that is there already takes its place. Creates file and folders.
 
-
-def put(path: Path, *rows: Row) -> None:
-    """Add the rows, all or none; one under a key that is there already takes its place. Creates file and folders."""
-    _write(path, rows, "INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})")
+    beaten: the decisions (None: that there is none) that those of ``rows`` beat; one that has no other among ``rows``
+    is withdrawn. Where the store holds another decision by now, from another process, that one stays.
+    """
+    _write(path, rows, "INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", beaten)
 
 
 def take_over(path: Path, rows: Iterable[Row]) -> int:
@@ -235,12 +224,13 @@ def _read(path: Path, kind: type[_R], target: Target | None = None, tools: str =
     return with_database(path, lambda db: tuple(_select(db, kind, "target = ? AND tools = ?", values)))
 
 
-def _write(path: Path, rows: Sequence[Row], statement: str) -> int:
-    """One transaction; gives how many rows it changed."""
+def _write(path: Path, rows: Sequence[Row], statement: str, beaten: Mapping[Key, Decision | None] | None = None) -> int:
+    """One transaction; gives how many rows it changed. beaten: as in ``put``."""
 
     def write(db: sqlite3.Connection) -> int:
         before = db.total_changes
         with transaction(db):
+            others = _withdraw(db, beaten or {})
             for kind in (Record, Trial, Decision):
                 columns = _columns(kind)
                 text = statement.format(
@@ -249,11 +239,27 @@ def _write(path: Path, rows: Sequence[Row], statement: str) -> int:
                     marks=", ".join("?" * len(columns)),
                     updates=", ".join(f"{name} = excluded.{name}" for name in columns[len(_KEY_COLUMNS) :]),
                 )
-                values = [(*astuple(row.key), *astuple(row)[1:]) for row in rows if isinstance(row, kind)]
+                values = [
+                    (*astuple(row.key), *astuple(row)[1:])
+                    for row in rows
+                    if isinstance(row, kind) and not (kind is Decision and row.key in others)
+                ]
                 db.executemany(text, values)
         return db.total_changes - before
 
     return with_database(path, write)
+
+
+def _withdraw(db: sqlite3.Connection, beaten: Mapping[Key, Decision | None]) -> set[Key]:
+    """Delete the decisions that were beaten; gives the keys under which there is another one by now."""
+    where = " AND ".join(f"{name} = ?" for name in _KEY_COLUMNS)
+    others = set()
+    for key, old in beaten.items():
+        if _select(db, Decision, where, astuple(key)) == ([] if old is None else [old]):
+            db.execute(f"DELETE FROM {_table(Decision)} WHERE {where}", astuple(key))
+        else:
+            others.add(key)
+    return others
 
 
 def _version(package: str) -> str:

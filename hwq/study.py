@@ -29,7 +29,7 @@ from hwq.graph import PASS_THROUGH, Graph
 from hwq.learned_price import usable_for
 from hwq.loss import Sums, noise_per_loss
 from hwq.lower import Program, legal_schemes, lower
-from hwq.measure import recorded_kernels
+from hwq.measure import homes_by, recorded_kernels
 from hwq.model import Model
 from hwq.numerics import QParams
 from hwq.observe import calibrated, rounded
@@ -348,12 +348,13 @@ def study_of_plan(
         mine = [lower(graph, plan.schemes, plan.qparams, weights, here, threads)] if judged else []
         kernels_here = compile_kernels([float_program, *mine], here, work.cache, progress)
     decisions = decisions_for(target, default_store_path())
-    if decisions:
-        known = without_decided(kernels, decisions)
-        kernels = compile_decided([program], target, work.cache, decisions, progress, known)
     packed, resident = constant_bytes([program], kernels)
     every = sum(footprints_of([program], resident).values())
     footprints = dict.fromkeys(plan.schemes.values(), every)
+    if decisions:
+        known, home_of = without_decided(kernels, decisions), homes_by(footprints, target)
+        kernels = compile_decided([program], target, work.cache, decisions, home_of, progress, known)
+        packed, _ = constant_bytes([program], kernels)
     pricer = Pricer(
         target=target,
         threads=threads,

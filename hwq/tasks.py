@@ -61,15 +61,13 @@ def tasks_of(
 
 
 def joined(tasks: Iterable[Task]) -> tuple[Task, ...]:
-    """Tasks of several programs as one list, each kernel once, sorted by its key: its weights are where they are for
-    the program that gives it the most weight."""
-    found: dict[str, Task] = {}
+    """Tasks of several programs as one list, each kernel once for each place that its weights are in, sorted by its key
+    and that: what wins with its weights near may lose where they come from memory."""
+    found: dict[tuple[str, str], Task] = {}
     for task in tasks:
-        other = found.get(task.workload.key)
-        if other is None:
-            found[task.workload.key] = task
-            continue
-        main = task if task.weight > other.weight else other
-        count, weight = task.count + other.count, task.weight + other.weight
-        found[task.workload.key] = replace(main, count=count, weight=weight)
-    return tuple(found[key] for key in sorted(found))
+        name = task.workload.key, task.home
+        other = found.get(name)
+        if other is not None:
+            task = replace(other, count=task.count + other.count, weight=task.weight + other.weight)
+        found[name] = task
+    return tuple(found[name] for name in sorted(found))

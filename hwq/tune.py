@@ -1,10 +1,12 @@
 """Tune: rounds of trials on the kernels of networks, until a number of trials or a time is spent.
 
-A task is a distinct kernel. Its default is measured first; then each round gives candidates to the task that can still
-save the most, tries them, and decides: a candidate takes the default's place only where it was faster beyond noise when
-the two were measured again in turns, and equal in output. All that a round found is stored in one transaction before
-the next begins, and what a round does depends on nothing but the tasks, the seed and the store: whoever is killed goes
-on with the round it was at, and comes to where one left alone comes to.
+A task is a distinct kernel, with its weights where a network has them. Its default is measured first; then each round
+gives candidates to the task that can still save the most, tries them, and decides: a candidate takes the default's
+place only where it was faster beyond noise when the two were measured again in turns, and right: integers equal the
+NumPy reference's, floats are within its bound. What took the default's place is measured again with those who want its
+own, and withdrawn if it turns out to be wrong, or slower than the default. All that a round found is stored in one
+transaction before the next begins, and what a round does depends on nothing but the tasks, the seed and the store:
+whoever is killed goes on with the round it was at, and comes to where one left alone comes to.
 
 Trials are shared out in proportion to the milliseconds that tasks can still save: a task's turn comes by its weight
 (how often networks call it, times their priority) times what it takes beyond its limit, divided by one more than its
@@ -26,7 +28,7 @@ from hwq import store
 from hwq.cost import price_roofline
 from hwq.errors import HwqError
 from hwq.files import scratch
-from hwq.rounds import Bench, State, TryThem, play, record_of
+from hwq.rounds import Bench, State, TryThem, held, play, record_of
 from hwq.schedule import kernel_for
 from hwq.space import propose
 from hwq.target import Target
@@ -40,8 +42,10 @@ log = logging.getLogger(__name__)
 ROUND = 8
 # The part of a kernel's time that can always be saved: rooflines are guesses.
 LEAST_SAVING = 0.1
-# What a default is no good for; tuning leaves such a task alone.
+# What a default is no good for; tuning leaves such a task alone. And what of that would be the same the next time, so
+# that the store keeps it: not what time or memory may have been short for.
 DEFECTS = ("compile-failed", "instruction-missing", "kernel-differs", "kernel-failed")
+SURE_DEFECTS = ("instruction-missing", "kernel-differs")
 
 Propose = Callable[..., Sequence[tuple[str, Kernel]]]
 
@@ -142,7 +146,7 @@ def tune(
         )
         states, idle = _with_defaults(run, tasks)
         began, before = time.monotonic(), sum(len(state.trials) for state in states)
-        exhausted: set[str] = set()  # what is proposed for a task depends on its own trials alone
+        exhausted: set[store.Key] = set()  # what is proposed for a task depends on its own trials alone
         while True:
             standing = _standing(run, states, len(states), time.monotonic() - began, before)
             tell(standing)
@@ -150,7 +154,11 @@ def tune(
             found = _due(run, states, room, exhausted) if room > 0 and not _late(run) else None
             if found is None:
                 break
-            store.put(path, *play(run.bench, *found))
+            played = play(run.bench, *found)
+            store.put(path, *played.rows, beaten=played.beaten)
+            if played.failed is not None:
+                idle[found[0].task.step.name] = _defect(run, found[0], played.failed)
+                states = [state for state in states if state is not found[0]]
             states = _read(run, states)
     reports = sorted((_report(run, state) for state in states), key=lambda one: (-one.won_s, one.name))
     return Tuned(tasks=tuple(reports), standing=standing, idle=idle, kept=path == store_path)
@@ -193,13 +201,15 @@ def _with_defaults(run: _Run, tasks: Sequence[Task]) -> tuple[list[State], dict[
         state = State(
             task=task,
             default=default,
-            key=store.key_of(task.workload, default.schedule, run.bench.target, run.tools),
+            key=store.key_of(task.workload, f"{default.schedule}@{task.home}", run.bench.target, run.tools),
             record=store.key_of(task.workload, name, run.bench.target, run.tools),
         )
         (state,) = _read(run, [state])
         if not state.trials and not run.candidates(state, 1):
             continue
-        reason = None if state.default_s > 0 else _measure_default(run, state)
+        reason = state.wrong
+        if reason is None and not state.default_s > 0:
+            reason = _measure_default(run, state)
         if reason is None:
             states = _read(run, [*states, state])
             run.tell(_standing(run, states, len(tasks)))
@@ -218,13 +228,19 @@ def _read(run: _Run, states: Sequence[State]) -> list[State]:
     records = store.get_many(run.path, [state.record for state in states])
     found = []
     for state in states:
-        record, decision = records.get(state.record), decided.get(state.key.workload)
+        record, stored, mine = records.get(state.record), decided.get(state.key), rows.get(state.key, [])
+        used = state.used
+        if stored != state.stored:
+            used = None if stored is None else held(run.bench, state.task, stored)
+        code = run.bench.code_of(state.default) if any(not row.decision for row in mine) else ""
         found.append(
             replace(
                 state,
                 default_s=state.default_s if record is None else record.median_s,
-                trials=tuple(rows.get(state.key, ())),
-                decision=decision if decision is not None and decision.key == state.key else None,
+                trials=tuple(row for row in mine if row.decision),
+                wrong=next((row.reason for row in mine if not row.decision and row.code == code), None),
+                stored=stored,
+                used=used,
             )
         )
     return found
@@ -236,13 +252,30 @@ def _measure_default(run: _Run, state: State) -> str | None:
     try:
         outcome = run.bench.tried(state.task, state.default, [trial])[trial]
     except HwqError as error:
-        if error.code not in DEFECTS:
-            raise
-        return error.message
+        return _defect(run, state, error)
     if outcome.refused is not None:
         return outcome.refused
     store.put(run.path, record_of(state.record, (*outcome.seconds, *outcome.default_s)))
     return None
+
+
+def _defect(run: _Run, state: State, error: HwqError) -> str:
+    """What is wrong with a task's default, kept in the store where that is sure. Raises ``error`` if it is another."""
+    if error.code not in DEFECTS:
+        raise error
+    if error.code in SURE_DEFECTS:
+        row = store.Trial(
+            key=state.key,
+            decision="",
+            code=run.bench.code_of(state.default),
+            seconds=None,
+            default_s=None,
+            reason=error.message,
+            measured_at=time.time(),
+        )
+        store.put(run.path, row)
+    log.debug("%s is not tuned: %s", state.task.step.name, error.message)
+    return error.message
 
 
 def _limit_s(run: _Run, state: State) -> float:
@@ -250,7 +283,7 @@ def _limit_s(run: _Run, state: State) -> float:
 
 
 def _due(
-    run: _Run, states: Sequence[State], room: int, exhausted: set[str]
+    run: _Run, states: Sequence[State], room: int, exhausted: set[store.Key]
 ) -> tuple[State, Sequence[tuple[str, Kernel]]] | None:
     """The task that is due, with its next candidates; None where none has any."""
 
@@ -258,12 +291,12 @@ def _due(
         left_s = max(state.best_s - _limit_s(run, state), LEAST_SAVING * state.best_s)
         return state.task.weight * left_s / (1 + len(state.trials))
 
-    for state in sorted(states, key=lambda state: (-worth(state), state.key.workload)):
-        if state.key.workload not in exhausted:
+    for state in sorted(states, key=lambda state: (-worth(state), state.key.workload, state.task.home)):
+        if state.key not in exhausted:
             candidates = run.candidates(state, room)
             if candidates:
                 return state, candidates
-            exhausted.add(state.key.workload)
+            exhausted.add(state.key)
     return None
 
 

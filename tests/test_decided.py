@@ -11,6 +11,7 @@ import tiny
 
 from hwq import store
 from hwq.cache import default_cache_dir
+from hwq.compile_kernel import object_path
 from hwq.decided import compile_decided, decisions_for, without_decided
 from hwq.execute import bind, compile_kernels, run, to_device
 from hwq.lower import Program, lower
@@ -40,9 +41,22 @@ def convolution(found: Program) -> Workload:
     return next(step.workload for step in found.steps if step.workload is not None and step.workload.op == "conv2d")
 
 
-def decision_for(workload: Workload, text: str, schedule: str = "") -> Decision:
-    key = key_of(workload, schedule or kernel_for(workload, HOST).schedule, HOST, tool_versions())
-    return Decision(key=key, decision=text, code="c", median_s=1.0, default_s=2.0, measured_at=1.0)
+def decision_for(workload: Workload, text: str, schedule: str = "", code: str = "") -> Decision:
+    schedule = schedule or f"{kernel_for(workload, HOST).schedule}@l2"
+    return Decision(
+        key=key_of(workload, schedule, HOST, tool_versions()),
+        decision=text,
+        code=code or object_path(kernel_for(workload, HOST, None, text), HOST, Path()).stem[:12],
+        median_s=1.0,
+        default_s=2.0,
+        measured_at=1.0,
+    )
+
+
+def near(workload: Workload) -> str:
+    """All weights are in L2."""
+    del workload
+    return "l2"
 
 
 def test_a_decision_makes_another_kernel_with_the_same_output() -> None:
@@ -50,10 +64,12 @@ def test_a_decision_makes_another_kernel_with_the_same_output() -> None:
     workload = convolution(found)
     ((text, _),) = propose(workload, HOST, {}, 1, 0)
     default = compile_kernels([found], HOST, default_cache_dir())
-    decisions = {workload.key: decision_for(workload, text)}
+    row = decision_for(workload, text)
+    stale = decision_for(workload, "{", "cpu/conv2d:0@l2", "later")
+    decisions = {row.key: row, stale.key: replace(stale, measured_at=2.0)}
     known = without_decided(default, decisions)
     assert workload not in known.kernels
-    tuned = compile_decided([found], HOST, default_cache_dir(), decisions, known=known)
+    tuned = compile_decided([found], HOST, default_cache_dir(), decisions, near, known=known)
     changed = [one for one in default.kernels if tuned.name_of(one) != default.name_of(one)]
     assert changed == [workload]
     x = {"x": np.random.default_rng(0).standard_normal((1, 6, 5, 16)).astype(np.float32)}
@@ -61,26 +77,28 @@ def test_a_decision_makes_another_kernel_with_the_same_output() -> None:
     np.testing.assert_array_equal(*outputs)
 
 
-@pytest.mark.parametrize("stale", ["template", "default", "text"])
+@pytest.mark.parametrize("stale", ["template", "default", "text", "code", "home"])
 def test_a_decision_that_holds_no_more_is_passed_over(stale: str) -> None:
     found = program()
     workload = convolution(found)
     ((text, _),) = propose(workload, HOST, {}, 1, 0)
     name = text.split('"')[1]
     row = {
-        "template": lambda: decision_for(workload, text.replace(name, f"{name}00")),
-        "default": lambda: decision_for(workload, text, "cpu/conv2d:0"),
-        "text": lambda: decision_for(workload, "{"),
+        "template": lambda: decision_for(workload, text.replace(name, f"{name}00"), code="c"),
+        "default": lambda: decision_for(workload, text, "cpu/conv2d:0@l2"),
+        "text": lambda: decision_for(workload, "{", code="c"),
+        "code": lambda: decision_for(workload, text, code="c"),
+        "home": lambda: decision_for(workload, text, f"{kernel_for(workload, HOST).schedule}@memory"),
     }[stale]()
-    tuned = compile_decided([found], HOST, default_cache_dir(), {workload.key: row})
+    tuned = compile_decided([found], HOST, default_cache_dir(), {row.key: row}, near)
     assert tuned.code == compile_kernels([found], HOST, default_cache_dir()).code
 
 
 def test_decisions_are_those_of_the_machine_and_the_tools(tmp_path: Path) -> None:
     path = tmp_path / "records.sqlite"
-    mine = decision_for(convolution(program()), "d")
+    mine = decision_for(convolution(program()), "d", code="c")
     put(path, mine, replace(mine, key=replace(mine.key, target="foreign")))
-    assert decisions_for(HOST, path) == {mine.key.workload: mine}
+    assert decisions_for(HOST, path) == {mine.key: mine}
     emulated = replace(HOST, cpu_model="emulated thing")
     put(path, replace(mine, key=replace(mine.key, target=emulated.fingerprint)))
     assert not decisions_for(emulated, path)

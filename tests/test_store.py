@@ -23,14 +23,14 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_put_is_got(path: Path) -> None:
     store.put(path, RECORD)
-    assert store.get(path, KEY) == RECORD
+    assert store.get_many(path, [KEY]) == {KEY: RECORD}
     assert store.everything(path) == (RECORD,)
 
 
 @pytest.mark.parametrize("field", ["workload", "schedule", "target", "tools"])
 def test_another_key_finds_nothing(path: Path, field: str) -> None:
     store.put(path, RECORD)
-    assert store.get(path, replace(KEY, **{field: "other"})) is None
+    assert not store.get_many(path, [replace(KEY, **{field: "other"})])
 
 
 def test_a_second_record_takes_the_first_ones_place(path: Path) -> None:
@@ -49,7 +49,7 @@ def test_many_at_once(path: Path) -> None:
 
 
 def test_a_store_that_is_not_there_is_empty_and_stays_away(path: Path) -> None:
-    assert store.get(path, KEY) is None
+    assert store.get_many(path, [KEY]) == {}
     assert store.everything(path) == ()
     assert not path.exists()
 
@@ -68,8 +68,7 @@ def test_trials_and_decisions_are_got_for_their_target_and_tools_only(path: Path
     rows = [replace(trial(name, seconds), key=replace(KEY, **mine)) for name, seconds in (("b", None), ("a", 1.0))]
     store.put(path, RECORD, *rows, trial("foreign"), decision("foreign"), decision("mine", **mine))
     assert store.trials(path, target, "hwq 1") == (rows[1], rows[0])
-    assert store.refusals(path, target, "hwq 1") == {"w": {"b": "differs"}}
-    assert store.decisions(path, target, "hwq 1") == {"w": decision("mine", **mine)}
+    assert store.decisions(path, target, "hwq 1") == {replace(KEY, **mine): decision("mine", **mine)}
     assert not store.decisions(path, target, "hwq 2")
     assert not store.trials(path, Target.load("x86-amx"), "hwq 1")
     assert store.everything(path) == (RECORD,)
@@ -80,14 +79,44 @@ def test_trials_and_decisions_are_got_for_their_target_and_tools_only(path: Path
     )
 
 
-def test_of_decisions_of_several_versions_of_a_schedule_the_latest_counts(path: Path) -> None:
+def test_of_decisions_of_several_schedules_none_hides_another(path: Path) -> None:
     target = Target.load("x86-avx2")
     old, new = (
         decision(name, at, target=target.fingerprint, schedule=name)
         for name, at in (("z/conv:1", 1.0), ("a/conv:2", 2.0))
     )
     store.put(path, new, old)
-    assert store.decisions(path, target, "hwq 1") == {"w": new}
+    assert store.decisions(path, target, "hwq 1") == {old.key: old, new.key: new}
+
+
+def test_a_decision_takes_the_place_only_of_the_one_that_it_beat(path: Path) -> None:
+    first, second, third = (decision(name) for name in ("first", "second", "third"))
+    store.put(path, first, beaten={KEY: None})
+    store.put(path, record("a"), second, beaten={KEY: None})
+    assert store.contents(path).decisions == (first,), "another process was faster"
+    assert store.everything(path) == (record("a"),), "the other rows are kept"
+    store.put(path, second, beaten={KEY: first})
+    assert store.contents(path).decisions == (second,)
+    store.put(path, third, beaten={KEY: first})
+    assert store.contents(path).decisions == (second,)
+
+
+def test_a_decision_is_withdrawn_if_it_is_still_the_same(path: Path) -> None:
+    first, other = decision("first"), decision("first", workload="v")
+    store.put(path, first, other)
+    store.put(path, trial("a"), beaten={KEY: decision("second")})
+    assert store.contents(path).decisions == (other, first)
+    store.put(path, trial("b"), beaten={KEY: first})
+    assert store.contents(path).decisions == (other,)
+    store.put(path, beaten={KEY: first})
+    assert store.contents(path) == Contents(trials=(trial("a"), trial("b")), decisions=(other,))
+
+
+def test_a_decision_is_withdrawn_with_all_else_or_not_at_all(path: Path) -> None:
+    store.put(path, decision())
+    with pytest.raises(sqlite3.IntegrityError):
+        store.put(path, replace(record("a"), median_s=None), beaten={KEY: decision()})  # type: ignore[arg-type]
+    assert store.contents(path) == Contents(decisions=(decision(),))
 
 
 def test_rows_of_all_kinds_are_put_together_or_not_at_all(path: Path) -> None:

@@ -91,7 +91,7 @@ def write_forty(path: Path, name: int) -> None:
     for n in range(40):
         own = record(f"{name}:{n}", 1.0 + n)
         store.put(path, own, record("shared", 1.0 + n))
-        assert store.get(path, own.key) == own
+        assert store.get_many(path, [own.key]) == {own.key: own}
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")

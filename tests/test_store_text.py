@@ -43,7 +43,7 @@ def test_the_later_measurement_stays(text: Path, tmp_path: Path) -> None:
     later = record("w", 5.0, 200.0)
     store.put(other, later, decision("older", -1.0))
     assert imported(other, text) == 3
-    assert store.get(other, RECORD.key) == later
+    assert store.get_many(other, [RECORD.key]) == {RECORD.key: later}
     assert store.contents(other).decisions == (decision(),)
 
 
@@ -102,7 +102,7 @@ def test_numbers_of_any_length_are_seconds(text: Path, tmp_path: Path) -> None:
     text.write_text(json.dumps(edit(values, ("records", 0, "measured_at"), soon)))
     other = tmp_path / "other.sqlite"
     assert imported(other, text) == len(ROWS)
-    found = store.get(other, RECORD.key)
+    found = store.get_many(other, [RECORD.key]).get(RECORD.key)
     assert found is not None
     assert (found.median_s, found.measured_at) == (float(2**70), float(soon))
 

@@ -52,7 +52,16 @@ def test_int4_weights_count_as_they_are_packed() -> None:
 
 def test_kernels_of_several_networks_are_joined() -> None:
     tasks = tasks_of(program(), HOST)
-    twice = joined([*tasks, *(replace(task, weight=3 * task.weight, home="memory") for task in tasks)])
+    twice = joined([*tasks, *(replace(task, weight=3 * task.weight) for task in tasks)])
     assert [task.workload.key for task in twice] == sorted(task.workload.key for task in tasks)
-    assert {task.home for task in twice} == {"memory"}, "where it weighs most"
     assert sorted((task.count, task.weight) for task in twice) == [(2, 4.0), (4, 8.0)]
+
+
+def test_a_kernel_is_a_task_for_each_place_that_its_weights_are_in() -> None:
+    tasks = tasks_of(program(), HOST)
+    far = [replace(task, home="memory") for task in tasks]
+    found = joined([*tasks, *far, *tasks])
+    assert [(task.workload.key, task.home) for task in found] == sorted(
+        (task.workload.key, task.home) for task in (*tasks, *far)
+    )
+    assert {task.home: task.count for task in found if task.workload == tasks[1].workload} == {"l2": 4, "memory": 2}

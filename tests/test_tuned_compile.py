@@ -13,10 +13,12 @@ from demo_study import CALIBRATION, demo_model, demo_pictures, demo_study, demo_
 
 from hwq import compiler, store, study
 from hwq.choose import Choice, uniforms
+from hwq.compile_kernel import object_path
 from hwq.compiler import compile
 from hwq.deliver import deliver, plan_of
 from hwq.demo import load_demo
 from hwq.errors import HwqError
+from hwq.measure import home_of_weights
 from hwq.plan import Plan
 from hwq.progress import Callback, silent
 from hwq.schedule import kernel_for
@@ -52,9 +54,18 @@ def decided(path: Path) -> Workload:
     for workload in (step.workload for step in program.steps if step.workload is not None):
         candidates = propose(workload, found.target, {}, 1, 0)
         if workload.op == "conv2d" and candidates:
-            key = key_of(workload, kernel_for(workload, found.target).schedule, found.target, tool_versions())
-            text = candidates[0][0]
-            put(path, Decision(key=key, decision=text, code="c", median_s=1.0, default_s=2.0, measured_at=1.0))
+            home = home_of_weights(found.footprints[workload.scheme], found.target)
+            schedule = f"{kernel_for(workload, found.target).schedule}@{home}"
+            text, kernel = candidates[0]
+            row = Decision(
+                key=key_of(workload, schedule, found.target, tool_versions()),
+                decision=text,
+                code=object_path(kernel, found.target, path).stem[:12],
+                median_s=1.0,
+                default_s=2.0,
+                measured_at=1.0,
+            )
+            put(path, row)
             return workload
     pytest.fail("no convolution has a choice")
 
