@@ -42,7 +42,7 @@ FAMILIES = (
         "x86/amx",
         "x86/picture",
     ),
-    *("x86/binary", "x86/table", "x86/resize", "generic/binary", "generic/unary", "generic/pool", "generic/boxes"),
+    *("x86/binary", "x86/table", "generic/resize", "generic/binary", "generic/unary", "generic/pool", "generic/boxes"),
     *("generic/gather", "generic/quantize", "generic/transpose", "generic/softmax", "generic/layer_norm"),
     *("arm/smmla", "arm/table"),
 )

@@ -18,12 +18,13 @@ from hwq.schedules.generic import (
     layer_norm,
     pool,
     quantize,
+    resize,
     softmax,
     transpose,
     unary,
 )
 from hwq.schedules.template import Choice, Decision, Template, read_decision
-from hwq.schedules.x86 import amx, picture, resize, table, winograd
+from hwq.schedules.x86 import amx, picture, table, winograd
 from hwq.schedules.x86 import binary as x86_binary
 from hwq.target import Target
 from hwq.workload import Kernel, Workload

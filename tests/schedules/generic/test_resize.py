@@ -12,7 +12,7 @@ from hwq.graph import Activation, Shape
 from hwq.numerics import resize_weights
 from hwq.operators import COORDINATES, linear_sources
 from hwq.schedule import kernel_for
-from hwq.schedules.x86 import resize
+from hwq.schedules.generic import resize
 from hwq.target import Target
 
 # Up, down, by fractions, from and to a single pixel.

@@ -28,7 +28,7 @@ from hwq.schedules.generic.common import wide
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "x86/resize:1"
+NAME = "generic/resize:1"
 # Bytes that a core moves in the time that an output element takes.
 ELEMENT_BYTES = 12
 
