@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwq.device import Device, connect, facts, local, misfit
+from hwq.address import read_device
+from hwq.device import Device, closed_if_it_fails, connect, facts, local, misfit
 from hwq.device import close as close_device
 from hwq.errors import HwqError
 from hwq.files import write_atomic
@@ -125,10 +126,11 @@ class Artifact:
     def on(self, device: str) -> Artifact:
         """The same artifact, its library and constants put on the board that ``device`` names (KEY or KEY@HOST:PORT).
 
-        "local" is this machine. The board needs TVM's runtime and nothing else. Raises HwqError "cpu-lacks" where this
-        CPU cannot run it, "device-other" where the board cannot, and as ``hwq.device.connect``.
+        "local" is this machine. The board needs TVM's runtime and nothing else; it is held until ``close``. Raises
+        HwqError "cpu-lacks" where this CPU cannot run it, "device-other" where the board cannot, and as
+        ``hwq.device.connect``.
         """
-        return replace(self, placed=place_on(self.library, self.target, connect(device)), lock=threading.Lock())
+        return replace(self, placed=place_at(self.library, self.target, device), lock=threading.Lock())
 
     @property
     def emulated(self) -> bool:
@@ -136,9 +138,19 @@ class Artifact:
         return self.placed is not None and self.placed.remote and facts(self.placed.device).emulated
 
     def close(self) -> None:
-        """Give back the board that it is on, if it is on one, for others; what ``on`` makes of it then runs again."""
+        """Give back the board that it is on, if it is on one, for others; what ``on`` makes of it then runs again.
+
+        ``with artifact:`` does so at the end, and ``with hwq.compile(...) as artifact:``. Of this machine nothing is
+        held: there the artifact goes on.
+        """
         if self.placed is not None:
             close_device(self.placed.device)
+
+    def __enter__(self) -> Artifact:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def made_up_inputs(self) -> dict[str, Array]:
         """One network-sized batch of ordinary values, for timing."""
@@ -180,8 +192,8 @@ class Artifact:
 
         Fewer save cores; more do not help, since kernels were split for the number at compile time. device: the board
         to run it on, as ``on`` takes it; None is this machine, where one for another CPU can only be looked at.
-        Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered, of another kind), "threads-invalid",
-        and as ``on``.
+        It holds the board until ``close``. Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered,
+        of another kind), "threads-invalid", and as ``on``.
         """
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             message = f"threads is {threads!r}; accepted: a whole number of at least 1, or None for the artifact's own"
@@ -206,14 +218,14 @@ class Artifact:
         except (KeyError, TypeError, ValueError, AttributeError, HwqError) as error:
             reason = error.message if isinstance(error, HwqError) else repr(error)
             raise _broken(path, f"its manifest is incomplete ({reason})") from error
+        if device is not None and read_device(device) is not None:
+            return Artifact(library=library, target=target, placed=place_at(library, target, device), **fields)
         try:
-            if device is not None:
-                placed: Placed | None = place_on(library, target, connect(device))
-            else:
-                placed = None if target.missing_flags() else place(library, local())
-            return Artifact(library=library, target=target, placed=placed, **fields)
+            only_looked_at = device is None and target.missing_flags()
+            placed = None if only_looked_at else place_on(library, target, local())
         except (OSError, RuntimeError) as error:  # what the dynamic linker, and TVM, say
             raise _broken(path, f"its library does not load ({error})") from error
+        return Artifact(library=library, target=target, placed=placed, **fields)
 
 
 def _broken(path: str | os.PathLike[str], reason: str) -> HwqError:
@@ -274,6 +286,23 @@ def place_on(library: Library, target: Target, device: Device) -> Placed:
         message = f"board {device.name} cannot run the artifact: {reason}; accepted: a board that fits its target"
         raise HwqError("device-other", message)
     return place(library, device)
+
+
+def place_at(library: Library, target: Target, device: str) -> Placed:
+    """Put a library on the machine that ``device`` names; a board that does not take it is given back.
+
+    Raises HwqError "device-other" with a board's reason, and as ``hwq.device.connect`` and ``place_on``.
+    """
+    machine = connect(device)
+    with closed_if_it_fails(machine):
+        try:
+            return place_on(library, target, machine)
+        except (OSError, RuntimeError) as error:
+            if machine.session is None:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            message = f"board {machine.name} does not take the artifact: {reason}; accepted: a board with room for it"
+            raise HwqError("device-other", message) from error
 
 
 def lacking(target: Target) -> HwqError:

@@ -71,8 +71,9 @@ def compile(
     trials: candidates of the kernels of the plan that will have been tried in all, for faster ones (``hwq.tune``).
     measure: time kernels on the target's machine; None does where they can run. For a target that this CPU cannot run
     nothing is timed but on the board that its ``device`` names: all else is found out here, where integers are the
-    same, prices are predictions, and the report says so. sensitivity_s: about how many seconds whole
-    assignments are run for, where losses decide which one is best; 0 trusts the losses of single layers. Raises
+    same, prices are predictions, and the report says so. The artifact holds that board, for which others wait, until
+    ``artifact.close()``, or the end of ``with hwq.compile(...) as artifact``. sensitivity_s: about how many seconds
+    whole assignments are run for, where losses decide which one is best; 0 trusts the losses of single layers. Raises
     HwqError for whatever the caller can mend, "budget-impossible" among them, with the closest that can be met.
     """
     began = time.monotonic()
@@ -148,6 +149,8 @@ def build(
     progress: Stages = silent,
 ) -> Artifact:
     """Build exactly ``plan``; without a target for its own, which must be host or one that hwq ships.
+
+    On a board that the target's ``device`` names the artifact holds it until ``artifact.close()``, as ``compile`` says.
 
     Raises HwqError "plan-layers" for a layer that the model lacks or the plan forgets, "plan-illegal" for a scheme that
     the target has no kernel for, "plan-other" for a plan of another model, "plan-ranges" for an integer layer whose

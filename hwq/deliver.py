@@ -14,7 +14,7 @@ from hwq.certificate import certify, predicted_drop
 from hwq.choose import Choice, problem_of
 from hwq.compose import Pool, composed
 from hwq.decided import compile_decided
-from hwq.device import Device, connect, local
+from hwq.device import Device, closed_if_it_fails, connect, local
 from hwq.evaluate import Evaluation
 from hwq.execute import bind
 from hwq.explain import explain
@@ -68,13 +68,18 @@ def priced(study: Study, plan: Plan) -> Plan:
 
 
 def deliver(study: Study, work: Work, plan: Plan, evaluation: Evaluation | None) -> Artifact:
-    """The artifact of ``plan`` with its report. Raises as ``assemble``."""
-    artifact = assemble(study, work, plan, board_of(study))
-    accuracy = None
-    if evaluation is not None:
-        accuracy = evaluation_of.judge(evaluation, run_of(study, pool_of(study, work), artifact))
-    latency_s = artifact.benchmark(network_input(study), runs=BENCH_RUNS).median_s if study.timed else None
-    describe(study, artifact, latency_s, accuracy, evaluation)
+    """The artifact of ``plan`` with its report; it holds the board, if there is one, and ``close`` gives that back.
+
+    Raises as ``assemble`` and ``board_of``.
+    """
+    board = board_of(study)
+    with closed_if_it_fails(board):
+        artifact = assemble(study, work, plan, board)
+        accuracy = None
+        if evaluation is not None:
+            accuracy = evaluation_of.judge(evaluation, run_of(study, pool_of(study, work), artifact))
+        latency_s = artifact.benchmark(network_input(study), runs=BENCH_RUNS).median_s if study.timed else None
+        describe(study, artifact, latency_s, accuracy, evaluation)
     return artifact
 
 

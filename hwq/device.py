@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import struct
 import threading
@@ -168,11 +169,13 @@ def _last_line(error: Exception) -> str:
 def heard(device: Device) -> Iterator[None]:
     """Around calls on ``device``: HwqError "device-lost" if it breaks the line, or is silent for too long.
 
-    The line is cut then, and the device good for nothing more. What fails on the board while it goes on (TVM's
-    RPCError) is raised as it is, and so is all that fails here.
+    The line is cut then, and the device good for nothing more; so is it by an interrupt (SIGINT), which is heard at
+    once and not when the board answers. What fails on the board while it goes on (TVM's RPCError) is raised as it is,
+    and so is all that fails here.
     """
     try:
-        yield
+        with _interruptible(device.line):
+            yield
     except (RuntimeError, OSError) as error:
         if device.line is None or not (_CHANNEL in str(error) or _hung_up(device.line)):
             raise
@@ -181,10 +184,55 @@ def heard(device: Device) -> Iterator[None]:
         raise HwqError("device-lost", message) from error
 
 
+@contextlib.contextmanager
+def _interruptible(line: socket.socket | None) -> Iterator[None]:
+    """SIGINT ends what waits on ``line``, so that Python's own handler is called then: KeyboardInterrupt, usually.
+
+    Python calls no handler while TVM waits, but tells a socket of a signal; a thread that listens there ends the line.
+    Only the main thread is sent signals. Whoever was told of them before is told of them still.
+    """
+    if line is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told, teller = socket.socketpair()
+    teller.setblocking(False)
+    before = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while numbers := told.recv(64):
+            if signal.SIGINT in numbers:
+                with contextlib.suppress(OSError):  # it may be cut already
+                    line.shutdown(socket.SHUT_RDWR)
+            if before >= 0:
+                with contextlib.suppress(OSError):  # nobody listens there any more
+                    os.write(before, numbers)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        teller.close()
+        thread.join()
+        told.close()
+
+
 def close(device: Device) -> None:
     """End the session, so that the board is free for others; nothing may be called on ``device`` after it."""
     if device.line is not None:
         _cut(device.line)
+
+
+@contextlib.contextmanager
+def closed_if_it_fails(device: Device | None) -> Iterator[None]:
+    """Around what will hold ``device``: where that fails, by an interrupt too, it is closed. None is no device."""
+    try:
+        yield
+    except BaseException:
+        if device is not None:
+            close(device)
+        raise
 
 
 def load_library(device: Device, library: str | os.PathLike[str] | bytes) -> Any:

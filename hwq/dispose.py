@@ -20,7 +20,7 @@ from hwq.choose import Choice, choose, improved, problem_of, uniforms, wants_byt
 from hwq.contest import HOPELESS, NOISE, figures, interleaved, missed, verdict, weighed
 from hwq.cost import fit_whole
 from hwq.deliver import assemble, board_of, describe, network_input, plan_of, run_of, weight_bytes
-from hwq.device import Device
+from hwq.device import Device, closed_if_it_fails
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.graph import ANCHORS
@@ -57,10 +57,27 @@ def dispose(
     """Build what the program proposes and the uniform assignments that could beat it, and deliver the best that fits.
 
     That is the least loss among those as fast as the fastest but for ``NOISE``, a drop that nobody allowed weighed in;
-    among all of them under a budget of latency; and there, with a budget of drop too, the least bytes. Raises HwqError
-    "budget-impossible" where what was measured misses the budget.
+    among all of them under a budget of latency; and there, with a budget of drop too, the least bytes. It holds the
+    board, if there is one, until it is closed. Raises HwqError "budget-impossible" where what was measured misses the
+    budget, and as ``board_of``.
     """
-    board, pool = board_of(found), pool_of(found, work)
+    board = board_of(found)
+    with closed_if_it_fails(board):
+        return _dispose(found, work, board, budget, evaluation, progress, seed, sensitivity_s)
+
+
+def _dispose(
+    found: Study,
+    work: Work,
+    board: Device | None,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    progress: Stages,
+    seed: int,
+    sensitivity_s: float,
+) -> Artifact:
+    """``dispose`` with the board, which what is delivered holds."""
+    pool = pool_of(found, work)
     choice, artifact = _propose(found, work, board, budget, evaluation, progress, seed, sensitivity_s)
     found = anchored(found, choice.anchors)
     contenders, studies = {"chosen": artifact}, {"chosen": found}

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from demo_study import CALIBRATION, SCHEMES, demo_artifact, demo_model, demo_pictures, demo_study
 
 import hwq
-from hwq import cli
+from hwq import cli, device
 from hwq.artifact import Artifact
 from hwq.cpu import cpu_flags
 from hwq.demo import load_demo
@@ -180,3 +180,23 @@ def test_a_board_that_is_no_emulator_measures(near_name: str) -> None:
     expected = hwq.build(demo_model(), replace(artifact.plan, target="x86-avx2"), threads=1)(x)
     np.testing.assert_array_equal(artifact(x), expected)
     artifact.close()
+
+
+def test_a_board_is_free_again_after_a_budget_that_cannot_be_met(near_name: str) -> None:
+    """While the error is kept, and all that it refers to; the board is there for the next."""
+    options: dict[str, Any] = {"calibration": CALIB, "schemes": ["w8a8"], "threads": 1, "sensitivity_s": 0}
+    with pytest.raises(HwqError) as caught:
+        hwq.compile(demo_model(), AVX2.on(near_name), budget=hwq.Budget(latency_s=1e-9), **options)
+    assert caught.value.code == "budget-impossible"
+    assert "measured on the fastest" in caught.value.message
+    device.close(device.connect(near_name))
+
+
+def test_a_board_is_free_again_after_a_build_that_fails(near_name: str) -> None:
+    def wrong(run: Any) -> float:
+        raise ValueError("no score")
+
+    plan = hwq.build(demo_model(), demo_artifact().plan).plan
+    with pytest.raises(Exception, match="no score"):
+        hwq.build(demo_model(), replace(plan, target="x86-avx2"), AVX2.on(near_name), evaluate=wrong)
+    device.close(device.connect(near_name))

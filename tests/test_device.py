@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import signal
 import socket
 import struct
 import threading
@@ -268,3 +270,48 @@ def test_boards_that_die_or_hang_are_lost_and_the_others_stay(board_root: Path, 
         server.kill()
         assert _code(lambda: device.facts(machine)) == "device-lost"
     assert device.count(f"old@{tracker}") == 0
+
+
+def test_an_interrupt_is_heard_while_a_board_is_silent(tracker: str) -> None:
+    """The board is frozen, within a call and within one that is around it; whoever was told of signals is told."""
+    told, teller = socket.socketpair()
+    teller.setblocking(False)
+    told.settimeout(5)
+    with serving_here(tracker, "frozen") as process, told, teller:
+        before = signal.set_wakeup_fd(teller.fileno())
+        try:
+            for around in (contextlib.nullcontext, device.heard):
+                machine = device.connect(f"frozen@{tracker}", answer_s=20)
+                held = device.tensor(machine, np.arange(5))
+                family = psutil.Process(process.pid).children(recursive=True)
+                for child in family:
+                    child.suspend()
+                press = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+                press.start()
+                start = time.monotonic()
+                with pytest.raises(KeyboardInterrupt), around(machine):
+                    device.tensor(machine, np.arange(5))
+                del held  # it is not waited for
+                assert time.monotonic() - start < 5
+                assert told.recv(1) == bytes([signal.SIGINT])
+                for child in family:
+                    child.resume()
+                assert _code(lambda machine=machine: device.facts(machine)) == "device-lost"
+        finally:
+            assert signal.set_wakeup_fd(before) == teller.fileno()
+
+
+def test_a_device_is_closed_only_if_what_holds_it_fails(near_name: str) -> None:
+    machine = device.connect(near_name)
+    with device.closed_if_it_fails(machine):
+        device.facts(machine)
+    device.facts(machine)
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), device.closed_if_it_fails(machine):
+            raise error
+        with pytest.raises(ValueError, match="as it is"), device.closed_if_it_fails(None):
+            raise ValueError("as it is")
+        with pytest.raises(HwqError):
+            device.facts(machine)
+        machine = device.connect(near_name)  # nobody else has it
+    device.close(machine)

@@ -91,11 +91,39 @@ def test_a_file_is_loaded_onto_a_board(there: Artifact, tmp_path: Path, tracker:
         assert caught.value.code == "device-lost"
 
 
-def test_a_board_that_cannot_run_it_is_refused_before_anything_is_loaded(near_name: str) -> None:
+def test_a_board_that_cannot_run_it_is_refused_and_free_again(near_name: str, tmp_path: Path) -> None:
+    """While the error is kept, and all that it refers to."""
     target = replace(Target.load("host"), name="future", cpu_flags=("flag_no_cpu_has",))
-    with pytest.raises(HwqError, match="it lacks flag_no_cpu_has, which target future needs") as caught:
-        replace(demo_artifact(), target=target).on(near_name)
+    future = replace(demo_artifact(), target=target)
+    future.save(tmp_path / "future.hwq")
+    kept = []
+    for put in (future.on, lambda name: Artifact.load(tmp_path / "future.hwq", device=name)):
+        with pytest.raises(HwqError, match="it lacks flag_no_cpu_has, which target future needs") as caught:
+            put(near_name)
+        assert caught.value.code == "device-other"
+        kept.append(caught.value)
+    with demo_artifact().on(near_name) as there:
+        there(PICTURES[:1])
+    device.close(device.connect(near_name))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_trouble_on_the_board_is_not_the_files(
+    error: type[Exception], near_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo_artifact().save(tmp_path / "demo.hwq")
+
+    def full(*_: object) -> None:
+        raise error("first line\nno memory left")
+
+    monkeypatch.setattr("hwq.placed.load_memory", full)
+    with pytest.raises(HwqError, match=r"near@.* does not take the artifact: no memory left; accepted") as caught:
+        Artifact.load(tmp_path / "demo.hwq", device=near_name)
     assert caught.value.code == "device-other"
+    with pytest.raises(HwqError) as here:
+        Artifact.load(tmp_path / "demo.hwq", device=device.LOCAL)
+    assert here.value.code == "artifact-broken"
+    device.close(device.connect(near_name))
 
 
 def test_local_is_here() -> None:
