@@ -38,34 +38,31 @@ def made_up(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
 def task_content(step: Step, program: Program, target: Target, home: str, folder: Path) -> dict[str, Any]:
     """The part of a job that all trials of one task share: inputs, what is to come out, and where the weights are.
 
-    expected None: the default's output is what is to come out (an op "float" has no other reference). bound None:
-    integers, to be equal. span_bytes: so much of other weights is read between two readings of one; 0 for weights that
+    An op "float" has no reference, and nothing to search either: there are no trials of it. bound None: integers, to be
+    equal. span_bytes: so much of other weights is read between two readings of one; 0 for weights that
     are near, or too small for it to be felt.
     """
     workload = step.workload
     assert workload is not None
+    assert workload.op != "float"
     shape, dtype = program.values[step.output]
     inputs = [made_up(*program.values[name], seed) for seed, name in enumerate(step.inputs)]
-    expected: Path | None = None
-    bound: Path | None = None
-    if workload.op != "float":
-        arguments = [*inputs, *step.constants]
-        key = _digest([workload.key, target.activation_storage, *map(_name, arguments)])
-        expected, bound = folder / f"{key}-expected.npy", folder / f"{key}-bound.npy"
-        if not expected.exists():
-            np.save(expected, reference.evaluate(workload, arguments, target.activation_storage))
-        if SCHEMES[workload.scheme].domain != "f32":
-            bound = None
-        elif not bound.exists():
-            np.save(bound, reference.float_bound(workload, arguments))
+    arguments = [*inputs, *step.constants]
+    key = _digest([workload.key, target.activation_storage, *map(_name, arguments)])
+    expected, bound = folder / f"{key}-expected.npy", folder / f"{key}-bound.npy"
+    floating = SCHEMES[workload.scheme].domain == "f32"
+    if not expected.exists():
+        np.save(expected, reference.evaluate(workload, arguments, target.activation_storage))
+    if floating and not bound.exists():
+        np.save(bound, reference.float_bound(workload, arguments))
     near = home == "l2" or step.weight is None or step.constants[step.weight].nbytes < SMALL_WEIGHTS_BYTES
     far_bytes = 4 * target.l2_bytes if home == "l3" else 2 * max(target.l3_bytes, 4 * target.l2_bytes)
     return {
         "inputs": [_kept(value, folder) for value in inputs],
         "shape": list(shape),
         "dtype": dtype,
-        "expected": None if expected is None else str(expected),
-        "bound": None if bound is None else str(bound),
+        "expected": str(expected),
+        "bound": str(bound) if floating else None,
         "span_bytes": 0 if near else far_bytes,
     }
 

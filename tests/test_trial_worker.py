@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from anchor_runs import anchor
-from trial_runs import case, idle, named, other_weights, sleepy
+from trial_runs import case, idle, named, sleepy
 
 from hwq import device, trial_worker
 from hwq.compile_kernel import compile_object, link
@@ -62,17 +62,6 @@ def test_one_that_differs_is_said_with_the_number_of_elements(at: str, tmp_path:
     answer, _ = tried(content(pair["default"], pair["candidate"], tmp_path))
     said = {"default": "default", "candidate": "refused"}[at]
     assert answer == {said: "differs: 1152 of 1152 elements"}
-
-
-def test_without_a_reference_the_default_is_it(tmp_path: Path) -> None:
-    _, _, default = case(HOST)
-    job = content(default, other_weights(named(default, "other")), tmp_path)
-    job["task"]["expected"] = None
-    answer, _ = tried(job)
-    assert answer["refused"].startswith("differs: ")
-    good = content(default, named(default, "good"), tmp_path)
-    good["task"]["expected"] = None
-    assert "seconds" in tried(good)[0]
 
 
 def test_the_default_is_loaded_once_a_task(tmp_path: Path) -> None:
