@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.address import read_device
-from hwq.device import Device, closed_if_it_fails, connect, facts, local, misfit
+from hwq.device import SESSION_S, Device, closed_if_it_fails, connect, facts, local, misfit
 from hwq.device import close as close_device
 from hwq.errors import HwqError
 from hwq.files import write_atomic
@@ -187,13 +187,15 @@ class Artifact:
         return blob.getvalue()
 
     @staticmethod
-    def load(path: str | Path, threads: int | None = None, device: str | None = None) -> Artifact:
+    def load(
+        path: str | Path, threads: int | None = None, device: str | None = None, session_s: float = SESSION_S
+    ) -> Artifact:
         """Read an artifact; ``threads`` overrides the number of worker threads it was compiled for.
 
         Fewer save cores; more do not help, since kernels were split for the number at compile time. device: the board
         to run it on, as ``on`` takes it; None is this machine, where one for another CPU can only be looked at.
-        It holds the board until ``close``. Raises HwqError "artifact-missing", "artifact-broken" (truncated, altered,
-        of another kind), "threads-invalid", and as ``on``.
+        It holds the board until ``close``, and at most for ``session_s`` seconds. Raises HwqError "artifact-missing",
+        "artifact-broken" (truncated, altered, of another kind), "threads-invalid", and as ``on``.
         """
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             message = f"threads is {threads!r}; accepted: a whole number of at least 1, or None for the artifact's own"
@@ -219,7 +221,9 @@ class Artifact:
             reason = error.message if isinstance(error, HwqError) else repr(error)
             raise _broken(path, f"its manifest is incomplete ({reason})") from error
         if device is not None and read_device(device) is not None:
-            return Artifact(library=library, target=target, placed=place_at(library, target, device), **fields)
+            return Artifact(
+                library=library, target=target, placed=place_at(library, target, device, session_s), **fields
+            )
         try:
             only_looked_at = device is None and target.missing_flags()
             placed = None if only_looked_at else place_on(library, target, local())
@@ -288,12 +292,12 @@ def place_on(library: Library, target: Target, device: Device) -> Placed:
     return place(library, device)
 
 
-def place_at(library: Library, target: Target, device: str) -> Placed:
+def place_at(library: Library, target: Target, device: str, session_s: float = SESSION_S) -> Placed:
     """Put a library on the machine that ``device`` names; a board that does not take it is given back.
 
     Raises HwqError "device-other" with a board's reason, and as ``hwq.device.connect`` and ``place_on``.
     """
-    machine = connect(device)
+    machine = connect(device, session_s=session_s)
     with closed_if_it_fails(machine):
         try:
             return place_on(library, target, machine)

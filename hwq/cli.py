@@ -39,6 +39,8 @@ def _budget(drop: str | None, latency: str | None, size: str | None) -> Budget |
     )
 
 
+# How long run and bench may hold a board: one whose client is gone without a word is free again after it.
+SESSION_S = 3600.0
 _TIMES = "Time kernels on this machine, or the board.  [default: where they can run]"
 _DEVICE = "The board that is the target's machine, and times it: KEY, or KEY@HOST:PORT."
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
@@ -254,14 +256,17 @@ def explore_command(as_json: bool, points: int, output: str | None, **given: Any
 def run_command(
     artifact: str, samples: str, output: str | None, device: str | None, threads: int | None, as_json: bool
 ) -> None:
-    """Run ARTIFACT (.hwq) on SAMPLES (.npz); says the outputs' shapes, and the accuracy where there are labels."""
+    """Run ARTIFACT (.hwq) on SAMPLES (.npz); says the outputs' shapes, and the accuracy where there are labels.
+
+    A board is held for an hour at most.
+    """
     import hwq
     from hwq.verify import check_labels, outputs_of, top1
 
     check_output(output)
-    loaded = hwq.Artifact.load(artifact, threads=threads, device=device)
-    inputs, labels = read_file(samples, tuple(loaded.inputs))
-    values = dict(zip(loaded.outputs, outputs_of(loaded, inputs), strict=True))
+    with hwq.Artifact.load(artifact, threads=threads, device=device, session_s=SESSION_S) as loaded:
+        inputs, labels = read_file(samples, tuple(loaded.inputs))
+        values = dict(zip(loaded.outputs, outputs_of(loaded, inputs), strict=True))
     if output is not None:
         write_npz(output, values)
     first = next(iter(values.values()))
@@ -288,14 +293,14 @@ def run_command(
 def bench_command(
     artifact: str, samples: str | None, runs: int, device: str | None, threads: int | None, as_json: bool
 ) -> None:
-    """Time ARTIFACT (.hwq): median and least seconds of one call."""
+    """Time ARTIFACT (.hwq): median and least seconds of one call. A board is held for an hour at most."""
     import hwq
 
-    loaded = hwq.Artifact.load(artifact, threads=threads, device=device)
-    inputs = loaded.made_up_inputs() if samples is None else _samples(samples, tuple(loaded.inputs))
-    result = loaded.benchmark(inputs, runs=runs)
-    found: dict[str, Any] = {"median_s": result.median_s, "min_s": result.min_s, "runs": result.runs}
-    found |= {"threads": loaded.threads, "emulated": loaded.emulated}
+    with hwq.Artifact.load(artifact, threads=threads, device=device, session_s=SESSION_S) as loaded:
+        inputs = loaded.made_up_inputs() if samples is None else _samples(samples, tuple(loaded.inputs))
+        result = loaded.benchmark(inputs, runs=runs)
+        found: dict[str, Any] = {"median_s": result.median_s, "min_s": result.min_s, "runs": result.runs}
+        found |= {"threads": loaded.threads, "emulated": loaded.emulated}
     times = f"median {reports.seconds(result.median_s)}, least {reports.seconds(result.min_s)}"
     line = f"{times}, {reports.count(runs, 'call')}, {reports.count(loaded.threads, 'thread')}"
     line += "; the board is an emulator, and its times mean nothing" if found["emulated"] else ""

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 # How long one answer of a board may take, and one session with it, unless the caller says otherwise.
 ANSWER_S = 300.0
 SESSION_S = 24 * 3600.0
+# A board whose machine or network is gone is lost after some 35 s, however long an answer may take: after so many
+# seconds of silence it is asked whether it is there, so often, so many times.
+_ALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 # What TVM names where its own end of the line fails, a time-out included.
 _CHANNEL = "SockChannel"
 _BIG_CORES = 1  # TVM's ThreadGroup::kBig; cores are big where all are alike
@@ -87,6 +90,9 @@ def connect(text: str, timeout_s: float = 20.0, answer_s: float = ANSWER_S, sess
     session, line = _open(board, host, port, password, timeout_s, session_s)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(answer_s))
     line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(answer_s))
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _ALIVE.items():
+        line.setsockopt(socket.IPPROTO_TCP, option, value)
     return Device(name=str(board), session=session, context=session.cpu(), line=line)
 
 

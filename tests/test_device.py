@@ -301,6 +301,18 @@ def test_an_interrupt_is_heard_while_a_board_is_silent(tracker: str) -> None:
             assert signal.set_wakeup_fd(before) == teller.fileno()
 
 
+def test_a_board_that_is_gone_is_asked_for(near_name: str) -> None:
+    machine = device.connect(near_name, answer_s=20)
+    assert machine.line is not None
+    assert machine.line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    idle, between, times = (
+        machine.line.getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    assert idle + between * times <= 60
+    device.close(machine)
+
+
 def test_a_device_is_closed_only_if_what_holds_it_fails(near_name: str) -> None:
     machine = device.connect(near_name)
     with device.closed_if_it_fails(machine):

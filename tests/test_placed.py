@@ -80,6 +80,16 @@ def test_layers_of_a_board_take_what_they_take_here(there: Artifact) -> None:
     assert 0.3 < statistics.median(ratios) < 3
 
 
+def test_a_session_ends_after_its_time(near_name: str, tmp_path: Path) -> None:
+    demo_artifact().save(tmp_path / "demo.hwq")
+    loaded = Artifact.load(tmp_path / "demo.hwq", device=near_name, session_s=2)
+    loaded(PICTURES[:1])
+    device.close(device.connect(near_name))  # the board is waited for, until it has ended the session
+    with pytest.raises(HwqError) as caught:
+        loaded(PICTURES[:1])
+    assert caught.value.code == "device-lost"
+
+
 def test_a_file_is_loaded_onto_a_board(there: Artifact, tmp_path: Path, tracker: str) -> None:
     demo_artifact().save(tmp_path / "demo.hwq")
     with serving_here(tracker, "once"):
