@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ threads = 1
 """
 
 
-def without_times(found: Contents) -> list[Any]:
-    return [replace(row, measured_at=0.0) for row in found.rows]
+def without_times(rows: Iterable[Any]) -> list[Any]:
+    return [replace(row, measured_at=0.0) for row in rows]
 
 
 def test_a_job_killed_at_any_moment_ends_like_one_left_alone(tmp_path: Path) -> None:
@@ -54,9 +55,10 @@ def test_a_job_killed_at_any_moment_ends_like_one_left_alone(tmp_path: Path) -> 
             assert len(again) <= 1, "only what is used is measured again, beside what may take its place"
         found = contents(store)
         assert set(before.records) <= set(found.records)
-        assert set(before.trials) <= set(found.trials)
+        # What is used may have been measured again since, with the same figures.
+        assert set(without_times(before.trials)) <= set(without_times(found.trials))
         assert {row.key for row in before.decisions} <= {row.key for row in found.decisions}
         counts = f"{len(found.records)} records, {len(found.trials)} trials"
         print(f"killed {delay_s * 1e3:.0f} ms after call {kill_at}: {counts}")
         before = found
-    assert without_times(before) == without_times(alone)
+    assert without_times(before.rows) == without_times(alone.rows)
