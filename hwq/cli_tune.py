@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -17,7 +17,9 @@ from hwq import report as reports
 from hwq.options import json_option
 from hwq.progress import LINE_EVERY_S, duration
 from hwq.shell import emit, stages
-from hwq.tune import Standing
+
+if TYPE_CHECKING:
+    from hwq.tune import Standing
 
 # Tasks in the table at the end: those that won most.
 SHOWN = 20
