@@ -64,4 +64,5 @@ def test_a_job_goes_on_when_a_board_of_its_key_dies(
     assert tuned.idle == {}
     assert not tuned.kept
     assert store.everything(tmp_path / "records.sqlite") == (), "times of an emulator are not kept"
-    assert set(psutil.Process().children(recursive=True)) <= workers
+    left = set(psutil.Process().children(recursive=True)) - workers
+    assert psutil.wait_procs(left, timeout=10)[1] == []
