@@ -10,6 +10,7 @@
 | `XDG_CACHE_HOME`  | the user's cache folder, for those without ``HWQ_CACHE``                                  |
 | `HWQ_TRACKER=host:port` | the tracker of boards named without one (``hwq.address``)                     |
 | `HWQ_DATA=dir`    | where the tests look for real networks and samples                                        |
+| `HWQ_BOARD_CPU` | for tests: the core that the emulated board is, as qemu names it; set by what serves the board |
 | `HWQ_FULL=1`      | the tests take all samples of real networks, not a few                                    |
 """
 
