@@ -64,5 +64,6 @@ def test_a_job_goes_on_when_a_board_of_its_key_dies(
     assert tuned.idle == {}
     assert not tuned.kept
     assert store.everything(tmp_path / "records.sqlite") == (), "times of an emulator are not kept"
+    # Boards stand below this process too, and what one runs a session in ends a moment after the session.
     left = set(psutil.Process().children(recursive=True)) - workers
     assert psutil.wait_procs(left, timeout=10)[1] == []

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.data, pytest.mark.slow]
 
 
 def test_resnet32_has_eight_plans_and_more(data_dir: Path) -> None:
-    """On 200 pictures one is half a point; plans predicted without noise may differ from float on three."""
+    """On 200 pictures one is half a point; plans predicted without noise have to agree with float on all of them."""
     assert data_dir.exists()  # skipped where it does not
     given = case("resnet32", 200, 64)
     model = hwq.load(given.model)
@@ -29,7 +29,7 @@ def test_resnet32_has_eight_plans_and_more(data_dir: Path) -> None:
         assert one.accuracy is not None
         assert one.accuracy.agreement is not None
         if one.loss < 1e-5:
-            assert one.accuracy.agreement >= 0.985
+            assert one.accuracy.agreement >= 0.995
     worst, best = max(front, key=lambda one: one.loss), min(front, key=lambda one: one.loss)
     assert best.accuracy is not None
     assert worst.accuracy is not None
