@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 import hwq
 from hwq.numerics import sqnr_db
@@ -109,7 +110,8 @@ def rows_of(data: Case, mix: Mix, folder: Path, threads: int) -> list[Row]:
     size = artifact.report["measured"]["weight_bytes"]
     print(f"the mix took {time.perf_counter() - began:.0f} s; {artifact.report['verdict']}", flush=True)
     judge(f"hwq mix, {size / sizes['w8a8']:.0%} of w8a8's bytes", artifact(data.inputs), size)
-    network = Network(name=data.name, path=folder / data.model.name, pictures=data.calibration)
+    first = onnx.load(str(data.model), load_external_data=False).graph.input[0].name
+    network = Network(name=data.name, path=folder / data.model.name, samples={first: data.calibration})
     network.path.write_bytes(data.model.read_bytes())
     for name, call in peer_calls(network).items():
         judge(name, call(data.inputs))

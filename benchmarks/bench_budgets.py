@@ -37,9 +37,9 @@ TEN = (
 def run(network: Network, threads: int) -> dict[str, Any]:
     """One network's row: milliseconds of w4a8, float, the budget and what was delivered, and whether that is met."""
     model, target = hwq.load(network.path), host()
-    given: dict[str, Any] = {"calibration": network.pictures, "threads": threads}
+    given: dict[str, Any] = {"calibration": network.samples, "threads": threads}
     ends = {scheme: hwq.compile(model, target, schemes=[scheme], **given) for scheme in ("w4a8", "f32")}
-    x = network.pictures[:1]
+    x = network.feed()
     before = interleaved(ends, x)
     budget_s = math.sqrt(before["w4a8"] * before["f32"])
     began = time.perf_counter()

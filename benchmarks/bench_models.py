@@ -11,8 +11,8 @@ Inputs and outputs lie ready in the runtime's own memory on all sides. hwq is co
 has: figures of a machine without AMX are never those of one with it.
 
 Besides, what hwq.compile takes for ResNet-50 with all schemes, no tuning and an empty cache. The networks of
-``networks`` have weights that are made up: their shapes are real, their answers mean nothing. resnet20, resnet32 and
-mobilenetv2 come with their real weights from HWQ_DATA.
+``networks`` and ``transformer_networks`` have weights that are made up: their shapes are real, their answers mean
+nothing. resnet20, resnet32 and mobilenetv2 come with their real weights from HWQ_DATA.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ import peers
 from networks import NETWORKS, build
 from race import Contender, Network, Result, in_turns, summary, table, to_json
 from real_data import case, data_dir
+from transformer_networks import BERT_BASE, MINILM, encoder
 
 REAL = ("resnet20", "resnet32", "mobilenetv2")
-NAMES = tuple(dict.fromkeys(("resnet50", "resnet18", "mobilenetv2", *NETWORKS, "resnet20", "resnet32")))
+# Encoders, and how many tokens they are given.
+ENCODERS = {"minilm": (MINILM, 64), "bert-base": (BERT_BASE, 128)}
+NAMES = tuple(dict.fromkeys(("resnet50", "resnet18", "mobilenetv2", *NETWORKS, "resnet20", "resnet32", *ENCODERS)))
 MIXED = "mixed"
 CALIBRATION = 32
 ROUNDS = 10
@@ -141,6 +144,9 @@ def target_of(options: Options) -> Target:
 def networks(names: Sequence[str], folder: Path) -> Iterator[Network]:
     """The networks there are of ``names``; files that have to be made go to ``folder``."""
     for name in names:
+        if name in ENCODERS:
+            yield encoder_network(name, folder)
+            continue
         if name in REAL and data_dir() is not None:
             found = case(name, evaluate=1, calibrate=CALIBRATION)
             proto, pictures = onnx.load(str(found.model)), found.calibration
@@ -155,7 +161,17 @@ def networks(names: Sequence[str], folder: Path) -> Iterator[Network]:
             value.type.tensor_type.shape.dim[0].dim_value = 1
         path = folder / f"{name}.onnx"
         onnx.save(onnx.shape_inference.infer_shapes(proto), str(path))
-        yield Network(name=name, path=path, pictures=pictures)
+        yield Network(name=name, path=path, samples={proto.graph.input[0].name: pictures})
+
+
+def encoder_network(name: str, folder: Path) -> Network:
+    """A transformer with made-up weights; its samples are words by chance, all of them shown."""
+    size, tokens = ENCODERS[name]
+    path = folder / f"{name}.onnx"
+    onnx.save(encoder(size, tokens), str(path))
+    words = np.random.default_rng(0).integers(0, size.vocabulary, (CALIBRATION, tokens))
+    samples = {"input_ids": words, "attention_mask": np.ones_like(words)}
+    return Network(name=name, path=path, samples=samples, transformer=True)
 
 
 def ours(network: Network, scheme: str, threads: int, target: Target) -> Contender:
@@ -163,12 +179,12 @@ def ours(network: Network, scheme: str, threads: int, target: Target) -> Contend
     artifact = hwq.compile(
         hwq.load(network.path),
         target,
-        calibration=network.pictures,
+        calibration=network.samples,
         schemes=None if scheme == MIXED else [scheme],
         threads=threads,
     )
-    picture = network.pictures[:1]
-    return lambda count: artifact.times(picture, runs=count, warm_up=0)
+    feed = network.feed()
+    return lambda count: artifact.times(feed, runs=count, warm_up=0)
 
 
 def compare(network: Network, threads: int, options: Options) -> Result:
@@ -193,7 +209,7 @@ def time_compile(network: Network, target: Target) -> dict[str, Any]:
         try:
             start = time.perf_counter()
             artifact = hwq.compile(
-                hwq.load(network.path), target, calibration=network.pictures, trials=0, progress=lines(sys.stderr)
+                hwq.load(network.path), target, calibration=network.samples, trials=0, progress=lines(sys.stderr)
             )
             seconds = time.perf_counter() - start
         finally:
@@ -201,7 +217,7 @@ def time_compile(network: Network, target: Target) -> dict[str, Any]:
     chosen = list(artifact.plan.schemes.values())
     counts = ", ".join(f"{chosen.count(scheme)} layers in {scheme}" for scheme in sorted(set(chosen)))
     print(f"\n### hwq.compile of {network.name}: {seconds:.0f} s\n")
-    given = f"{len(network.pictures)} pictures, trials=0, all schemes, {artifact.threads} threads, empty cache"
+    given = f"{network.count} pictures, trials=0, all schemes, {artifact.threads} threads, empty cache"
     verdict = artifact.report["verdict"]
     print(f"{given}; the limit is {COMPILE_LIMIT_S} s. Chosen: {counts}. {verdict}.", flush=True)
     return {"network": network.name, "seconds": seconds, "limit_s": COMPILE_LIMIT_S, "verdict": verdict}

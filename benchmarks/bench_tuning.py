@@ -59,11 +59,11 @@ def in_turns(before: Artifact, after: Artifact, x: Any) -> tuple[float, float, f
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The figures."""
     (network,) = networks([given.network], folder)
-    model, x = hwq.load(network.path), network.pictures[:1]
+    model, x = hwq.load(network.path), network.feed()
     plan = hwq.plan(
         model,
         given.target,
-        calibration=network.pictures,
+        calibration=network.samples,
         schemes=["w8a8"],
         threads=given.threads,
         measure=False,
@@ -80,7 +80,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         read_job(job), tell=lambda name, standing: print(line_of(name, standing), file=sys.stderr, flush=True)
     )
     after = hwq.build(model, plan, given.target)
-    many = network.pictures[:16]
+    many = {name: values[:16] for name, values in network.samples.items()}
     layers = [one.layer_times(x, runs=LAYER_RUNS) for one in (before, after)]
     slower = {name: (old, layers[1][name]) for name, old in layers[0].items() if layers[1][name] > SLOWER * old}
     old_s, new_s, ratio = in_turns(before, after, x)

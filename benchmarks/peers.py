@@ -2,10 +2,12 @@
 
 ONNX Runtime: all graph optimizations, static shapes, its own pre-processing before quantization, QDQ with per-channel
 weights and uint8 activations calibrated on the same samples, sequential execution, worker threads that spin while they
-wait. Spinning is worth a lot to it. It has no switch that keeps it from using AMX.
+wait. Spinning is worth a lot to it. It has no switch that keeps it from using AMX. Transformers are quantized
+dynamically, as it advises for them, after its own optimizer for transformers has fused what it knows.
 
 OpenVINO: float, bfloat16 where the CPU has it and nothing keeps it from it, and int8 made by NNCF from the same samples
-in whichever of NNCF's presets and float precisions is the fastest in a short trial; one stream, the latency hint,
+in whichever of NNCF's presets (for transformers in its mode for these) and float precisions is the fastest in a short
+trial; one stream, the latency hint,
 threads pinned, tensors made beforehand, outputs shared and not copied. Its environment variable ONEDNN_MAX_CPU_ISA is
 read once, when it is first imported: so it is imported here only when it is first used.
 
@@ -26,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from race import Contender, Network, Pictures, in_turns
+from race import Contender, Network, Samples, in_turns
 
 CALIBRATION_BATCHES = 300  # at most; NNCF's own number
 TRIAL = (3, 5)  # rounds and runs that decide between OpenVINO's settings
@@ -58,8 +59,9 @@ def peers(network: Network, threads: int) -> dict[str, Contender]:
     """Every peer that is installed, ready to run; what it makes on the way lies beside the network's file."""
     found: dict[str, Contender] = {}
     if available("onnxruntime"):
-        found["ONNX Runtime f32"] = onnx_runtime(network.path, network.pictures[:1], threads)
-        found["ONNX Runtime int8"] = onnx_runtime(onnx_runtime_int8(network), network.pictures[:1], threads)
+        quantized = onnx_runtime_dynamic if network.transformer else onnx_runtime_int8
+        found["ONNX Runtime f32"] = onnx_runtime(network.path, network.feed(), threads)
+        found["ONNX Runtime int8"] = onnx_runtime(quantized(network), network.feed(), threads)
     if available("openvino"):
         found |= _openvino_contenders(network, threads)
     return found
@@ -93,10 +95,10 @@ def onnx_runtime_int8(network: Network) -> Path:
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         """The calibration samples, one by one, as ONNX Runtime asks for them."""
 
-        def __init__(self, name: str, pictures: Pictures) -> None:
-            self.batches = iter([{name: picture[None]} for picture in pictures])
+        def __init__(self) -> None:
+            self.batches = (network.feed(index) for index in range(network.count))
 
-        def get_next(self) -> dict[str, Pictures] | None:
+        def get_next(self) -> dict[str, Any] | None:
             return next(self.batches, None)
 
     path = network.path.with_suffix(".int8.onnx")
@@ -104,11 +106,10 @@ def onnx_runtime_int8(network: Network) -> Path:
         return path
     prepared = network.path.with_suffix(".prepared.onnx")
     quant_pre_process(str(network.path), str(prepared), skip_symbolic_shape=True)  # no shape is free
-    name = onnx.load(str(network.path)).graph.input[0].name
     quantization.quantize_static(
         str(prepared),
         str(path),
-        Reader(name, network.pictures),
+        Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
@@ -117,7 +118,22 @@ def onnx_runtime_int8(network: Network) -> Path:
     return path
 
 
-def onnx_runtime(path: Path, picture: Pictures, threads: int) -> Contender:
+def onnx_runtime_dynamic(network: Network) -> Path:
+    """Its dynamic quantization of a transformer, int8 weights per channel, where its optimizer has fused attention."""
+    from onnxruntime import quantization
+    from onnxruntime.transformers import optimizer
+
+    path = network.path.with_suffix(".dynamic.onnx")
+    if not path.exists():
+        prepared = network.path.with_suffix(".fused.onnx")
+        optimizer.optimize_model(str(network.path), model_type="bert").save_model_to_file(str(prepared))
+        quantization.quantize_dynamic(
+            str(prepared), str(path), per_channel=True, weight_type=quantization.QuantType.QInt8
+        )
+    return path
+
+
+def onnx_runtime(path: Path, feed: Samples, threads: int) -> Contender:
     """A session with all that makes it fast; see the module's text."""
     import onnxruntime
 
@@ -130,8 +146,8 @@ def onnx_runtime(path: Path, picture: Pictures, threads: int) -> Contender:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    value = onnxruntime.OrtValue.ortvalue_from_numpy(picture)
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, value)
+    for name, value in feed.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
     for output in session.get_outputs():
         binding.bind_ortvalue_output(
             output.name, onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32)
@@ -150,13 +166,13 @@ def _openvino_contenders(network: Network, threads: int) -> dict[str, Contender]
     # Capabilities are the CPU's: kept from its instructions, oneDNN emulates bfloat16 at a tenth of the speed.
     if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and "ONEDNN_MAX_CPU_ISA" not in os.environ:
         precisions.append("bf16")
-    picture = network.pictures[:1]
-    found = {f"OpenVINO {it}": openvino_model(core, network.path, picture, threads, it) for it in precisions}
+    feed = network.feed()
+    found = {f"OpenVINO {it}": openvino_model(core, network.path, feed, threads, it) for it in precisions}
     if available("nncf"):
         settings: dict[str, Contender] = {}
         for preset, precision in itertools.product(PRESETS, precisions):
             try:
-                contender = openvino_model(core, nncf_int8(core, network, preset), picture, threads, precision)
+                contender = openvino_model(core, nncf_int8(core, network, preset), feed, threads, precision)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1]
                 print(f"OpenVINO int8 ({preset}, {precision}) of {network.name} is left out: it fails with: {reason}")
@@ -171,7 +187,7 @@ def _openvino_contenders(network: Network, threads: int) -> dict[str, Contender]
     return found
 
 
-def openvino_model(core: Any, path: Path, picture: Pictures, threads: int, precision: str) -> Contender:
+def openvino_model(core: Any, path: Path, feed: Samples, threads: int, precision: str) -> Contender:
     """A compiled model with all that makes one call fast; see the module's text."""
     import openvino
 
@@ -183,7 +199,8 @@ def openvino_model(core: Any, path: Path, picture: Pictures, threads: int, preci
         "INFERENCE_PRECISION_HINT": precision,
     }
     request = core.compile_model(str(path), "CPU", settings).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(picture.copy()))
+    for name, value in feed.items():
+        request.set_tensor(name, openvino.Tensor(value.copy()))
     return _timed(lambda: request.infer(share_outputs=True))
 
 
@@ -199,9 +216,10 @@ def nncf_int8(core: Any, network: Network, preset: str) -> Path:
     with contextlib.redirect_stdout(sys.stderr):  # its progress is no result
         quantized = nncf.quantize(
             core.read_model(str(network.path)),
-            nncf.Dataset([picture[None] for picture in network.pictures]),
+            nncf.Dataset([network.feed(index) for index in range(network.count)]),
             preset=nncf.QuantizationPreset(preset),
-            subset_size=min(len(network.pictures), CALIBRATION_BATCHES),
+            model_type=nncf.ModelType.TRANSFORMER if network.transformer else None,
+            subset_size=min(network.count, CALIBRATION_BATCHES),
         )
     openvino.save_model(quantized, str(path), compress_to_fp16=False)
     return path

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 WARM_UP = 3
@@ -23,18 +22,28 @@ OURS = "hwq"
 FIRST, SECOND = "ONNX Runtime", "OpenVINO"
 ANY = ""
 
-Pictures = npt.NDArray[np.float32]
+Samples = Mapping[str, npt.NDArray[Any]]
 # How often to run, to the seconds of each run.
 Contender = Callable[[int], list[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """An ONNX file of batch 1 with samples (n, *sample) to calibrate on."""
+    """An ONNX file of batch 1 with samples to calibrate on: input name -> (n, *sample)."""
 
     name: str
     path: Path
-    pictures: Pictures
+    samples: Samples
+    transformer: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return len(next(iter(self.samples.values())))
+
+    def feed(self, index: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """One sample as a batch of one."""
+        return {name: values[index : index + 1] for name, values in self.samples.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,8 @@ BARS = (
     Bar(networks=("mobilenetv2",), ratio=0.8, amx=False),
     Bar(networks=("resnet20", "resnet8", "dscnn"), ratio=0.5),
     Bar(networks=("resnet50",), ratio=1.1, contender="hwq f32", peers="ONNX Runtime f32"),
+    Bar(networks=("minilm", "bert-base"), ratio=0.6, amx=True),
+    Bar(networks=("minilm", "bert-base"), ratio=0.9, amx=False),
 )
 # How much faster two threads are to be than one.
 SCALING = (("resnet50", "hwq w8a8", 1.7),)

@@ -86,7 +86,7 @@ def test_a_network_without_data_is_made_up_or_named(
     monkeypatch.setattr(bench_models, "data_dir", lambda: None)
     found = list(networks(["resnet20", "mobilenetv2", "dscnn"], tmp_path))
     assert [it.name for it in found] == ["mobilenetv2", "dscnn"]
-    assert found[1].pictures.shape == (bench_models.CALIBRATION, 1, 49, 10)
+    assert next(iter(found[1].samples.values())).shape == (bench_models.CALIBRATION, 1, 49, 10)
     assert "resnet20 is left out" in capsys.readouterr().out
 
 
