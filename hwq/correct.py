@@ -97,7 +97,7 @@ def correct(
         moments = gather(chunk, gathered)
         for at, layer in enumerate(chunk):
             schemes, path = waiting[layer]
-            texts = correct_layer(layer, schemes, qparams[layer.inputs[0]], moments[layer.name])
+            texts = correct_layer(layer, schemes, qparams.get(layer.inputs[0]), moments[layer.name])
             write_atomic(path, json.dumps(texts).encode())
             found |= {(layer.name, scheme): text for scheme, text in texts.items()}
             progress(2 * done + len(chunk) + at + 1, 2 * len(waiting))
@@ -153,8 +153,8 @@ def _load(path: Path, schemes: Sequence[str]) -> dict[str, str] | None:
     return {scheme: texts[scheme] for scheme in schemes}
 
 
-def correct_layer(layer: Layer, schemes: Sequence[str], source: QParams, moments: Moments) -> dict[str, str]:
-    """The text of the best rounding in each of ``schemes``: see ``correct``. source: the parameters of the input."""
+def correct_layer(layer: Layer, schemes: Sequence[str], source: QParams | None, moments: Moments) -> dict[str, str]:
+    """The text of the best rounding in each of ``schemes``: see ``correct``. source: as ``quantize_layer`` takes it."""
     assert layer.weight is not None
     if not moments.held.count:
         return dict.fromkeys(schemes, "")

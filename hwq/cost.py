@@ -72,10 +72,11 @@ def weight_bytes(workload: Workload) -> int:
         return 0
     channels, scheme = workload.output_shape[-1], SCHEMES[workload.scheme]
     weights = -(-count * scheme.weight_bits // 8)
-    if scheme.domain == "f32":
+    if scheme.weight is None:
         return weights + (4 * channels if workload.has_bias else 0)
     groups = 1 if scheme.group_size is None else group_count(_reduction(workload), scheme.group_size)
-    return weights + (4 + 4 * groups) * channels
+    bias = 4 if scheme.integer or workload.has_bias else 0
+    return weights + (bias + 4 * groups) * channels
 
 
 def moved_bytes(workload: Workload) -> int:

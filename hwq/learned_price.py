@@ -111,8 +111,11 @@ class Learned:
 
 
 def kind_of(workload: Workload) -> tuple[str, str]:
-    """(op, domain): what must have been seen for a price to be learned."""
-    return workload.op, SCHEMES[workload.scheme].domain
+    """(op, domain): what must have been seen for a price to be learned. Schemes that take float tensors, and multiply
+    integers or unpack them, are kinds of their own."""
+    scheme = SCHEMES[workload.scheme]
+    plain = scheme.domain == "int8" or scheme.weight is None
+    return workload.op, scheme.domain if plain else f"{scheme.weight_type} {scheme.act_type}"
 
 
 def rows_of(records: Iterable[Record], target: Target, tools: str) -> tuple[Row, ...]:

@@ -61,9 +61,9 @@ class Program:
 def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[Scheme]) -> tuple[str, ...]:
     """The schemes among ``allowed`` that ``target`` has a way to compute ``layer`` in; ("f32",) where there is none.
 
-    A layer without weights knows int8 (named w8a8) and float only; int8 is open to it if any integer scheme is allowed.
-    One that only passes values through may always be float: between float layers int8 would only cost it conversions.
-    Any float scheme opens float32 to a layer that has no weights to multiply in another.
+    A layer without weights knows int8 (named w8a8) and float only; int8 is open to it if any scheme of that domain is
+    allowed. One that only passes values through may always be float: between float layers int8 would only cost it
+    conversions. Any float scheme opens float32 to a layer that has no weights to multiply in another.
     """
     on_target = target.schemes_for(layer.op)
     floating = [scheme.name for scheme in allowed if scheme.domain == "f32"]
@@ -101,7 +101,7 @@ def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> 
     """The kernel that ``layer`` needs in ``scheme``; None for a view."""
     if layer.op == "reshape":
         return None
-    has_bias = layer.weight is not None and (layer.bias is not None or SCHEMES[scheme].domain == "int8")
+    has_bias = layer.weight is not None and (layer.bias is not None or SCHEMES[scheme].integer)
     attrs = dict(layer.attrs)
     if layer.op == "float":  # a workload is the key of a compiled kernel, and holds no function
         attrs["func_digest"] = func_digest(layer.func)

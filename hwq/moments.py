@@ -130,7 +130,10 @@ def collect(
     total: int,
     progress: Callback = quiet,
 ) -> dict[str, Moments]:
-    """The moments of each layer over ``batches``, of which there are about ``total``; runner: the float network."""
+    """The moments of each layer over ``batches``, of which there are about ``total``; runner: the float network.
+
+    Of inputs as quantized by ``qparams``; as they are where those have nothing of them.
+    """
     found = {}
     for layer in layers:
         groups, length = shape_of(layer)
@@ -140,7 +143,7 @@ def collect(
         env = run(runner, to_device(batch))
         rng = np.random.default_rng(done)
         for layer in layers:
-            q = qparams[layer.inputs[0]]
+            q = qparams.get(layer.inputs[0])
             count = positions(layer)
             wanted = min(count, max(1, ROWS // max(total, 1)))
             at = np.sort(rng.choice(count, wanted, replace=False))
@@ -148,7 +151,7 @@ def collect(
             # A single sample is all there is to fit to, and to judge by.
             part = moments.held if done % HELD == HELD - 1 else moments.fitted
             rows = columns(layer, env[layer.inputs[0]].numpy(), at)
-            part.add(numerics.dequantize(numerics.quantize(rows, q), q))
+            part.add(rows if q is None else numerics.dequantize(numerics.quantize(rows, q), q))
         progress(done + 1, max(total, done + 1))
     for moments in found.values():
         moments.fitted.settle()

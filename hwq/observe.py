@@ -119,8 +119,9 @@ def rounded(
         return moments.collect(runner, layers, qparams, batches, total, progress)
 
     def journal(layer: Layer, schemes: Sequence[str]) -> Path:
-        q = qparams[layer.inputs[0]]
-        return work.file("rounding", ".json", layer.name, schemes, digest, total, q.scale, q.zero_point)
+        q = qparams.get(layer.inputs[0])
+        ranges = () if q is None else (q.scale, q.zero_point)
+        return work.file("rounding", ".json", layer.name, schemes, digest, total, *ranges)
 
     return correct(graph, candidates, qparams, gather, journal, progress, MOST_MACS if careful else 0.0)
 

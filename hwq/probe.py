@@ -180,7 +180,8 @@ def typical_workload(row: Compute, pixels: int | None = None, channels: int = 12
         inputs = (shape, shape)
     elif op == "dense":
         inputs, output = ((channels, 2 * channels),), (channels, 2 * channels)
-    scheme = next((name for name, scheme in SCHEMES.items() if scheme.weight_type == row.weight), "w8a8")
+    types = (row.weight, row.act)
+    scheme = next((name for name, scheme in SCHEMES.items() if (scheme.weight_type, scheme.act_type) == types), "w8a8")
     return Workload(
         op=op,
         scheme=scheme,

@@ -53,11 +53,12 @@ Means = Mapping[str, Sequence[float]]
 
 
 def quantize_layer(
-    layer: Layer, scheme: str, source: QParams, mean: Sequence[float] | None = None, rounding: str = ""
+    layer: Layer, scheme: str, source: QParams | None, mean: Sequence[float] | None = None, rounding: str = ""
 ) -> IntegerWeights:
     """Symmetric integer weights of ``layer``, a scale for each output channel (and group), at the width of ``scheme``.
 
     ``source`` are the parameters of the layer's input: no scale is so small that bias or products would leave int32.
+    None in schemes whose activations are not int8 of one scale for all: there the bias is a float.
     mean: the input's mean of each channel; without it the bias is not corrected. rounding: what ``write_rounding`` made
     of other integers and scales; "" rounds to nearest. Raises as ``read_rounding``.
     """
@@ -80,7 +81,7 @@ def quantize_layer(
     return replace(found, bias=bias.astype(np.float32))
 
 
-def least_scale(layer: Layer, scheme: str, source: QParams) -> npt.NDArray[np.float32]:
+def least_scale(layer: Layer, scheme: str, source: QParams | None) -> npt.NDArray[np.float32]:
     """The smallest scales (O,) of ``layer``'s weights with which neither products nor bias leave int32.
 
     In groups the sums are small, and the bias is a float: there it is float32's least number.
@@ -90,7 +91,8 @@ def least_scale(layer: Layer, scheme: str, source: QParams) -> npt.NDArray[np.fl
     if SCHEMES[scheme].group_size is not None:
         return least
     least = np.maximum(least, numerics.least_product_scale(layer.weight))
-    if layer.bias is not None:
+    if layer.bias is not None and SCHEMES[scheme].domain == "int8":
+        assert source is not None
         least = np.maximum(least, numerics.least_weight_scale(layer.bias, source.scale))
     return least
 
@@ -195,7 +197,7 @@ def quantize_weights(
     for done, (layer, scheme) in enumerate(jobs):
         source = layer.inputs[0]
         found[layer.name, scheme] = quantize_layer(
-            layer, scheme, qparams[source], means.get(source), (roundings or {}).get((layer.name, scheme), "")
+            layer, scheme, qparams.get(source), means.get(source), (roundings or {}).get((layer.name, scheme), "")
         )
         progress(done + 1, len(jobs))
     return found

@@ -49,7 +49,9 @@ class Scheme:
     """A named pair of weight and activation formats and the accumulator they share; None is ``floats``, not quantized.
 
     floats: the numbers that a scheme without integers multiplies, "float32" or "bfloat16" (weights are stored so;
-    activations are float32 in memory, and rounded by the kernel that multiplies them).
+    activations are float32 in memory, and rounded by the kernel that multiplies them). dynamic: the ranges of
+    activations are found as the network runs, row by row (of a sequence: token by token), so float32 tensors enter and
+    leave, and nothing has to be calibrated.
     """
 
     name: str
@@ -57,16 +59,22 @@ class Scheme:
     act: TensorScheme | None
     accum: str
     floats: str = "float32"
+    dynamic: bool = False
 
     @property
     def domain(self) -> str:
         """The format in which tensors enter and leave a layer of this scheme: "int8" or "f32"."""
-        return "f32" if self.act is None else "int8"
+        return "f32" if self.act is None or self.dynamic else "int8"
+
+    @property
+    def integer(self) -> bool:
+        """Whether its products are of integers: in every scheme of domain "int8", and in dynamic ones."""
+        return self.act is not None
 
     @property
     def weight_type(self) -> str:
         """What weights are, in the words of target files: "float32", "bfloat16", "int8", "int4" or, in groups of 64
-        inputs with a scale each, "int4_g64"."""
+        or 128 inputs with a scale each, "int4_g64" or "int4_g128"."""
         if self.weight is None:
             return self.floats
         groups = "" if self.weight.group_size is None else f"_g{self.weight.group_size}"
@@ -74,8 +82,8 @@ class Scheme:
 
     @property
     def act_type(self) -> str:
-        """What activations are when they are multiplied, in the same words."""
-        return self.floats if self.act is None else f"int{self.act.qtype.bits}"
+        """What activations are when they are multiplied, in the same words; "int8_dyn" where each row has a range."""
+        return self.floats if self.act is None else f"int{self.act.qtype.bits}{'_dyn' if self.dynamic else ''}"
 
     @property
     def weight_bits(self) -> int:
@@ -89,6 +97,7 @@ class Scheme:
 
 
 _ACT8 = TensorScheme(qtype=QType(bits=8), symmetric=False)
+_ROWS8 = TensorScheme(qtype=QType(bits=8), axis=0)
 
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
@@ -102,6 +111,26 @@ SCHEMES: dict[str, Scheme] = {
             weight=TensorScheme(qtype=QType(bits=4), axis=0, group_size=64),
             act=_ACT8,
             accum="int32",
+        ),
+        Scheme(
+            name="w8a8_dyn",
+            weight=TensorScheme(qtype=QType(bits=8), axis=0),
+            act=_ROWS8,
+            accum="int32",
+            dynamic=True,
+        ),
+        Scheme(
+            name="w4a8_g64_dyn",
+            weight=TensorScheme(qtype=QType(bits=4), axis=0, group_size=64),
+            act=_ROWS8,
+            accum="int32",
+            dynamic=True,
+        ),
+        Scheme(
+            name="w4a16_g128",
+            weight=TensorScheme(qtype=QType(bits=4), axis=0, group_size=128),
+            act=None,
+            accum="float32",
         ),
     )
 }

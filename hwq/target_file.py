@@ -54,8 +54,14 @@ INSTRUCTIONS = (
     "cuda.vector",
 )
 KINDS = ("llvm", "cuda")
-WEIGHTS = ("none", "int8", "int4", "int4_g64", "bfloat16", "float32")
-ACTS = ("int8", "bfloat16", "float32")
+WEIGHTS = ("none", "int8", "int4", "int4_g64", "int4_g128", "bfloat16", "float32")
+# Activations, each with the weights that are multiplied with them.
+ACTS = {
+    "int8": ("none", "int8", "int4", "int4_g64"),
+    "int8_dyn": ("int8", "int4_g64"),
+    "bfloat16": ("bfloat16",),
+    "float32": ("float32", "int4_g128"),
+}
 
 # Keys of [target] with their types; a key with "?" may be left out.
 _STRINGS = {"name": None, "description": None, "kind": KINDS, "mtriple?": None, "mcpu": None, "device": None}
@@ -142,11 +148,10 @@ def _compute_row(where: str, index: int, row: object, known_schedules: Sequence[
             accepted = f"a file of schedules/: {', '.join(known_schedules) or 'none yet'}"
             raise _error(where, f"{name}.schedules", schedule, accepted)
     weight = _string(where, f"{name}.weight", row["weight"], WEIGHTS)
-    act = _string(where, f"{name}.act", row["act"], ACTS)
-    if any((weight == name) != (act == name) for name in ("float32", "bfloat16")):
-        integers = ", ".join(kind for kind in WEIGHTS if "float" not in kind)
-        accepted = f"float32 for float32 activations, bfloat16 for bfloat16; one of {integers} for int8 activations"
-        raise _error(where, f"{name}.weight", weight, accepted)
+    act = _string(where, f"{name}.act", row["act"], tuple(ACTS))
+    if weight not in ACTS[act]:
+        accepted = "; ".join(f"one of {', '.join(weights)} for {acts}" for acts, weights in ACTS.items())
+        raise _error(where, f"{name}.weight", weight, f"{accepted} activations")
     return {
         "ops": ops,
         "weight": weight,

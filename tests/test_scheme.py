@@ -22,11 +22,14 @@ def test_integer_range(qtype: QType, lowest: int, highest: int) -> None:
 
 
 def test_schemes_carry_their_own_names() -> None:
-    assert list(SCHEMES) == ["f32", "bf16", "w8a8", "w4a8", "w4a8_g64"]
+    dynamic, floating = ["w8a8_dyn", "w4a8_g64_dyn"], ["f32", "bf16", "w4a16_g128"]
+    assert list(SCHEMES) == ["f32", "bf16", "w8a8", "w4a8", "w4a8_g64", *dynamic, "w4a16_g128"]
     for name, scheme in SCHEMES.items():
         assert scheme.name == name
-        assert scheme.domain == ("f32" if name in ("f32", "bf16") else "int8")
-        assert (scheme.weight is None) == (scheme.act is None) == (scheme.accum == "float32")
+        assert scheme.domain == ("f32" if name in (*floating, *dynamic) else "int8"), "of the tensors around a layer"
+        assert scheme.dynamic == (name in dynamic)
+        assert scheme.integer == (scheme.act is not None) == (scheme.accum == "int32") == (name not in floating)
+        assert (scheme.weight is None) == (name in ("f32", "bf16"))
     types = {name: (scheme.weight_type, scheme.act_type, scheme.weight_bits) for name, scheme in SCHEMES.items()}
     assert types == {
         "f32": ("float32", "float32", 32),
@@ -34,8 +37,11 @@ def test_schemes_carry_their_own_names() -> None:
         "w8a8": ("int8", "int8", 8),
         "w4a8": ("int4", "int8", 4),
         "w4a8_g64": ("int4_g64", "int8", 4),
+        "w8a8_dyn": ("int8", "int8_dyn", 8),
+        "w4a8_g64_dyn": ("int4_g64", "int8_dyn", 4),
+        "w4a16_g128": ("int4_g128", "float32", 4),
     }
-    assert [scheme.group_size for scheme in SCHEMES.values()] == [None, None, None, None, 64]
+    assert [scheme.group_size for scheme in SCHEMES.values()] == [None] * 4 + [64, None, 64, 128]
     weight, act = SCHEMES["w4a8"].weight, SCHEMES["w4a8"].act
     assert weight is not None
     assert act is not None
