@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
             *("graph", "workload", "samples", "ties", "quantize", "reference", "progress"),
             *("target", "target_file", "threads", "store_file", "store", "store_text", "cost", "boosting"),
             *("board_server", "tracker", "made_up"),
-            *("relax_tools", "onnx_prepare", "onnx_convert", "onnx_import"),
+            *("relax_tools", "token_func", "tokens", "onnx_prepare", "onnx_convert", "onnx_import"),
             *("passes", "layer_ops", "float_ops", "layers"),
         ),
     ),
