@@ -40,7 +40,7 @@ class _Known:
 
 
 def follow(func: Any, inputs: Sequence[Axes], least: int) -> Axes:
-    """The token axes of the last parameter of ``func``, given those of its first; all but these ``inputs`` are constant.
+    """The token axes of the last parameter of ``func``, from those of its first ``inputs``; the rest are constant.
 
     least: how many tokens there are always: what reads one of these by its number does not mix. Raises MixedError.
     """

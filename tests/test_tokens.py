@@ -102,7 +102,7 @@ MIXING = {
     "channels of tokens": ([node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), node("Softmax", ["t"], ["y"], name="bad")],
                            "mixes tokens"),
     "behind each other": ([node("Concat", ["x", "x"], ["y"], axis=1, name="bad")], "one behind the other"),
-    "running sums": ([node("CumSum", ["x", "first"], ["y"], name="bad")], ""),
+    "running sums": ([node("CumSum", ["x", "first"], ["y"], name="bad")], "plain loops|moves|known"),
 }  # fmt: skip
 
 
