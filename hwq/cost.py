@@ -38,7 +38,7 @@ SLOWER = 4.0
 APART = 1.5
 # An exponential or a tanh in float is a polynomial and a division: so many multiply-adds an element.
 _TRANSCENDENTAL_MACS = 20
-_TRANSCENDENTAL = ("sigmoid", "silu", "tanh", "gelu")
+_TRANSCENDENTAL = ("sigmoid", "silu", "tanh", "gelu", "gelu_tanh")
 
 
 def op_macs(workload: Workload) -> int:

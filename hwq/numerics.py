@@ -30,6 +30,9 @@ BIAS_LIMIT = 1 << 30
 # Factors of the plain scale that the int4 search tries: the best for bell-shaped weights lies near 0.65 to 0.9.
 SHRINK = tuple(1.0 - 0.05 * step for step in range(12))
 
+# gelu_tanh is x / 2 * (1 + tanh(GELU_LINEAR * x + GELU_CUBIC * x^3)) (arXiv:1606.08415, section 2).
+GELU_LINEAR = math.sqrt(2.0 / math.pi)
+GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 # A weight of linear resizing has this many bits behind the point, on each axis: a byte times both fills 30 bits.
 RESIZE_BITS = 11
@@ -310,6 +313,9 @@ def activate(activation: ActivationLike, x: Array) -> Array:
         return x * _sigmoid(x)
     if kind == "tanh":
         return np.asarray(np.tanh(x))
+    if kind == "gelu_tanh":
+        inner = x * (x.dtype.type(GELU_LINEAR) + x.dtype.type(GELU_CUBIC) * np.square(x))
+        return np.asarray(x * ((1 + np.tanh(inner)) / 2))
     assert kind == "gelu", kind
     erf = np.frompyfunc(math.erf, 1, 1)(x * x.dtype.type(math.sqrt(0.5))).astype(x.dtype)
     return np.asarray(x * ((1 + erf) / 2))

@@ -29,6 +29,7 @@ OPS = (
     *ANCHORS,
     *("max_pool2d", "avg_pool2d", "add", "multiply", "unary", "concat", "quantize", "dequantize", "transpose"),
     *("softmax", "layer_norm", "pad", "slice", "resize_nearest", "resize_linear"),
+    *("rms_norm", "rope", "gather"),
 )
 # Their places are categories of the shipped model: what is new comes last.
 FAMILIES = (
@@ -45,9 +46,22 @@ FAMILIES = (
     *("x86/binary", "x86/table", "generic/resize", "generic/binary", "generic/unary", "generic/pool", "generic/boxes"),
     *("generic/gather", "generic/quantize", "generic/transpose", "generic/softmax", "generic/layer_norm"),
     *("arm/smmla", "arm/table"),
+    *("generic/rms_norm", "generic/rope", "generic/embedding"),
 )
 HOMES = ("l2", "l3", "memory")
-KINDS = ("none", "relu", "clip", "leaky_relu", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "tanh", "gelu")
+KINDS = (
+    "none",
+    "relu",
+    "clip",
+    "leaky_relu",
+    "hard_swish",
+    "hard_sigmoid",
+    "sigmoid",
+    "silu",
+    "tanh",
+    "gelu",
+    "gelu_tanh",
+)
 FEATURES = (
     *("op", "family", "home", "integer", "weight_bits", "group_size", "float_out", "kind", "table", "residual"),
     *("macs", "moved", "weights", "outputs", "inputs", "reduction", "channels_out", "channels_in", "pixels", "width"),

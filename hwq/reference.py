@@ -178,5 +178,20 @@ def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.square(centred).mean(axis=-1, keepdims=True)
         return np.asarray(centred / np.sqrt(variance + workload.attr("epsilon")) * rest[0] + rest[1])
+    if op == "rms_norm":
+        return np.asarray(x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + workload.attr("epsilon")) * rest[0])
+    if op == "rope":
+        return _rope(workload, x, *rest)
     assert op == "transpose", f"no reference for {op}"
     return np.asarray(x.transpose(workload.attr("axes")))
+
+
+def _rope(workload: Workload, x: Array, cos: Array, sin: Array) -> Array:
+    """x * cos + rotate(x) * sin for each head."""
+    head = x.reshape(*x.shape[:2], workload.attr("heads"), -1)
+    if workload.attr("style") == "half":
+        first, second = np.split(head, 2, axis=-1)
+        turned = np.concatenate([-second, first], axis=-1)
+    else:
+        turned = np.stack([-head[..., 1::2], head[..., ::2]], axis=-1).reshape(head.shape)
+    return np.asarray((head * cos[:, None] + turned * sin[:, None]).reshape(x.shape))

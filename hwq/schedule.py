@@ -19,6 +19,8 @@ from hwq.schedules.generic import (
     pool,
     quantize,
     resize,
+    rms_norm,
+    rope,
     softmax,
     transpose,
     unary,
@@ -51,6 +53,8 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     transpose.apply,
     softmax.apply,
     layer_norm.apply,
+    rms_norm.apply,
+    rope.apply,
 )
 
 

@@ -22,7 +22,10 @@ else:
     import tomli as tomllib
 
 # What the operators of a compute row may be; "*" is all of them.
-OPS = ("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "transpose", "quantize", "dequantize", "float")
+OPS = (
+    *("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "transpose", "quantize", "dequantize", "float"),
+    *("rms_norm", "rope", "gather"),
+)
 # The instruction a row's kernels are built on. "*.vector" is plain vector arithmetic and moves, "generic.table" a
 # table look-up, and "generic.*" whatever the compiler finds on any machine.
 INSTRUCTIONS = (

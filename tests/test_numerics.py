@@ -236,6 +236,7 @@ EXPECTED = {
     "silu": lambda x: x / (1.0 + math.exp(-x)),
     "tanh": math.tanh,
     "gelu": lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))),
+    "gelu_tanh": lambda x: 0.5 * x * (1.0 + math.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
 }
 
 

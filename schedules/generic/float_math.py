@@ -15,6 +15,7 @@ from typing import Any
 from tvm import tirx
 
 from hwq.graph import Activation
+from hwq.numerics import GELU_CUBIC, GELU_LINEAR
 
 # Below this exp underflows to the smallest normal float32, above it overflows: inputs are clamped.
 EXP_LEAST, EXP_MOST = -87.33654, 88.37626
@@ -139,5 +140,8 @@ def _activate(activation: Activation, x: Any) -> Any:
         return x * sigmoid(x)
     if kind == "tanh":
         return tanh(x)
+    if kind == "gelu_tanh":
+        # (1 + tanh(z)) / 2 is sigmoid(2 z), which loses no digits where it is small.
+        return x * sigmoid(x * (_f32(2.0 * GELU_LINEAR) + _f32(2.0 * GELU_CUBIC) * x * x))
     assert kind == "gelu", kind
     return _f32(0.5) * x * (_f32(1.0) + erf(x * _f32(math.sqrt(0.5))))

@@ -10,21 +10,22 @@ by operator 13.2), 128 rows of 768, which L2 holds just so, at 56 (14.1; 57).
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from hwq.graph import Shape
+from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.generic import common
-from hwq.schedules.generic.gather import ravel
-from hwq.schedules.generic.pool import tree
-from hwq.schedules.generic.softmax import collapsed
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "generic/layer_norm:1"
+NAME = "generic/layer_norm:2"
 # Registers that sums are taken in at once, at most: enough additions under way to hide much of what each takes.
 REGISTERS = 4
 # Rows that are swept together, where the nearest cache holds them: LLVM then writes each sweep as a loop of its own.
@@ -39,7 +40,7 @@ def apply(workload: Workload, target: Target) -> Kernel | None:
         return None
     if common.is_integer(workload) or workload.activation.kind != "none":
         return common.decline(workload, "only float32 without an activation")
-    return common.finish(workload, _schedule(workload, target).mod["main"], NAME)
+    return common.finish(workload, _function(workload, target), NAME)
 
 
 def sum_lanes(size: int, lanes: int) -> int:
@@ -61,67 +62,69 @@ def rows_together(rows: int, size: int, target: Target) -> int:
     return next((count for count in range(most, most // 2, -1) if rows % count == 0), most)
 
 
-def _schedule(workload: Workload, target: Target) -> Schedule:
-    shape = workload.output_shape
-    size, outer = shape[-1], shape[:-1]
-    rows = math.prod(outer)
+def _function(workload: Workload, target: Target) -> Any:
+    shape = flat(workload.output_shape)
+    rows, size = shape
     lanes = sum_lanes(size, target.lanes())
     x = te.placeholder(shape, "float32", "x")
     scale, bias = (te.placeholder((size,), "float32", name) for name in ("scale", "bias"))
-    value = collapsed(x, size, 1)
-
-    def sum_of(term: Any, name: str) -> Any:
-        """The sum of term(row, column) along each row, as a function of the row; its lanes meet in halves."""
-        steps = size // lanes if lanes else 0
-        rest = [partial(term, at=at) for at in range(steps * lanes, size)]
-        if not lanes:
-            return lambda row: tree([each(row) for each in rest], _plus)
-        k = te.reduce_axis((0, steps), "k")
-        part = te.compute((rows, lanes), lambda r, v: te.sum(term(r, k * lanes + v), axis=k), f"{name}_part")
-        for half in halves(lanes):
-            part = _folded(part, half, f"{name}_{half}")
-        return lambda row: tree([part[row, 0], *(each(row) for each in rest)], _plus)
-
-    def squared(row: Any, at: Any) -> Any:
-        return (value(row, at, 0) - mean[row]) * (value(row, at, 0) - mean[row])
-
-    share, epsilon = (tirx.const(number, "float32") for number in (1.0 / size, workload.attr("epsilon")))
-    total = sum_of(lambda row, at: value(row, at, 0), "total")
+    share, epsilon, one = (tirx.const(number, "float32") for number in (1.0 / size, workload.attr("epsilon"), 1.0))
+    total = row_sum(lambda row, at: x[row, at], rows, size, lanes, "total")
     mean = te.compute((rows,), lambda r: total(r) * share, "mean")
-    spread = sum_of(squared, "spread")
-    factor = te.compute(
-        (rows,), lambda r: tirx.const(1.0, "float32") / tirx.sqrt(spread(r) * share + epsilon), "factor"
-    )
+    spread = row_sum(lambda row, at: (x[row, at] - mean[row]) * (x[row, at] - mean[row]), rows, size, lanes, "spread")
+    factor = te.compute((rows,), lambda r: one / tirx.sqrt(spread(r) * share + epsilon), "factor")
+    out = common.compute(shape, lambda row, at: (x[row, at] - mean[row]) * factor[row] * scale[at] + bias[at])
+    sch = common.schedule_of([x, scale, bias, out])
+    schedule_sweeps(sch, workload, target, (("factor", "spread"), ("mean", "total")))
+    return with_shapes(sch.mod["main"], {0: workload.output_shape, 3: workload.output_shape})
 
-    def rule(*at: Any) -> Any:
-        row = ravel(at[:-1], outer)
-        return (x[at] - mean[row]) * factor[row] * scale[at[-1]] + bias[at[-1]]
 
-    sch = common.schedule_of([x, scale, bias, common.compute(shape, rule)])
-    loops = sch.get_loops(sch.get_sblock("out"))
-    block = None
-    if outer:
-        row = sch.fuse(*loops[:-1]) if len(outer) > 1 else loops[0]
-        block, _ = sch.split(row, [None, rows_together(rows, size, target)])
-    for end, name in (("factor", "spread"), ("mean", "total")):
-        if block is not None:
-            sch.compute_at(sch.get_sblock(end), block, preserve_unit_loops=True)
+def flat(shape: Shape) -> Shape:
+    """(rows, size of a row)."""
+    return (math.prod(shape[:-1]), shape[-1])
+
+
+def row_sum(term: Any, rows: int, size: int, lanes: int, name: str) -> Any:
+    """The sum of term(row, column) along each row, as a function of the row: ``lanes`` partial sums, which meet in
+    halves, then what is left over.
+
+    A row's bits do not depend on the others: what is left over is added one by one, since of the sum of two products
+    LLVM fuses the one or the other.
+    """
+    steps = size // lanes if lanes else 0
+    rest = [partial(term, at=at) for at in range(steps * lanes, size)]
+    if not lanes:
+        return lambda row: functools.reduce(_plus, [each(row) for each in rest])
+    k = te.reduce_axis((0, steps), "k")
+    part = te.compute((rows, lanes), lambda r, v: te.sum(term(r, k * lanes + v), axis=k), f"{name}_part")
+    for half in halves(lanes):
+        part = _folded(part, half, f"{name}_{half}")
+    return lambda row: functools.reduce(_plus, [part[row, 0], *(each(row) for each in rest)])
+
+
+def schedule_sweeps(sch: Schedule, workload: Workload, target: Target, ends: Sequence[tuple[str, str]]) -> None:
+    """A few rows together go through all sweeps. ends: (block, the ``row_sum`` it is made of), the last sweep first."""
+    rows, size = flat(workload.output_shape)
+    lanes = sum_lanes(size, target.lanes())
+    row, _ = sch.get_loops(sch.get_sblock("out"))
+    block, _ = sch.split(row, [None, rows_together(rows, size, target)])
+    for end, name in ends:
+        sch.compute_at(sch.get_sblock(end), block, preserve_unit_loops=True)
         row = sch.get_loops(sch.get_sblock(end))[-1]
         for half in reversed(halves(lanes)):
             found = sch.get_sblock(f"{name}_{half}")
             sch.compute_at(found, row, preserve_unit_loops=True)
             sch.vectorize(sch.get_loops(found)[-1])
-        if lanes and block is not None:
+        if lanes:
             sch.compute_at(sch.get_sblock(f"{name}_part"), block, preserve_unit_loops=True)
-    if block is not None and common.worth_parallel(workload.parallel, common.moved_bytes(workload, 4), target):
+    if common.worth_parallel(workload.parallel, common.moved_bytes(workload, 4), target):
         common.split_outer(sch, [block], [int(sch.get(block).extent)], workload.parallel)
-    for name in ("spread_part", "total_part") if lanes else ():
-        part = sch.get_sblock(name)
+    for _, name in ends if lanes else ():
+        part = sch.get_sblock(f"{name}_part")
         lane, step = sch.get_loops(part)[-2:]
         sch.reorder(step, lane)
         sch.vectorize(lane)
         sch.vectorize(sch.get_loops(sch.decompose_reduction(part, step))[-1])
-    return sch
 
 
 def _folded(wide: te.Tensor, half: int, name: str) -> te.Tensor:

@@ -15,7 +15,7 @@ from hwq.schedule import kernel_for
 from hwq.schedules.generic import layer_norm
 from hwq.target import Target
 
-SIZES = (1, 7, 16, 17, 33, 127, 384, 768)
+SIZES = (1, 7, 16, 17, 33, 127, 384, 768, 2048)
 
 
 def _arguments(shape: Shape, rng: np.random.Generator, mean: float = 2.0) -> list[np.ndarray]:
@@ -26,13 +26,13 @@ def _arguments(shape: Shape, rng: np.random.Generator, mean: float = 2.0) -> lis
 @pytest.mark.parametrize("name", ["x86-generic", "x86-avx2", "host"])
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_reference(name: str, size: int, rng: np.random.Generator) -> None:
-    """A sum rounds at most 12 + 6 + 6 times (steps of a row of 768, halves, the rest of 127), each 6e-8 of values as
-    large as their deviation; the outputs are up to 10 deviations large, and it is 24 * 6e-8 * 10 = 1.5e-5 of them.
+    """A sum rounds at most 32 + 6 times (steps of a row of 2048, halves; others less), each 6e-8 of values as large as
+    their deviation; the outputs are up to 10 deviations large, and it is 38 * 6e-8 * 10 = 2.3e-5 of them.
     """
     target = Target.load(name)
     for shape in ((3, size), (2, 5, 1, size), (size,)):
         workload = make("layer_norm", "f32", [shape], shape, epsilon=1e-5)
-        check(workload, target, _arguments(shape, rng), tolerance=1.5e-5)
+        check(workload, target, _arguments(shape, rng), tolerance=2.3e-5)
 
 
 def test_a_mean_far_from_zero_does_not_cancel(rng: np.random.Generator) -> None:

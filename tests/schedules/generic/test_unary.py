@@ -20,6 +20,7 @@ ACTIVATIONS = (
     Activation(kind="silu"),
     Activation(kind="tanh"),
     Activation(kind="gelu"),
+    Activation(kind="gelu_tanh"),
 )
 
 
