@@ -25,7 +25,7 @@ from hwq import numerics, observers
 from hwq.errors import HwqError
 from hwq.execute import Runner, quiet, run, to_device
 from hwq.files import write_atomic
-from hwq.graph import Activation, Graph, Layer
+from hwq.graph import ANCHORS, Activation, Graph, Layer
 from hwq.numerics import QParams
 from hwq.progress import Callback
 from hwq.samples import Batch
@@ -93,7 +93,8 @@ def collect(
     when what is made of the statistics is safe.
     """
     found = Statistics(histograms={tensor: observers.Histogram() for tensor in tensors})
-    weighed = list(dict.fromkeys(one.step.inputs[0] for one in runner.steps if one.step.weight is not None))
+    anchors = [one.step for one in runner.steps if one.step.workload is not None and one.step.workload.op in ANCHORS]
+    weighed = list(dict.fromkeys(step.inputs[0] for step in anchors))
     skip = 0
     if checkpoint is not None and checkpoint.exists():
         kept = _load_checkpoint(checkpoint, tensors)

@@ -23,6 +23,8 @@ ANCHORS = ("conv2d", "depthwise_conv2d", "dense")
 PASS_THROUGH = ("max_pool2d", "concat", "pad", "slice", "reshape", "resize_nearest", "resize_linear")
 # Operators without weights that have integer kernels of their own and requantize.
 INTEGER_OPS = (*PASS_THROUGH, "avg_pool2d", "add", "multiply", "unary")
+# What transformers are made of beside dense layers: float32 tensors enter and leave.
+TRANSFORMER_OPS = ("attention", "rms_norm", "rope", "gather")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,8 @@ class Activation:
     """The function at the end of an epilogue.
 
     kind: "none", "relu", "clip" (to [lo, hi]; ReLU6 is clip to [0, 6]), "leaky_relu" (slope ``alpha`` below 0),
-    "hard_swish", "hard_sigmoid" (clip(alpha * x + beta, 0, 1)), "sigmoid", "silu", "tanh", "gelu".
+    "hard_swish", "hard_sigmoid" (clip(alpha * x + beta, 0, 1)), "sigmoid", "silu", "tanh", "gelu" (by erf), "gelu_tanh"
+    (GELU in the form x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))).
     """
 
     kind: str = "none"
@@ -58,6 +61,20 @@ class Layer:
     strides; transpose: axes; resize_nearest: map_h, map_w (source index for each output row and column); resize_linear:
     none (constants: ``operators.linear_sources`` of rows, then columns); softmax: axis; layer_norm: epsilon; reshape:
     none; float: operator (its name, for reports).
+
+    Of transformers (``hwq.transformer`` is their arithmetic):
+    attention: inputs q (B, S, H * D), k (B, T, G * D), v (B, T, G * E), and perhaps bias, 4-d, each axis 1 or that of
+    (B, H, S, T); a bias that is constant is the only one of ``constants`` instead, its shape the attribute "bias".
+    Output (B, S, H * E): softmax(scale * q k^T + bias) v for each head, heads side by side in the last axis, query head
+    h with key and value head h // (H // G). attrs: heads (H), kv_heads (G), scale, causal (query i sees key j where
+    j <= i + T - S). With attribute cut (True, else absent) one more input, the last: span, int32 (2,), (n, t): only
+    the first n queries are computed (the others' outputs are whatever they are, but finite), only the first t keys
+    exist, and causal means j <= i + t - n.
+    rms_norm: x / sqrt(mean(x^2) + epsilon) * scale over the last axis; constants: scale (C,); attrs: epsilon.
+    rope: x (B, S, H * D); constants: cos, sin, (S, D) each; attrs: heads (H), style, "half" (rotate(x) is concat(-x[D /
+    2:], x[:D / 2])) or "interleaved" (pairs (x0, x1) become (-x1, x0)): x * cos[s] + rotate(x) * sin[s] for each head.
+    gather: ids of any shape, weight (V, C); output (*ids.shape, C); attrs: ids, their type ("int64" or "int32"),
+    and rows (V). Ids outside of [0, V) are wrapped once where negative, then clamped: nothing is read outside of it.
     """
 
     name: str

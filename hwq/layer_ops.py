@@ -47,8 +47,29 @@ def layer_of(mod: IRModule, value: rt.Expr, name: str, tensors: Tensors) -> Laye
     activation = activation_of(mod, value)
     if activation is not None:
         return _layer(value, name, tensors, "unary", activation=activation)
+    if isinstance(value.op, ir.GlobalVar):
+        return _private(mod, value, name, tensors)
     make = _MAKERS.get(rt.op_name(value))
     return None if make is None else make(value, name, tensors)
+
+
+def _private(mod: IRModule, value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """A call of one of the module's own functions with an attribute "layer": that operator, of its other attributes."""
+    attrs = mod[value.op].attrs
+    if attrs is None or "layer" not in attrs:
+        return None
+    found: dict[str, Any] = {
+        key: attrs[key] for key in ("heads", "kv_heads", "style", "scale", "causal") if key in attrs
+    }
+    for key, kind in (("heads", int), ("kv_heads", int), ("style", str), ("scale", float), ("causal", bool)):
+        if key in found:
+            found[key] = kind(getattr(found[key], "value", found[key]))
+    data = [arg for arg in value.args if not rt.is_const(arg)]
+    constants = tuple(rt.value_of(arg).copy() for arg in value.args if rt.is_const(arg))
+    op = str(attrs["layer"])
+    if op == "attention" and constants:
+        found["bias"] = constants[0].shape
+    return _layer(value, name, tensors, op, data, attrs=found, constants=constants)
 
 
 def _all_float32(value: rt.Expr) -> bool:
@@ -202,9 +223,11 @@ def _slice(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
 
 
 def _take(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
-    """Constant rows or columns of a plane: nearest resizing along one axis."""
+    """Rows of a constant table; constant rows or columns of a plane: nearest resizing along one axis."""
     data, index = value.args
     shape = rt.shape_of(data)
+    if rt.is_const(data) and len(shape) == 2 and value.attrs.axis is not None and int(value.attrs.axis) % 2 == 0:
+        return _gather(value, name, tensors)
     if value.attrs.axis is None or not rt.is_const(index) or len(shape) != 4 or len(rt.shape_of(index)) != 1:
         return None
     axis, found = int(value.attrs.axis) % 4, rt.ints(rt.value_of(index))
@@ -212,6 +235,25 @@ def _take(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
         return None
     maps = {"map_h": tuple(range(shape[1])), "map_w": tuple(range(shape[2])), ("map_h", "map_w")[axis - 1]: found}
     return _layer(value, name, tensors, "resize_nearest", attrs=maps)
+
+
+def _gather(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    table, ids = value.args
+    kind = rt.dtype_of(ids)
+    if kind not in ("int64", "int32"):
+        return None
+    weight = np.array(rt.value_of(table), np.float32)
+    return _layer(value, name, tensors, "gather", [ids], attrs={"ids": kind, "rows": len(weight)}, weight=weight)
+
+
+def _rms_norm(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """Over the last axis, with a constant scale."""
+    data, scale = value.args
+    last = len(rt.shape_of(data)) - 1
+    if not rt.is_const(scale) or [axis % (last + 1) for axis in rt.ints(value.attrs.axes)] != [last]:
+        return None
+    attrs = {"epsilon": float(value.attrs.epsilon)}
+    return _layer(value, name, tensors, "rms_norm", attrs=attrs, constants=(rt.value_of(scale).copy(),))
 
 
 def _layer_norm(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
@@ -267,5 +309,6 @@ _MAKERS: Mapping[str, Callable[[rt.Expr, str, Tensors], Layer | None]] = {
     "reshape": _plain("reshape"),
     "nn.softmax": _plain("softmax", axis=lambda value: int(value.attrs.axis) % len(rt.shape_of(value))),
     "nn.layer_norm": _layer_norm,
+    "nn.rms_norm": _rms_norm,
     "permute_dims": _plain("transpose", axes=_axes),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hwq import group_scales, numerics, operators
+from hwq import group_scales, numerics, operators, transformer
 from hwq.graph import ANCHORS, PASS_THROUGH, Activation
 from hwq.numerics import Array, QParams
 from hwq.scheme import SCHEMES
@@ -138,6 +138,10 @@ def _sums(workload: Workload, x: Array, weight: Array, folded: Array, zero_x: in
 
 def _float(workload: Workload, arguments: Sequence[Array]) -> Array:
     """The float operators, computed in float64."""
+    if workload.op == "gather":
+        return np.asarray(transformer.gather(*arguments), np.float32)
+    if workload.op == "attention":
+        return _attention(workload, arguments)
     values = [argument.astype(np.float64) for argument in arguments]
     x, rest = values[0], values[1:]
     y = _float_anchor(workload, x, rest) if workload.op in ANCHORS else _float_plain(workload, x, rest)
@@ -179,19 +183,21 @@ def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
         variance = np.square(centred).mean(axis=-1, keepdims=True)
         return np.asarray(centred / np.sqrt(variance + workload.attr("epsilon")) * rest[0] + rest[1])
     if op == "rms_norm":
-        return np.asarray(x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + workload.attr("epsilon")) * rest[0])
+        return transformer.rms_norm(x, rest[0], epsilon=workload.attr("epsilon"))
     if op == "rope":
-        return _rope(workload, x, *rest)
+        return transformer.rope(x, rest[0], rest[1], **_some(workload, ("heads", "style")))
     assert op == "transpose", f"no reference for {op}"
     return np.asarray(x.transpose(workload.attr("axes")))
 
 
-def _rope(workload: Workload, x: Array, cos: Array, sin: Array) -> Array:
-    """x * cos + rotate(x) * sin for each head."""
-    head = x.reshape(*x.shape[:2], workload.attr("heads"), -1)
-    if workload.attr("style") == "half":
-        first, second = np.split(head, 2, axis=-1)
-        turned = np.concatenate([-second, first], axis=-1)
-    else:
-        turned = np.stack([-head[..., 1::2], head[..., ::2]], axis=-1).reshape(head.shape)
-    return np.asarray((head * cos[:, None] + turned * sin[:, None]).reshape(x.shape))
+def _attention(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """Inputs q, k, v, perhaps a bias, and the span if lengths are cut; then perhaps a constant bias."""
+    q, k, v, *rest = arguments
+    cut = dict(workload.attrs).get("cut", False)
+    found = rest.pop(len(workload.input_shapes) - 4) if cut else None
+    span = None if found is None else (int(found[0]), int(found[1]))
+    tensors = [value.astype(np.float64) for value in (q, k, v, *rest)]
+    assert len(tensors) <= 4, workload
+    return transformer.attention(
+        *tensors, span=span, **_some(workload, ("heads", "kv_heads", "scale", "causal"))
+    ).astype(np.float32)

@@ -16,6 +16,7 @@ from hwq.schedules.generic import (
     float_func,
     gather,
     layer_norm,
+    plain,
     pool,
     quantize,
     resize,
@@ -55,6 +56,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     layer_norm.apply,
     rms_norm.apply,
     rope.apply,
+    plain.apply,
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from hwq.address import LOCAL, REMOTE, read_device
 from hwq.errors import HwqError
-from hwq.graph import ANCHORS, INTEGER_OPS
+from hwq.graph import ANCHORS, INTEGER_OPS, TRANSFORMER_OPS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +24,7 @@ else:
 # What the operators of a compute row may be; "*" is all of them.
 OPS = (
     *("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "transpose", "quantize", "dequantize", "float"),
-    *("rms_norm", "rope", "gather"),
+    *TRANSFORMER_OPS,
 )
 # The instruction a row's kernels are built on. "*.vector" is plain vector arithmetic and moves, "generic.table" a
 # table look-up, and "generic.*" whatever the compiler finds on any machine.

@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from numpy.lib.stride_tricks import sliding_window_view
 
+from hwq import transformer
 from hwq.graph import Activation, Graph, Layer
 
 Array = np.ndarray[Any, Any]
@@ -58,6 +59,9 @@ def activate(act: Activation, x: Array) -> Array:
         "sigmoid": lambda: sigmoid,
         "silu": lambda: x * sigmoid,
         "tanh": lambda: np.tanh(x),
+        "gelu_tanh": lambda: (
+            x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.astype(np.float64) ** 3)))
+        ),
         "gelu": lambda: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     }
     return np.asarray(forms[act.kind](), np.float32)
@@ -126,6 +130,22 @@ def _layer_norm(layer: Layer, x: Array) -> Array:
     return np.asarray(centred / deviation * scale + bias, np.float32)
 
 
+def _attention(layer: Layer, *args: Array) -> Array:
+    attrs = {key: layer.attrs[key] for key in ("heads", "kv_heads", "scale", "causal")}
+    tensors = [value.astype(np.float64) for value in (*args, *layer.constants)]
+    return transformer.attention(*tensors, **attrs).astype(np.float32)
+
+
+def _rms_norm(layer: Layer, x: Array) -> Array:
+    found = transformer.rms_norm(x.astype(np.float64), layer.constants[0], epsilon=layer.attrs["epsilon"])
+    return found.astype(np.float32)
+
+
+def _rope(layer: Layer, x: Array) -> Array:
+    cos, sin = layer.constants
+    return transformer.rope(x, cos, sin, heads=layer.attrs["heads"], style=layer.attrs["style"])
+
+
 def _slice(layer: Layer, x: Array) -> Array:
     return x[
         tuple(slice(*cut) for cut in zip(layer.attrs["begin"], layer.attrs["end"], layer.attrs["strides"], strict=True))
@@ -156,5 +176,9 @@ _OPS: Mapping[str, Any] = {
     "unary": lambda _, x: x,
     "softmax": _softmax,
     "layer_norm": _layer_norm,
+    "attention": _attention,
+    "rms_norm": _rms_norm,
+    "rope": _rope,
+    "gather": lambda layer, ids: transformer.gather(ids, layer.weight),
     "transpose": lambda layer, x: np.ascontiguousarray(x.transpose(layer.attrs["axes"])),
 }
