@@ -29,9 +29,10 @@ from hwq.errors import HwqError
 from hwq.files import write_atomic
 from hwq.graph import Shape
 from hwq.library import Library
-from hwq.placed import Placed, arguments, between_kernels, call, call_times, place
+from hwq.placed import Placed, arguments, between_kernels, call, call_times, new_state, place
 from hwq.plan import Plan
 from hwq.samples import as_batch, in_batches, made_up, split
+from hwq.session import Session, sequences
 from hwq.target import Target
 
 FORMAT = 2
@@ -55,6 +56,7 @@ class Artifact:
     """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
 
     calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
+    length: how many tokens a session of a network by ``hwq.decoder`` holds; None for any other network.
     placed: the library where it runs, this machine or a board; None where it can only be looked at, which ``missing``
     then says why. Calls from several Python threads take turns, by ``lock``: there is one workspace.
     """
@@ -68,21 +70,45 @@ class Artifact:
     calls: tuple[tuple[str, str], ...]
     library: Library
     placed: Placed | None
+    length: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
         """Run on one array (or one for each input, or one dict): samples first, any number of them.
 
-        Returns one array, or a tuple where the network has several outputs, with as many samples. Raises HwqError
+        Returns one array, or a tuple where the network has several outputs, with as many samples. A network by
+        ``hwq.decoder`` takes token ids (N, n) and goes through each sequence in a session of its own. Raises HwqError
         "input-shape", "input-type", "input-nan", "input-name", "samples-empty", "kernel-failed", "cpu-lacks" where it
         can only be looked at, and "device-lost".
         """
+        if self.length is not None:
+            return sequences(self.start, values[0] if len(values) == 1 else values, next(iter(self.inputs)))
         return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs)
 
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
         placed = self._placed()
         with self.lock:
             return call(placed, self._arguments(part), len(self.outputs))
+
+    def start(self) -> Session:
+        """A new session of a network by ``hwq.decoder``: one sequence, independent of all others.
+
+        Raises HwqError "session-none" for any other network, and "cpu-lacks" where it can only be looked at.
+        """
+        if self.length is None:
+            message = "the artifact keeps nothing between calls, so it has no sessions; accepted: one of hwq.decoder"
+            raise HwqError("session-none", message)
+        ((name, (_, dtype)),) = self.inputs.items()
+        return Session(
+            placed=self._placed(),
+            library=self.library,
+            lock=self.lock,
+            threads=self.threads,
+            name=name,
+            dtype=dtype,
+            outputs=self.outputs,
+            length=self.length,
+        )
 
     def benchmark(self, *values: Any, runs: int = 50, warm_up: int = 10) -> Benchmark:
         """Time calls on one network-sized batch of ``values``, its arrays on the device already. Unit: seconds."""
@@ -103,7 +129,10 @@ class Artifact:
         return self.placed
 
     def _arguments(self, part: Mapping[str, Array]) -> list[Any]:
-        return arguments(self._placed(), [part[name] for name in self.inputs], self.outputs, self.threads)
+        placed, given = self._placed(), [part[name] for name in self.inputs]
+        if self.length is not None:  # for times: a token in the middle of its session
+            given.append(np.array([1, (self.length + 1) // 2], np.int32))
+        return arguments(placed, given, self.outputs, self.threads, new_state(placed, self.library))
 
     def _example(self, *values: Any) -> list[Any]:
         batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
@@ -167,6 +196,7 @@ class Artifact:
             "sha256": {_LIBRARY: _digest(self.library.code), _CONSTANTS: _digest(self.library.constants)},
             "expanded_bytes": self.library.expanded_bytes,
             "workspace_bytes": self.library.workspace_bytes,
+            "state_bytes": self.library.state_bytes,
             "plan": self.plan.to_dict(),
             "report": self.report,
             "target": self.target.to_dict(),
@@ -174,6 +204,7 @@ class Artifact:
             "inputs": {name: list(spec) for name, spec in self.inputs.items()},
             "outputs": {name: list(spec) for name, spec in self.outputs.items()},
             "calls": self.calls,
+            "length": self.length,
         }
         blob = io.BytesIO()
         with zipfile.ZipFile(blob, "w", zipfile.ZIP_STORED) as pack:
@@ -207,6 +238,7 @@ class Artifact:
                 constants=constants,
                 expanded_bytes=int(manifest["expanded_bytes"]),
                 workspace_bytes=int(manifest["workspace_bytes"]),
+                state_bytes=int(manifest.get("state_bytes", 0)),
             )
             target = Target.from_dict(manifest["target"])
             fields: dict[str, Any] = {
@@ -216,6 +248,7 @@ class Artifact:
                 "inputs": _specs(manifest["inputs"]),
                 "outputs": _specs(manifest["outputs"]),
                 "calls": tuple((str(symbol), str(step)) for symbol, step in manifest["calls"]),
+                "length": None if manifest.get("length") is None else int(manifest["length"]),
             }
         except (KeyError, TypeError, ValueError, AttributeError, HwqError) as error:
             reason = error.message if isinstance(error, HwqError) else repr(error)

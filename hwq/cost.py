@@ -49,6 +49,8 @@ def op_macs(workload: Workload) -> int:
     out = math.prod(workload.output_shape)
     if workload.op in ANCHORS:
         return out * _reduction(workload)
+    if workload.op == "append":
+        return math.prod(workload.input_shapes[0])
     if workload.op in ("max_pool2d", "avg_pool2d"):
         return out * int(math.prod(workload.attr("kernel")))
     if workload.op == "softmax" or (workload.op == "unary" and _is_transcendental(workload)):
@@ -83,6 +85,8 @@ def moved_bytes(workload: Workload) -> int:
     """Bytes one call must read and write if each is touched once: inputs, weights, output."""
     source = 4 if SCHEMES[workload.scheme].domain == "f32" or workload.op == "quantize" else 1
     result = 4 if workload.out_dtype == "float32" else 1
+    if workload.op == "append":  # of its output it writes what it reads
+        return 2 * source * math.prod(workload.input_shapes[0])
     read = source * sum(math.prod(shape) for shape in workload.input_shapes)
     return read + weight_bytes(workload) + result * math.prod(workload.output_shape)
 

@@ -156,7 +156,8 @@ class BoundStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Runner:
-    """A program ready to run; ``buffers`` are allocated at the first run and written again by each later one."""
+    """A program ready to run; ``buffers`` are allocated at the first run and written again by each later one, but for
+    the program's state, to which each run adds."""
 
     program: Program
     steps: tuple[BoundStep, ...]
@@ -195,7 +196,9 @@ def run(
             env[step.output] = env[step.inputs[0]]._create_view(shape)
         else:
             if step.output not in runner.buffers:
-                runner.buffers[step.output] = tvm.runtime.empty(shape, dtype)
+                lives_on = step.output in runner.program.state
+                made = tvm.runtime.tensor(np.zeros(shape, dtype)) if lives_on else tvm.runtime.empty(shape, dtype)
+                runner.buffers[step.output] = made
             out = runner.buffers[step.output]
             bound.function(*(env[name] for name in step.inputs), *bound.constants, out)
             env[step.output] = out

@@ -25,6 +25,8 @@ PASS_THROUGH = ("max_pool2d", "concat", "pad", "slice", "reshape", "resize_neare
 INTEGER_OPS = (*PASS_THROUGH, "avg_pool2d", "add", "multiply", "unary")
 # What transformers are made of beside dense layers: float32 tensors enter and leave.
 TRANSFORMER_OPS = ("attention", "rms_norm", "rope", "gather")
+# The input of a network that goes token by token: int32 (2,), (n, t), the last n of the t tokens that there are by now.
+SPAN = "@span"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,9 @@ class Layer:
     2:], x[:D / 2])) or "interleaved" (pairs (x0, x1) become (-x1, x0)): x * cos[s] + rotate(x) * sin[s] for each head.
     gather: ids of any shape, weight (V, C); output (*ids.shape, C); attrs: ids, their type ("int64" or "int32"),
     and rows (V). Ids outside of [0, V) are wrapped once where negative, then clamped: nothing is read outside of it.
+    Token by token (``hwq.decoder``): "append" (1, n, C), SPAN -> a cache (1, length, C) that lives across calls, its
+    rows from t - n on written; "rows_at" SPAN -> (n, C) in any shape, the rows from t - n on of its constant (rows,
+    width); attrs rows, width.
     """
 
     name: str

@@ -6,8 +6,9 @@ Three functions are written for the network and linked with the very object file
     timed(inputs..., constants, expanded, workspace, outputs..., marks)   the same, and what the clock says in between
     prepare(constants, expanded)   once after loading: the weights of kernels that want them in a larger form
 
-constants, expanded and workspace are bytes; where each array lies in them is written into the code. A call of a kernel
-costs some 10 ns this way, where TVM's virtual machine takes 450: more than the kernels of a small network.
+Where values live across calls, main and timed take ``state`` behind workspace: the caller keeps it, zero at first.
+constants, expanded, workspace and state are bytes; where each array lies in them is written into the code. A call of a
+kernel costs some 10 ns this way, where TVM's virtual machine takes 450: more than the kernels of a small network.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ Packed = Mapping[str, Sequence[Array]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """A network's shared library and constants; the sizes of the two arrays that a caller gives it besides."""
+    """A network's shared library and constants; the sizes of the arrays that a caller gives it besides. state_bytes: 0
+    where no value lives across calls; its functions then take no such array."""
 
     code: bytes
     constants: bytes
     expanded_bytes: int
     workspace_bytes: int
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,6 +88,7 @@ def build_library(program: Program, kernels: KernelSet, packed: Packed, target: 
             constants=bytes(constants),
             expanded_bytes=layout.expanded_bytes,
             workspace_bytes=layout.memory.workspace_bytes,
+            state_bytes=layout.memory.state_bytes,
         )
 
 
@@ -186,6 +190,7 @@ def _network(name: str, program: Program, kernels: KernelSet, layout: _Layout, c
         given = [T.arg(f"x{i}", T.buffer(*program.values[value])) for i, value in enumerate(program.inputs)]
         constants, expanded = _bytes("constants", layout.constants_bytes), _bytes("expanded", layout.expanded_bytes)
         workspace = _bytes("workspace", memory.workspace_bytes)
+        state = _bytes("state", memory.state_bytes) if memory.state_bytes else None
         results = [T.arg(f"y{i}", T.buffer(*program.values[value])) for i, value in enumerate(program.outputs)]
         marks = T.arg("marks", T.buffer((MARK * (len(steps) + 2),), "int64")) if name == "timed" else None
 
@@ -193,6 +198,9 @@ def _network(name: str, program: Program, kernels: KernelSet, layout: _Layout, c
             place = memory.places[value]
             if place.base == "workspace":
                 return T.address_of(workspace[place.offset])
+            if place.base == "state":
+                assert state is not None
+                return T.address_of(state[place.offset])
             return (given if place.base == "input" else results)[place.index].data
 
         def mark(index: int) -> None:

@@ -50,12 +50,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Program:
-    """Steps in execution order over named values; ``values`` gives each value's shape and type."""
+    """Steps in execution order over named values; ``values`` gives each value's shape and type.
+
+    state: values that live across calls: zero at first, and then what the steps that "append" to them have written.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     values: Mapping[str, tuple[Shape, str]]
     steps: tuple[Step, ...]
+    state: tuple[str, ...] = ()
 
 
 def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[Scheme]) -> tuple[str, ...]:
@@ -199,7 +203,8 @@ def lower(
             )
         )
         arrive(layer.output)
-    return Program(inputs=graph.inputs, outputs=graph.outputs, values=values, steps=tuple(steps))
+    state = tuple(step.output for step in steps if step.workload is not None and step.workload.op == "append")
+    return Program(inputs=graph.inputs, outputs=graph.outputs, values=values, steps=tuple(steps), state=state)
 
 
 def _wanted_types(graph: Graph, schemes: Mapping[str, str]) -> dict[str, set[str]]:

@@ -1,8 +1,9 @@
 """Where each value of a program lives while the network runs: with the caller, or at an offset of one workspace.
 
-Inputs and outputs are the caller's arrays; all others share a workspace, two of them the same bytes where one is dead
-before the other is written. Offsets are found greedily, the largest value first, each at the lowest that is free for as
-long as it lives (Pisarchyk and Lee, arXiv:2001.03288, "greedy by size").
+Inputs and outputs are the caller's arrays; what lives across calls has a block of its own, which the caller keeps; all
+others share a workspace, two of them the same bytes where one is dead before the other is written. Offsets are found
+greedily, the largest value first, each at the lowest that is free for as long as it lives (Pisarchyk and Lee,
+arXiv:2001.03288, "greedy by size").
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """base: "input", "output" or "workspace". index: which of the inputs or outputs; offset: bytes into a workspace."""
+    """base: "input", "output", "workspace" or "state". index: which of the inputs or outputs; offset: bytes into the
+    workspace or the state."""
 
     base: str
     index: int = 0
@@ -35,6 +37,7 @@ class MemoryPlan:
     places: Mapping[str, Place]
     copies: tuple[tuple[str, int], ...]
     workspace_bytes: int
+    state_bytes: int = 0
 
 
 def aligned(size: int) -> int:
@@ -60,6 +63,10 @@ def plan_memory(program: Program) -> MemoryPlan:
         if step.workload is not None:
             first[step.output] = last[step.output] = at
     places = {name: Place(base="input", index=i) for i, name in enumerate(program.inputs)}
+    state_bytes = 0
+    for name in program.state:
+        places[name] = Place(base="state", offset=state_bytes)
+        state_bytes += aligned(value_bytes(program, name))
     copies = []
     for index, name in enumerate(program.outputs):
         if roots[name] in places:
@@ -81,4 +88,5 @@ def plan_memory(program: Program) -> MemoryPlan:
         places={name: places[root] for name, root in roots.items()},
         copies=tuple(copies),
         workspace_bytes=max((end for _, end, _ in spans), default=0),
+        state_bytes=state_bytes,
     )

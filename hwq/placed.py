@@ -55,12 +55,21 @@ def load_memory(library: Library, module: Any, device: Device) -> tuple[Any, Any
     return constants, expanded, workspace
 
 
-def arguments(placed: Placed, inputs: Sequence[Array], outputs: Specs, threads: int) -> list[Any]:
-    """The arguments of "main" on the device, the outputs last; ``threads`` are set for it."""
+def arguments(
+    placed: Placed, inputs: Sequence[Array], outputs: Specs, threads: int, state: Any | None = None
+) -> list[Any]:
+    """The arguments of "main" on the device, the outputs last; ``threads`` are set for it. state: as ``new_state``
+    makes it, where the library has some."""
     with heard(placed.device):
         set_threads(placed.device, threads)
         given = [tensor(placed.device, value) for value in inputs]
-        return [*given, *placed.memory, *(empty(placed.device, *spec) for spec in outputs.values())]
+        kept = [] if state is None else [state]
+        return [*given, *placed.memory, *kept, *(empty(placed.device, *spec) for spec in outputs.values())]
+
+
+def new_state(placed: Placed, library: Library) -> Any:
+    """What lives across calls of a library, on the device and as it is at first; None where it has none."""
+    return tensor(placed.device, np.zeros(library.state_bytes, np.uint8)) if library.state_bytes else None
 
 
 def call(placed: Placed, args: Sequence[Any], outputs: int) -> tuple[Array, ...]:

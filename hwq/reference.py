@@ -186,6 +186,8 @@ def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
         return transformer.rms_norm(x, rest[0], epsilon=workload.attr("epsilon"))
     if op == "rope":
         return transformer.rope(x, rest[0], rest[1], **_some(workload, ("heads", "style")))
+    if op in ("append", "rows_at"):
+        return _at_position(workload, x, rest[0])
     assert op == "transpose", f"no reference for {op}"
     return np.asarray(x.transpose(workload.attr("axes")))
 
@@ -201,3 +203,18 @@ def _attention(workload: Workload, arguments: Sequence[Array]) -> Array:
     return transformer.attention(
         *tensors, span=span, **_some(workload, ("heads", "kv_heads", "scale", "causal"))
     ).astype(np.float32)
+
+
+def _at_position(workload: Workload, x: Array, other: Array) -> Array:
+    """append: a cache of zeros with the rows of ``x`` written. rows_at: rows of ``other``."""
+    span = x if workload.op == "rows_at" else other
+    taken, first = int(span[0]), int(span[1] - span[0])
+    if workload.op == "rows_at":
+        count = math.prod(workload.output_shape) // other.shape[-1]
+        rows = np.clip(first + np.arange(count), 0, len(other) - 1)
+        return np.asarray(other[rows].reshape(workload.output_shape))
+    cache = np.zeros(workload.output_shape, x.dtype)
+    for row in range(min(taken, x.shape[1])):
+        if 0 <= first + row < cache.shape[1]:
+            cache[:, first + row] = x[:, row]
+    return cache

@@ -18,6 +18,7 @@ from hwq.schedules.generic import (
     layer_norm,
     plain,
     pool,
+    position,
     quantize,
     resize,
     rms_norm,
@@ -57,6 +58,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     rms_norm.apply,
     rope.apply,
     plain.apply,
+    position.apply,
 )
 
 

@@ -25,6 +25,8 @@ else:
 OPS = (
     *("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "transpose", "quantize", "dequantize", "float"),
     *TRANSFORMER_OPS,
+    *("rms_norm", "rope", "gather"),
+    *("append", "rows_at"),
 )
 # The instruction a row's kernels are built on. "*.vector" is plain vector arithmetic and moves, "generic.table" a
 # table look-up, and "generic.*" whatever the compiler finds on any machine.

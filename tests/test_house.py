@@ -79,7 +79,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("pipeline", "model", "work", "plan", "arguments"),
-            *("observe", "study", "pricing", "reanchor", "judge", "choose", "artifact"),
+            *("observe", "study", "pricing", "reanchor", "judge", "choose", "session", "artifact"),
             *("tasks", "rounds", "tune"),
             *("deliver", "inplace", "contest", "dispose"),
         ),

@@ -24,7 +24,7 @@ from hwq.compile_kernel import compile_object, load_kernels
 from hwq.device import local
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, bind, compile_kernels, packed_constants, resident_bytes, run, to_device
-from hwq.graph import Shape
+from hwq.graph import SPAN, Shape
 from hwq.library import MARK, Library, build_library, kernel_steps, pack
 from hwq.lower import Program, Step, lower
 from hwq.memory_plan import aligned
@@ -203,6 +203,32 @@ def test_weights_are_expanded_once_when_a_library_is_loaded(
     for value, name in zip(call(library, program, tmp_path), GRAPH.outputs, strict=True):
         np.testing.assert_array_equal(env[name].numpy(), expected[name].numpy())
         np.testing.assert_array_equal(value, expected[name].numpy())
+
+
+def test_what_is_appended_lives_until_the_caller_gives_other_state(tmp_path: Path) -> None:
+    """Two blocks of state are two sequences; kernel by kernel, a runner's buffers are a third."""
+    shapes = {"x": (1, 1, 5), SPAN: (2,), "k": (1, 4, 5), "y": (1, 4, 5)}
+    kept = tiny.layer("append", ("x", SPAN), "k", shapes)
+    graph = tiny.graph([kept, tiny.layer("add", ("k", "k"), "y", shapes)], ("x", SPAN), ["y"])
+    program = lower(replace(graph, dtypes={**graph.dtypes, SPAN: "int32"}), {}, {}, {}, HOST, 1)
+    assert program.state == ("k",)
+    kernels = compile_kernels([program], HOST, default_cache_dir())
+    library = build_library(program, kernels, pack(program, kernels), HOST)
+    assert library.state_bytes == aligned(4 * 4 * 5)
+    module, runner = load(library, tmp_path), bind(program, kernels)
+    memory = load_memory(library, module, local())
+    states = [tvm.runtime.tensor(np.zeros(library.state_bytes, np.uint8)) for _ in range(2)]
+    rows = np.random.default_rng(5).standard_normal((2, 4, 5)).astype(np.float32)
+    for position in range(4):
+        span = tvm.runtime.tensor(np.array([1, position + 1], np.int32))
+        for turn, state in enumerate(states):
+            x = tvm.runtime.tensor(rows[turn, position].reshape(1, 1, 5))
+            (out,) = results(program)
+            assert module["main"](x, span, *memory, state, out) is None
+            expected = np.where(np.arange(4)[:, None] <= position, 2 * rows[turn], 0)
+            np.testing.assert_array_equal(out.numpy()[0], expected)
+        env = run(runner, {"x": x, SPAN: span})
+        np.testing.assert_array_equal(env["y"].numpy()[0], expected)
 
 
 def test_a_network_without_kernels(tmp_path: Path) -> None:

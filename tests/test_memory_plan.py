@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -55,6 +57,19 @@ def test_outputs_that_share_bytes_are_copied() -> None:
     assert found.places["a"] == Place(base="output")
     assert found.copies == (("v", 1), ("w", 2), ("a", 3))
     assert found.workspace_bytes == 0
+
+
+def test_what_lives_across_calls_has_a_block_of_its_own() -> None:
+    """Also where it is written late and read early, and where it is an output besides."""
+    steps = [step("a", "x"), step("k", "a"), step("b", "k"), step("v", "b"), step("y", "v")]
+    given = program({"x": 64, "a": 64, "k": 100, "b": 64, "v": 10, "y": 64}, steps, ("y", "v"))
+    found = plan_memory(replace(given, state=("k", "v")))
+    assert found.places["k"] == Place(base="state", offset=0)
+    assert found.places["v"] == Place(base="state", offset=aligned(100))
+    assert found.state_bytes == aligned(100) + aligned(10)
+    assert found.copies == (("v", 1),)
+    assert {found.places[name].base for name in "ab"} == {"workspace"}
+    assert plan_memory(given).state_bytes == 0
 
 
 def test_values_and_sizes_of_a_lowered_network() -> None:

@@ -1,0 +1,118 @@
+"""A session: one sequence that a network goes through token by token, with what it keeps of the tokens before.
+
+Stands on an artifact of ``hwq.decoder``. Its state lies where the library does, on this machine or on a board; all else
+is the artifact's, so sessions cost their caches and nothing more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq.errors import HwqError
+from hwq.graph import Shape
+from hwq.library import Library
+from hwq.placed import Placed, arguments, call, new_state
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Session:
+    """One sequence. position: how many of its tokens are in the state, ``length`` at most.
+
+    name, dtype: those of the network's input of token ids. lock: the artifact's; calls of its sessions take turns.
+    """
+
+    placed: Placed
+    library: Library
+    lock: threading.Lock
+    threads: int
+    name: str
+    dtype: str
+    outputs: Mapping[str, tuple[Shape, str]]
+    length: int
+    position: int = 0
+    state: Any = None
+
+    def __call__(self, ids: Any) -> Array | tuple[Array, ...]:
+        """The outputs of the next tokens: logits (1, n, V) for ``ids``, a whole number or n of them, (n,) or (1, n).
+
+        They are fed one by one, and ``position`` goes with them: an interrupt between two leaves the session where it
+        then stands. A tuple where the network has several outputs. Raises HwqError "input-type", "input-shape",
+        "samples-empty", "session-full" before anything is fed, "kernel-failed" and "device-lost".
+        """
+        tokens = read_ids(ids, self.name, self.dtype)
+        if self.position + len(tokens) > self.length:
+            raise HwqError(
+                "session-full",
+                f"the session stands at position {self.position} and is given {len(tokens)} tokens, but its length is "
+                f"{self.length}; accepted: {self.length - self.position} more, reset(), or hwq.decoder with a greater "
+                "length",
+            )
+        rows = [self._step(token) for token in tokens]
+        joined = tuple(np.concatenate(column, axis=1) for column in zip(*rows, strict=True))
+        return joined[0] if len(joined) == 1 else joined
+
+    def reset(self) -> None:
+        """Begin another sequence: position 0, and nothing kept of the tokens before."""
+        self.position = 0
+        self.state = None
+
+    def _step(self, token: Any) -> tuple[Array, ...]:
+        """The outputs of one token, which is in the state when the call has ended."""
+        if self.state is None:
+            self.state = new_state(self.placed, self.library)
+        given = (np.full((1, 1), token, self.dtype), np.array([1, self.position + 1], np.int32))
+        with self.lock:
+            args = arguments(self.placed, given, self.outputs, self.threads, self.state)
+            found = call(self.placed, args, len(self.outputs))
+        self.position += 1
+        return found
+
+
+def read_ids(ids: Any, name: str, dtype: str) -> Array:
+    """Token ids (n,) of what a caller gives: a whole number, or an array or list of shape (n,) or (1, n).
+
+    Raises HwqError "input-type", "input-shape" and "samples-empty".
+    """
+    accepted = "accepted: a whole number, or n of them as (n,) or (1, n)"
+    try:
+        array = np.asarray(ids)
+    except (ValueError, TypeError) as error:
+        raise HwqError("input-type", f"tokens for input {name!r} are no array ({error}); {accepted}") from error
+    if array.size == 0:
+        raise HwqError("samples-empty", f"tokens for input {name!r} are none, shape {array.shape}; {accepted}")
+    if array.dtype.kind not in "iu":
+        raise HwqError("input-type", f"tokens for input {name!r} have type {array.dtype}; {accepted}")
+    if array.ndim > 2 or (array.ndim == 2 and array.shape[0] != 1):
+        raise HwqError("input-shape", f"tokens for input {name!r} have shape {array.shape}; {accepted}")
+    return array.reshape(-1).astype(dtype)
+
+
+def sequences(start: Callable[[], Session], value: Any, name: str) -> Array | tuple[Array, ...]:
+    """The outputs for token ids (N, n), one array or a dict of it: each sequence in a session of its own.
+
+    One array (N, n, V), or a tuple of several. Raises HwqError "input-name", "input-shape", and as a session does.
+    """
+    given = value[name] if isinstance(value, Mapping) and set(value) == {name} else value
+    if isinstance(given, Mapping | tuple):
+        shown = ", ".join(map(repr, given)) if isinstance(given, Mapping) else f"{len(given)} arrays"
+        raise HwqError("input-name", f"the argument gives {shown}; accepted: token ids for {name!r}")
+    array = np.asarray(given)
+    if array.ndim != 2:
+        message = f"the argument for input {name!r} has shape {array.shape}; accepted: token ids (N, n), or a session"
+        raise HwqError("input-shape", message)
+    rows = []
+    for ids in array:
+        found = start()(ids)
+        rows.append(found if isinstance(found, tuple) else (found,))
+    if not rows:
+        raise HwqError("samples-empty", f"the argument for input {name!r} holds no sequence; accepted: at least one")
+    joined = tuple(np.concatenate(column) for column in zip(*rows, strict=True))
+    return joined[0] if len(joined) == 1 else joined
