@@ -139,7 +139,7 @@ def _sums(workload: Workload, x: Array, weight: Array, folded: Array, zero_x: in
 def _float(workload: Workload, arguments: Sequence[Array]) -> Array:
     """The float operators, computed in float64."""
     if workload.op == "gather":
-        return np.asarray(transformer.gather(*arguments), np.float32)
+        return _gather(workload, *arguments)
     if workload.op == "attention":
         return _attention(workload, arguments)
     values = [argument.astype(np.float64) for argument in arguments]
@@ -218,3 +218,13 @@ def _at_position(workload: Workload, x: Array, other: Array) -> Array:
         if 0 <= first + row < cache.shape[1]:
             cache[:, first + row] = x[:, row]
     return cache
+
+
+def _gather(workload: Workload, ids: Array, table: Array, scales: Array | None = None) -> Array:
+    """Rows of integers are each times its scale, or its groups', in float32."""
+    group = SCHEMES[workload.scheme].group_size
+    if scales is not None and group is None:
+        table = numerics.dequantize_weight(table, scales)
+    elif scales is not None and group is not None:
+        table = group_scales.dequantize_weight(table, scales, group)
+    return np.asarray(transformer.gather(ids, table), np.float32)

@@ -13,6 +13,7 @@ from hwq.schedules.cpu import conv2d, dense, depthwise, grouped
 from hwq.schedules.generic import (
     binary,
     boxes,
+    embedding,
     float_func,
     gather,
     layer_norm,
@@ -57,6 +58,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     layer_norm.apply,
     rms_norm.apply,
     rope.apply,
+    embedding.apply,
     plain.apply,
     position.apply,
 )
