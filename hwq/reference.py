@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hwq import group_scales, numerics, operators, transformer
+from hwq import group_scales, numerics, operators, row_scales, transformer
 from hwq.graph import ANCHORS, PASS_THROUGH, Activation
 from hwq.numerics import Array, QParams
 from hwq.scheme import SCHEMES
@@ -28,6 +28,12 @@ def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uin
     """The output of ``workload``'s kernel; ``storage`` is the type of int8 activations ("uint8" or "int8")."""
     if workload.op in ("quantize", "dequantize"):
         return _convert(workload, arguments, storage)
+    if workload.op == "row_scale":
+        return row_scales.row_scale(arguments[0])
+    if workload.op == "quantize_rows":
+        return row_scales.quantize_rows(arguments[0], arguments[1], storage)
+    if workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic:
+        return _dynamic(workload, arguments)
     integer = SCHEMES[workload.scheme].domain == "int8"
     if workload.op in PASS_THROUGH:
         y = _pass_through(workload, arguments)
@@ -40,10 +46,18 @@ def float_bound(workload: Workload, arguments: Sequence[Array]) -> Array:
 
     With weights: a sum of n products in any order, fused or not, errs by at most (n + 2) * 2^-24 times the sum of their
     absolute values to first order (Higham, Accuracy and Stability, 3.1), here doubled; in bf16 the products are of
-    rounded values, in the reference as in the kernel, and exact. The activations' slopes are at most 1.5
+    rounded values, in the reference as in the kernel, and exact. In dynamic schemes all is exact up to the activation,
+    whose own few operations remain. The activations' slopes are at most 1.5
     (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones. Without weights:
     1e-4 of max(1, |value|), the sum of a whole picture of 56 x 56 pixels in any order.
     """
+    if workload.op in ("row_scale", "quantize_rows"):
+        return np.zeros(())
+    if workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic:
+        if workload.activation.clamps:
+            return np.zeros(())
+        sizes = np.abs(_dynamic_sums(workload, arguments))
+        return np.asarray(1.5 * 4 * 2.0**-23 * sizes + 1e-6 * np.maximum(sizes, 1.0))
     if workload.op not in ANCHORS:
         return np.asarray(1e-4 * np.maximum(np.abs(evaluate(workload, arguments)), 1.0))
     plain = replace(workload, activation=Activation())
@@ -118,12 +132,35 @@ def _integer_anchor(workload: Workload, arguments: Sequence[Array]) -> Array:
         scales = group_scales.out_of_lanes(multiplier, len(weight))
         value = group_scales.product(x, weight.reshape(len(weight), -1), scales, bias, group)
     else:
-        value = _sums(workload, x, weight, bias, zero_x).astype(np.float32) * multiplier
-    value = numerics.add_residual(value, residual, zero_r, float(floats[0]))
+        sums = _sums(workload, x, weight, bias, zero_x).astype(np.float32)
+        value = sums * multiplier
+    if residual is None or not workload.float_residual:
+        value = numerics.add_residual(value, residual, zero_r, float(floats[0]))
+    elif group is None:
+        value = numerics.fma32(sums, multiplier, residual)
+    else:
+        value = value + residual
     if workload.out_dtype == "float32":
         return np.asarray(np.minimum(np.maximum(value, floats[1]), floats[2]))
     q = numerics.settle(value, zero_y, lo, hi, x.dtype)
     return q if workload.activation.clamps else numerics.lookup(q, rest[5])
+
+
+def _dynamic(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """A product on rows of bytes with a scale each: see ``hwq.row_scales``."""
+    value = _dynamic_sums(workload, arguments)
+    return np.asarray(numerics.activate(workload.activation, value.astype(np.float64)).astype(np.float32))
+
+
+def _dynamic_sums(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """What the activation is taken of; exact in every bit."""
+    x, scales, rest = arguments[0], arguments[1], list(arguments[2:])
+    residual = rest.pop(0) if workload.residual else None
+    weight, start, multiplier, bias = rest
+    group = SCHEMES[workload.scheme].group_size
+    factors = multiplier if group is None else group_scales.out_of_lanes(multiplier, len(weight))
+    value = row_scales.product(x, scales, weight, start, factors, bias, group)
+    return value if residual is None else np.asarray(value + residual)
 
 
 def _sums(workload: Workload, x: Array, weight: Array, folded: Array, zero_x: int) -> Array:

@@ -17,9 +17,11 @@ from hwq.graph import Activation, Shape
 class Workload:
     """One kernel's job. Two layers of equal workload share one compiled kernel; their numbers are arguments.
 
-    op: an operator of ``hwq.graph``, or "quantize" / "dequantize". scheme: a name of SCHEMES. input_shapes: data
-    inputs, the residual last. out_dtype: "int8" (in the target's storage) or "float32". attrs: sorted (key, value)
-    pairs of the layer's attributes. parallel: worker threads the kernel may be split over (1: no parallel loop).
+    op: an operator of ``hwq.graph``, "quantize" / "dequantize", or "row_scale" / "quantize_rows". scheme: a name of
+    SCHEMES. input_shapes: data inputs, of dynamic schemes the rows and their scales, the residual last. out_dtype:
+    "int8" (in the target's storage) or "float32". attrs: sorted (key, value) pairs of the layer's attributes.
+    float_residual: the residual is float32 though x is not. parallel: worker threads the kernel may be split over (1:
+    no parallel loop).
     """
 
     op: str
@@ -30,6 +32,7 @@ class Workload:
     activation: Activation = field(default_factory=Activation)
     has_bias: bool = False
     residual: bool = False
+    float_residual: bool = False
     out_dtype: str = "float32"
     parallel: int = 1
 
@@ -39,8 +42,12 @@ class Workload:
 
     @property
     def key(self) -> str:
-        """A stable text of this workload's whole content."""
-        return json.dumps(asdict(self), sort_keys=True, default=str)
+        """A stable text of this workload's whole content. What came later is in it only where it is used: records of
+        what was there before keep their keys."""
+        content = asdict(self)
+        if not self.float_residual:
+            del content["float_residual"]
+        return json.dumps(content, sort_keys=True, default=str)
 
     @property
     def digest(self) -> str:

@@ -52,14 +52,17 @@ class Epilogue:
     """The arguments of an anchor kernel besides x and the output; None where the workload has no use for one.
 
     Integer kernels take [residual], weight, bias, multiplier, ints, floats, [table]; f32 ones [residual], weight,
-    [bias]. dtype: the output's element type.
+    [bias]; dynamic ones scales, [residual], weight, bias, multiplier, shift: bias is what ``hwq.row_scales`` calls
+    start, and shift its bias. The residual is in storage, or a float. dtype: the output's element type.
     """
 
     workload: Workload
     dtype: str
+    scales: Tensor | None
     residual: Tensor | None
     bias: Tensor | None
     multiplier: Tensor | None
+    shift: Tensor | None
     ints: Tensor | None
     floats: Tensor | None
     table: Tensor | None
@@ -67,8 +70,8 @@ class Epilogue:
 
     def arguments(self, x: Tensor, weight: Tensor, out: Tensor) -> list[Tensor]:
         """All of the kernel's arguments, in order; then the scalar variables, until ``close``."""
-        others = (self.bias, self.multiplier, self.ints, self.floats, self.table)
-        tensors = [tensor for tensor in (x, self.residual, weight, *others, out) if tensor is not None]
+        others = (self.bias, self.multiplier, self.shift, self.ints, self.floats, self.table)
+        tensors = [tensor for tensor in (x, self.scales, self.residual, weight, *others, out) if tensor is not None]
         return tensors if self.numbers is None else [*tensors, *self.numbers.all()]
 
 
@@ -78,12 +81,14 @@ def make_epilogue(workload: Workload, stored: str, out_shape: Shape) -> Epilogue
     stored: the element type of activations in memory.
     """
     dtype = "float32" if workload.out_dtype == "float32" else stored
-    integer = common.is_integer(workload)
-    tabled = integer and not workload.activation.clamps
+    integer, dynamic = common.is_integer(workload), common.is_dynamic(workload)
+    tabled = common.is_tabled(workload)
     assert not (tabled and dtype == "float32"), workload
+    assert not (workload.float_residual and dtype != "float32"), workload
     channels = (out_shape[-1],)
-    biased = integer or workload.has_bias
+    scaled = integer or dynamic
     groups = common.scale_shape(workload)
+    added = "float32" if dynamic or workload.float_residual else stored
     numbers = Numbers(
         zp_x=tirx.Var("zp_x", "int32"),
         zp_r=tirx.Var("zp_r", "int32"),
@@ -95,9 +100,13 @@ def make_epilogue(workload: Workload, stored: str, out_shape: Shape) -> Epilogue
     return Epilogue(
         workload=workload,
         dtype=dtype,
-        residual=te.placeholder(out_shape, stored, "residual") if workload.residual else None,
-        bias=te.placeholder(channels, "int32" if integer and not groups else "float32", "bias") if biased else None,
-        multiplier=te.placeholder(groups or channels, "float32", "multiplier") if integer else None,
+        scales=te.placeholder(out_shape[:-1], "float32", "scales") if dynamic else None,
+        residual=te.placeholder(out_shape, added, "residual") if workload.residual else None,
+        bias=te.placeholder(channels, "int32" if scaled and not groups else "float32", "bias")
+        if scaled or workload.has_bias
+        else None,
+        multiplier=te.placeholder(groups or channels, "float32", "multiplier") if scaled else None,
+        shift=te.placeholder(channels, "float32", "shift") if dynamic else None,
         ints=common.scalars("ints", 5, "int32") if integer else None,
         floats=common.scalars("floats", 3, "float32") if integer else None,
         table=te.placeholder((256,), "uint8", "table") if tabled else None,
@@ -129,6 +138,9 @@ def finish(tail: Epilogue, acc: Expr, at: Sequence[Expr], *, biased: bool = Fals
     """
     total = acc if tail.bias is None or biased else acc + tail.bias[at[-1]]
     numbers = tail.numbers
+    if tail.scales is not None:
+        assert tail.shift is not None
+        total = common.fma(_multiplied(tail, total, at), tail.scales(*at[:-1]), tail.shift[at[-1]])
     if numbers is None:
         total = total if tail.residual is None else total + tail.residual(*at)
         return activate(tail.workload.activation, total)
@@ -151,14 +163,24 @@ def scaled(tail: Epilogue, acc: Expr, at: Sequence[Expr], *, biased: bool) -> Ex
     return tirx.reinterpret("float32", bits)
 
 
-def _scaled(tail: Epilogue, total: Expr, at: Sequence[Expr]) -> Expr:
-    assert tail.numbers is not None
+def _multiplied(tail: Epilogue, total: Expr, at: Sequence[Expr]) -> Expr:
+    """float32(total) times its channel's multiplier; with groups, the sum has their scales already."""
     assert tail.multiplier is not None
     value = total.astype("float32")
-    if len(tail.multiplier.shape) == 1:  # with groups, the sum has their scales already
-        value = value * tail.multiplier[at[-1]]
+    return value * tail.multiplier[at[-1]] if len(tail.multiplier.shape) == 1 else value
+
+
+def _scaled(tail: Epilogue, total: Expr, at: Sequence[Expr]) -> Expr:
+    assert tail.numbers is not None
+    value = _multiplied(tail, total, at)
     if tail.residual is None:
         return value
+    if tail.workload.float_residual:
+        assert tail.multiplier is not None
+        added = tail.residual(*at)
+        if len(tail.multiplier.shape) == 1:
+            return common.fma(total.astype("float32"), tail.multiplier[at[-1]], added)
+        return value + added
     return common.fma(common.centred(tail.residual(*at), tail.numbers.zp_r), tail.numbers.m_r, value)
 
 

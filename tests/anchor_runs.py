@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from kernel_runs import Array, numbers, run
 
-from hwq import group_scales, numerics
+from hwq import group_scales, numerics, row_scales
 from hwq.graph import Activation, Shape
 from hwq.reference import evaluate, float_bound
 from hwq.schedules.template import Template
@@ -60,6 +61,7 @@ def anchor(
     groups: int = 1,
     activation: Activation | None = None,
     residual: bool = False,
+    float_residual: bool = False,
     out: str = "int8",
     has_bias: bool = True,
     parallel: int = 1,
@@ -77,12 +79,13 @@ def anchor(
     return Workload(
         op=op,
         scheme=scheme,
-        input_shapes=(shape, output) if residual else (shape,),
+        input_shapes=(shape, *([(math.prod(shape[:-1]),)] if KNOWN[scheme].dynamic else []), *([output] * residual)),
         output_shape=output,
         attrs=tuple(sorted(attrs.items())),
         activation=activation or Activation(),
-        has_bias=has_bias or KNOWN[scheme].domain == "int8",
+        has_bias=has_bias or KNOWN[scheme].integer,
         residual=residual,
+        float_residual=float_residual,
         out_dtype="float32" if KNOWN[scheme].domain == "f32" else out,
         parallel=parallel,
     )
@@ -101,6 +104,8 @@ def make_arguments(workload: Workload, target: Target, rng: np.random.Generator)
     """What the kernel takes, in order, the weight unpacked. Outputs spread over the range and beyond both its ends."""
     out_c, shape = workload.output_shape[-1], weight_shape(workload)
     residual = workload.input_shapes[1:]
+    if KNOWN[workload.scheme].dynamic:
+        return _dynamic(workload, target, rng)
     if KNOWN[workload.scheme].domain == "f32":
         floats = [workload.input_shapes[0], *residual, shape, *([(out_c,)] if workload.has_bias else [])]
         return [numbers(rng, each, "float32") for each in floats]
@@ -118,11 +123,29 @@ def make_arguments(workload: Workload, target: Target, rng: np.random.Generator)
     least = zero_y if workload.activation.kind == "relu" else offset - 100
     ints = np.array([zero_x, zero_r, zero_y, least, offset + 110], np.int32)
     scalars = np.array([0.37, -30.0, 35.0], np.float32)
-    x = [numbers(rng, each, storage) for each in workload.input_shapes]
+    kinds = [storage, "float32" if workload.float_residual else storage]
+    x = [numbers(rng, each, kind) for each, kind in zip(workload.input_shapes, kinds, strict=False)]
     table = [] if workload.activation.clamps else [rng.integers(0, 256, 256).astype(np.uint8)]
     if workload.scheme == "w4a8_g64":
         return [*x, weight, start, group_scales.in_lanes(scales), ints, scalars, *table]
     return [*x, weight, bias, multiplier, ints, scalars, *table]
+
+
+def _dynamic(workload: Workload, target: Target, rng: np.random.Generator) -> list[Array]:
+    """Rows in bytes, scales, [residual], weight, start, multiplier, bias of a dynamic scheme; outputs of a few."""
+    shape, group = weight_shape(workload), KNOWN[workload.scheme].group_size
+    lo, hi = (-127, 128) if group is None else (-8, 8)
+    weight = rng.integers(lo, hi, shape).astype(np.int8)
+    rows = rng.integers(1, 256, workload.input_shapes[0]).astype(np.uint8)
+    rows = rows if target.activation_storage == "uint8" else (rows ^ 128).view(np.int8)
+    scales = rng.uniform(0, 0.1, workload.input_shapes[1]).astype(np.float32)
+    spread = 74.0 * float(np.std(np.arange(lo, hi))) * np.sqrt(shape[1])
+    channels = (shape[0],) if group is None else (shape[0], -(-shape[1] // group))
+    multiplier = (rng.uniform(0.5, 1.5, channels) * 90.0 / spread).astype(np.float32)
+    start = row_scales.start_values(weight, multiplier, target.activation_offset, group)
+    residual = [numbers(rng, each, "float32") for each in workload.input_shapes[2:]]
+    factors = multiplier if group is None else group_scales.in_lanes(multiplier)
+    return [rows, scales, *residual, weight, start, factors, numbers(rng, (shape[0],), "float32")]
 
 
 def packed(workload: Workload, kernel: Kernel, arguments: list[Array]) -> list[Array]:
@@ -150,6 +173,8 @@ def check_anchor(
     expected = evaluate(workload, arguments, target.activation_storage)
     assert result.dtype == expected.dtype
     if KNOWN[workload.scheme].domain == "f32":
+        if KNOWN[workload.scheme].dynamic and workload.activation.clamps:
+            np.testing.assert_array_equal(result, expected)
         assert np.all(np.abs(result - expected) <= float_bound(workload, arguments))
     else:
         np.testing.assert_array_equal(result, expected)

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
                 "group_scales",
                 "operators",
                 "transformer",
+                "row_scales",
                 "observers",
                 "rounding",
                 "loss",

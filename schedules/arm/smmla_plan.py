@@ -22,6 +22,7 @@ from hwq.schedules.cpu import lookup
 from hwq.schedules.cpu.geometry import Geometry, geometry
 from hwq.schedules.cpu.tiling import divisors
 from hwq.schedules.generic import common
+from hwq.scheme import SCHEMES
 from hwq.target import Compute, Target
 from hwq.workload import Workload
 
@@ -168,13 +169,15 @@ class Plan:
     @property
     def staged(self) -> bool:
         """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
-        return not self.workload.activation.clamps
+        return common.is_tabled(self.workload)
 
 
 def row_of(workload: Workload, target: Target) -> Compute | None:
     """The target's first row for ``workload``, if that is on smmla."""
-    weight = {"w8a8": "int8", "w4a8": "int4"}.get(workload.scheme)
-    row = None if weight is None else target.instruction(workload.op, weight, "int8")
+    scheme = SCHEMES[workload.scheme]
+    if not scheme.integer or scheme.group_size is not None:
+        return None
+    row = target.instruction(workload.op, scheme.weight_type, scheme.act_type)
     return row if row is not None and row.instruction == "neon.smmla" else None
 
 

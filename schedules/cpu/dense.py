@@ -114,7 +114,7 @@ class Plan:
     @property
     def staged(self) -> bool:
         """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
-        return not (self.form.acc == "float32" or self.workload.activation.clamps)
+        return common.is_tabled(self.workload)
 
 
 def make_plan(workload: Workload, found: Form) -> Plan:

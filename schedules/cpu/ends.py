@@ -200,8 +200,8 @@ def kernel_function(func: Any, workload: Workload, tail: ep.Epilogue) -> Any:
     """The scheduled function as callers know it: the layer's own shapes, and no parameters but its arguments."""
     closed = ep.close(_with_entries(func), tail)
     shapes = {0: workload.input_shapes[0], len(closed.params) - 1: workload.output_shape}
-    if workload.residual:
-        shapes[1] = workload.output_shape
+    for place, shape in enumerate(workload.input_shapes[1:], 1):  # scales of rows, a residual
+        shapes[place] = shape
     return with_shapes(closed, shapes)
 
 

@@ -205,7 +205,7 @@ def form(workload: Workload, target: Target, *, grouped: bool = False) -> Form |
     if row is None or grouped != (SCHEMES[workload.scheme].group_size is not None):
         return None
     way, scheme = WAYS[row.instruction], SCHEMES[workload.scheme]
-    stored = target.activation_storage if scheme.domain == "int8" else "float32"
+    stored = target.activation_storage if scheme.integer else "float32"
     if way.stored not in (None, stored):
         return None
     return Form(

@@ -15,7 +15,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from hwq import group_scales
-from hwq.graph import Shape
+from hwq.graph import ANCHORS, Shape
 from hwq.schedules.generic.float_math import ROUNDER_BITS, rounder_bits
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -33,6 +33,16 @@ ITEM_BYTES = {"int8": 1, "uint8": 1, "float32": 4}
 def is_integer(workload: Workload) -> bool:
     """Whether the tensors that enter are quantized."""
     return SCHEMES[workload.scheme].domain == "int8"
+
+
+def is_dynamic(workload: Workload) -> bool:
+    """Whether rows of bytes enter, each with a scale of its own."""
+    return workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic
+
+
+def is_tabled(workload: Workload) -> bool:
+    """Whether the activation is a table of bytes."""
+    return is_integer(workload) and not workload.activation.clamps
 
 
 def scale_shape(workload: Workload) -> Shape | None:

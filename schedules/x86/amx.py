@@ -36,6 +36,7 @@ from hwq.schedules.x86 import table
 from hwq.schedules.x86.amx_code import kernel_code, packed_shape
 from hwq.schedules.x86.amx_model import best_plan, sectioned
 from hwq.schedules.x86.amx_plan import LANES, Plan, candidates
+from hwq.scheme import SCHEMES
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
@@ -43,7 +44,7 @@ NAME = "x86/amx:2"
 # With so few rows, weights that pass once are the limit, and a vector multiplies them as fast as they come: it takes a
 # cycle a row for 64 bytes, tiles one cycle however few rows they have, and the L3 gives ten bytes in one.
 FEW_ROWS = 4
-WEIGHTS = {"w8a8": "int8", "w4a8": "int4", "bf16": "bfloat16"}
+WEIGHTS = {"w8a8": "int8", "w4a8": "int4", "bf16": "bfloat16", "w8a8_dyn": "int8"}
 
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:
@@ -76,7 +77,7 @@ def on_amx(workload: Workload, target: Target) -> bool:
     weight = WEIGHTS.get(workload.scheme)
     if weight is None:
         return False
-    row = target.instruction(workload.op, weight, weight if weight == "bfloat16" else "int8")
+    row = target.instruction(workload.op, weight, SCHEMES[workload.scheme].act_type)
     return row is not None and row.instruction.startswith("amx.")
 
 
@@ -97,7 +98,7 @@ def make_plan(workload: Workload, target: Target, seed: int | None = None) -> Pl
 
 
 def plans_of(workload: Workload) -> list[Plan]:
-    """Every plan for a conv2d or dense workload in "w8a8", "w4a8" or "bf16"."""
+    """Every plan for a conv2d or dense workload in a scheme of WEIGHTS."""
     weight = WEIGHTS[workload.scheme]
     wide = weight == "bfloat16"
     return candidates(workload, geometry(workload), 2 if wide else 1, weight, convert=wide)

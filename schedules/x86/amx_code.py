@@ -35,7 +35,7 @@ from hwq.schedules.x86.amx_plan import LANES, TILE_BYTES, Plan
 from hwq.schedules.x86.amx_tail import Block, Ends, finish_rows, run_and_first
 
 Expr = Any
-_NAMES = ("bias", "multiplier", "ints", "floats", "table")
+_NAMES = ("bias", "multiplier", "shift", "ints", "floats", "table")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +78,8 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str, instruction: str, *,
         for name, tensor in others.items()
         if tensor is not None
     }
-    residual = None if tail.residual is None else tirx.decl_buffer((size,), stored, "residual")
+    residual = None if tail.residual is None else tirx.decl_buffer((size,), tail.residual.dtype, "residual")
+    scales = None if tail.scales is None else tirx.decl_buffer((size // shape.out_c,), "float32", "scales")
     with IRBuilder() as builder:
         with (
             T.seq_scope(),
@@ -86,12 +87,17 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str, instruction: str, *,
         ):
             tiles.ask_permission()
             rows = padded_copy(plan, x, tail.numbers) if plan.source.copied else x
-            over = replace(tail, residual=None if residual is None else lambda at, _: residual[at], **own)
+            over = replace(
+                tail,
+                residual=None if residual is None else lambda _, at, __: residual[at],
+                scales=None if scales is None else lambda pixel, _: scales[pixel],
+                **own,
+            )
             buffers = Buffers(rows=rows, weight=weight, ends=_ends(plan, out, over, shuffles), instruction=instruction)
             with (T.parallel if plan.parallel else T.serial)(0, plan.chunks[0] * plan.chunks[1]) as section:
                 _section(plan, buffers, section)
         body = builder.get().body
-    params = [x, residual, weight, *(own.get(name) for name in _NAMES), out]
+    params = [x, scales, residual, weight, *(own.get(name) for name in _NAMES), out]
     scalars = [] if tail.numbers is None else tail.numbers.all()
     return tirx.PrimFunc([*(param for param in params if param is not None), *scalars], body)
 

@@ -46,10 +46,11 @@ class Ends:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Rows:
     """Rows of a block in a ``scratch``, from ``row`` on: their outputs begin at element ``first`` of the output, of
-    channel ``channel``."""
+    pixel ``pixel`` and channel ``channel``. The epilogue's places are (pixel, element of the output, channel)."""
 
     scratch: Any
     row: Expr
+    pixel: Expr
     first: Expr
     channel: Expr
 
@@ -82,7 +83,7 @@ def finish_rows(plan: Plan, ends: Ends, block: Block, row: Expr, scratch: Any) -
     def finish() -> None:
         channel = T.Bind(block.channels * plan.block_lanes)
         place = T.Bind(pixel * shape.out_c + channel)
-        _finish_channels(plan, ends, block, _Rows(scratch=scratch, row=row, first=place, channel=channel))
+        _finish_channels(plan, ends, block, _Rows(scratch=scratch, row=row, pixel=pixel, first=place, channel=channel))
 
     if wanted:
         with T.If(tirx.all(*wanted)), T.Then():
@@ -130,7 +131,7 @@ def _packed(plan: Plan, ends: Ends, rows: _Rows, first: int, vectors: int) -> No
         row, at = place(first + vector)
         with T.vectorized(0, LANES) as lane:
             total = rows.scratch[rows.row + row, at + lane]
-            spot = (rows.first + (row * out_c + at) + lane, rows.channel + at + lane)
+            spot = (rows.pixel + row, rows.first + (row * out_c + at) + lane, rows.channel + at + lane)
             T.buffer_store(scaled, ep.scaled(tail, total, spot, biased=plan.biased), [vector * LANES + lane])
     floats = [scaled.vload([vector * LANES], f"float32x{LANES}") for vector in range(vectors)]
     value = T.Bind(narrow.in_order(floats, LANES, ends.bounds))
@@ -175,7 +176,7 @@ def _vector(plan: Plan, ends: Ends, rows: _Rows, row: int, at: int, lanes: int) 
     place = rows.first + (row * plan.geometry.out_c + at)
 
     def value(lane: Expr) -> Expr:
-        spot = (place + lane, rows.channel + at + lane)
+        spot = (rows.pixel + row, place + lane, rows.channel + at + lane)
         return ep.finish(tail, rows.scratch[rows.row + row, at + lane], spot, biased=plan.biased)
 
     if tail.table is None:
