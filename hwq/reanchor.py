@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -277,13 +278,17 @@ def fitted(runs: Runs, plans: Sequence[Schemes], rounds: int = 1) -> Anchors | N
     features = features_of(plans, units)
     edges = _edges(study)
     neighbours = np.array([[_meeting(study, one, edge) for edge in edges] for one in plans]).reshape(len(plans), -1)
+    least = _least(edges)
     nothing = np.zeros((len(plans), 0))
     quality = ridge.quality(ridge.held_out(features, nothing, losses, prior), losses)
     paired = None
     if quality.r2 < ENOUGH and edges:
-        paired = ridge.quality(ridge.held_out(features, neighbours, losses, prior), losses)
+        paired = ridge.quality(ridge.held_out(features, neighbours, losses, prior, least), losses)
     with_pairs = paired is not None and paired.r2 > quality.r2
-    found = ridge.fit(features, neighbours if with_pairs else nothing, losses, prior)
+    if with_pairs:
+        found = ridge.fit(features, neighbours, losses, prior, least)
+    else:
+        found = ridge.fit(features, nothing, losses, prior)
     terms = dict(zip(edges, found.pairs, strict=True)) if with_pairs else {}
     return Anchors(
         losses=dict(study.losses) | dict(zip(units, map(float, found.scores), strict=True)),
@@ -316,6 +321,14 @@ def _meeting(study: Study, schemes: Schemes, edge: tuple[str, str]) -> float:
     """What the errors of two layers amount to where they meet: for e = a + b, |e|^2 has 2 a b = 2 cos |a| |b| beyond
     |a|^2 + |b|^2, and losses are such squares; the cosine is to be fitted."""
     return math.sqrt(math.prod(study.losses[layer, schemes[layer]] for layer in edge))
+
+
+def _least(edges: Sequence[tuple[str, str]]) -> Vector:
+    """The least factor of each pair: so low that no assignment loses less than half of ridge.SHARE of what its layers
+    lose alone. With f for a layer's factors below 0, in sum over its D edges, the pairs are at least f / 2 times the
+    losses a of its layers, since a b <= (a^2 + b^2) / 2 for what meets; each edge has a Dth of f = -SHARE."""
+    degree = Counter(layer for edge in edges for layer in edge)
+    return np.array([-ridge.SHARE / max(degree[layer] for layer in edge) for edge in edges])
 
 
 def _pairs(study: Study, edge: tuple[str, str], term: float) -> list[Pair]:

@@ -207,6 +207,24 @@ def test_pairs_are_tried_where_sums_explain_too_little(
     assert evaluate(problem_of(known, fixed={edge[0]: "f32"}), {**without, edge[0]: "f32"}).loss >= 0
 
 
+def test_pairs_take_no_more_than_a_part_of_what_layers_lose(study: Study, rng: np.random.Generator) -> None:
+    """All factors as low as they may be, and scores too: no assignment is predicted to lose nothing."""
+    edges = module._edges(study)
+    factors = module._least(edges)
+    assert np.all(factors < 0)
+    for spread in (0.0, 1.0, 4.0):
+        flat = {unit: loss and float(np.exp(spread * rng.standard_normal())) for unit, loss in study.losses.items()}
+        known = replace(study, losses=flat)
+        pairs = [
+            pair for edge, factor in zip(edges, factors, strict=True) for pair in module._pairs(known, edge, factor)
+        ]
+        least = {unit: ridge.SHARE * loss for unit, loss in flat.items()}
+        problem = problem_of(replace(study, losses=least, pairs=tuple(pairs)))
+        for schemes in (uniforms(study)[name].schemes for name in ("w8a8", "w4a8")):
+            alone = sum(flat[unit] for unit in schemes.items())
+            assert ridge.SHARE / 2 * alone <= evaluate(problem, schemes).loss < ridge.SHARE * alone
+
+
 WORKER = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -53,12 +53,20 @@ def test_units_never_run_take_the_common_factor(rng: np.random.Generator) -> Non
     assert found.scores[7] == pytest.approx(0.5 * prior[7], rel=0.05)
 
 
-def test_no_score_is_negative(rng: np.random.Generator) -> None:
+def test_no_score_is_next_to_nothing_whatever_the_losses_say(rng: np.random.Generator) -> None:
     prior = rng.uniform(0.5, 2.0, 40)
     units = made(rng, 64)
     truth = prior * np.where(np.arange(40) % 2, 1.0, -1.0)
     found = ridge.fit(units, none(units), np.maximum(units @ truth, 0.0), prior)
-    assert found.scores.min() >= ridge.FLOOR * prior.min()
+    assert np.all(found.scores >= ridge.SHARE * prior)
+
+
+def test_factors_of_pairs_keep_their_bounds(rng: np.random.Generator) -> None:
+    prior, units = np.full(20, 1.0), made(rng, 96, layers=10)
+    pairs = units[:, :-1] * units[:, 1:]
+    losses = units @ prior - pairs @ np.full(19, 0.6)
+    assert ridge.fit(units, pairs, losses, prior).pairs.min() < -0.3
+    assert ridge.fit(units, pairs, losses, prior, np.full(19, -0.3)).pairs.min() == -0.3
 
 
 def test_pairs_explain_what_sums_cannot(rng: np.random.Generator) -> None:
