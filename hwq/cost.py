@@ -51,6 +51,8 @@ def op_macs(workload: Workload) -> int:
         return out * _reduction(workload)
     if workload.op == "append":
         return math.prod(workload.input_shapes[0])
+    if workload.op == "attention":
+        return _attention_macs(workload)
     if workload.op in ("max_pool2d", "avg_pool2d"):
         return out * int(math.prod(workload.attr("kernel")))
     if workload.op == "softmax" or (workload.op == "unary" and _is_transcendental(workload)):
@@ -180,6 +182,16 @@ def _reduction(workload: Workload) -> int:
         return depth
     taps = math.prod(workload.attr("kernel"))
     return int(taps) if workload.op == "depthwise_conv2d" else int(taps * depth // workload.attr("groups"))
+
+
+def _attention_macs(workload: Workload) -> int:
+    """Products of each query with the keys that it sees, and of shares with values: B * H * pairs * (D + E)."""
+    (batch, queries, deep), (_, keys, _) = workload.input_shapes[:2]
+    pairs = queries * keys
+    if workload.attr("causal"):
+        pairs -= min(queries, keys) * (min(queries, keys) - 1) // 2
+    width = deep + workload.output_shape[-1]
+    return int(batch * pairs * width)
 
 
 def _is_transcendental(workload: Workload) -> bool:

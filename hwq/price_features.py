@@ -30,7 +30,7 @@ OPS = (
     *("max_pool2d", "avg_pool2d", "add", "multiply", "unary", "concat", "quantize", "dequantize", "transpose"),
     *("softmax", "layer_norm", "pad", "slice", "resize_nearest", "resize_linear"),
     *("rms_norm", "rope", "gather"),
-    *("append", "rows_at"),
+    *("append", "rows_at", "attention"),
 )
 # Their places are categories of the shipped model: what is new comes last.
 FAMILIES = (
@@ -48,7 +48,7 @@ FAMILIES = (
     *("generic/gather", "generic/quantize", "generic/transpose", "generic/softmax", "generic/layer_norm"),
     *("arm/smmla", "arm/table"),
     *("generic/rms_norm", "generic/rope", "generic/embedding"),
-    *("generic/position", "generic/plain"),
+    *("generic/position", "generic/plain", "cpu/attention"),
 )
 HOMES = ("l2", "l3", "memory")
 KINDS = (

@@ -9,7 +9,7 @@ from typing import Any
 from hwq.errors import HwqError
 from hwq.schedules.arm import smmla
 from hwq.schedules.arm import table as arm_table
-from hwq.schedules.cpu import conv2d, dense, depthwise, grouped
+from hwq.schedules.cpu import attention, conv2d, dense, depthwise, grouped
 from hwq.schedules.generic import (
     binary,
     boxes,
@@ -61,6 +61,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     rms_norm.apply,
     rope.apply,
     embedding.apply,
+    attention.apply,
     plain.apply,
     position.apply,
 )

@@ -1,0 +1,132 @@
+"""What the attention kernels are made of: vectors, their maxima and sums, a power of two, keys with lanes for columns.
+
+Everything works within TVM's IRBuilder, on flat buffers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hwq.schedules.generic.float_math import ROUNDER, ROUNDER_BITS
+
+Expr = Any
+# 2^f = 1 + f * p(f) for |f| <= 1/2 within 1.6e-7 of it, in float32 with fused products: fitted by Lawson's weights.
+POWER = (
+    1.326472731307149e-3,
+    9.671512991189957e-3,
+    5.550733581185341e-2,
+    2.4022242426872253e-1,
+    6.931470036506653e-1,
+)
+# Below this power of two a share is 0, exactly.
+LEAST_POWER = -126.0
+LOG2_E = 1.0 / math.log(2.0)
+
+
+def pieces(size: int, lanes: int) -> list[tuple[int, int]]:
+    """(start, lanes) of the vectors that cover ``size`` elements and no more: whole ones, then halves of them."""
+    found, at = [], 0
+    while at < size:
+        while at + lanes > size:
+            lanes //= 2
+        found.append((at, lanes))
+        at += lanes
+    return found
+
+
+def at(start: Expr, lanes: int) -> Expr:
+    """The index of ``lanes`` neighbours from ``start`` on."""
+    return tirx.Ramp(start, 1, lanes) if lanes > 1 else start
+
+
+def load(buffer: Any, start: Expr, lanes: int) -> Expr:
+    return buffer[at(start, lanes)]
+
+
+def store(buffer: Any, value: Expr, start: Expr, lanes: int) -> None:
+    T.buffer_store(buffer, value, [at(start, lanes)])
+
+
+def wide(value: Expr, lanes: int, dtype: str = "float32") -> Expr:
+    """A number, or a Python one, in every lane."""
+    value = tirx.const(value, dtype) if isinstance(value, int | float) else value
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def multiply_add(a: Expr, b: Expr, c: Expr, lanes: int, *, fused: bool) -> Expr:
+    """a * b + c; fused: with one rounding, for machines that have it."""
+    if not fused:
+        return a * b + c
+    return tirx.call_llvm_pure_intrin("float32" if lanes == 1 else f"float32x{lanes}", "llvm.fma", a, b, c)
+
+
+def fold(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """One number of all lanes: the upper half with the lower, again and again."""
+    while lanes > 1:
+        lanes //= 2
+        low = tirx.Shuffle([vector], list(range(lanes)))
+        high = tirx.Shuffle([vector], list(range(lanes, 2 * lanes)))
+        vector = T.Bind(combine(low, high))
+    return vector
+
+
+def power(distance: Expr, factor: Expr, lanes: int, *, fused: bool) -> Expr:
+    """2^(distance * factor) for a product of at most about 0; below LEAST_POWER, and for -inf, exactly 0."""
+    ints, floats = (kind if lanes == 1 else f"{kind}x{lanes}" for kind in ("int32", "float32"))
+    number = wide(ROUNDER, lanes)
+    whole = T.Bind(multiply_add(distance, factor, number, lanes, fused=fused))
+    if fused:
+        rest = T.Bind(multiply_add(distance, factor, number - whole, lanes, fused=True))
+    else:  # TVM would find that number - (number + x) is -x
+        count = tirx.reinterpret(ints, whole) - wide(ROUNDER_BITS, lanes, "int32")
+        rest = T.Bind(distance * factor - tirx.Cast(floats, count))
+    value = wide(POWER[0], lanes)
+    for coefficient in POWER[1:]:
+        value = multiply_add(value, rest, wide(coefficient, lanes), lanes, fused=fused)
+    value = multiply_add(value, rest, wide(1.0, lanes), lanes, fused=fused)
+    # The rounder's own bits leave at the top.
+    moved = tirx.reinterpret(ints, whole) << wide(23, lanes, "int32")
+    result = tirx.reinterpret(floats, tirx.reinterpret(ints, value) + moved)
+    there = distance * factor >= wide(LEAST_POWER, lanes)
+    return T.Bind(tirx.Select(there, result, wide(0.0, lanes)))
+
+
+def transposed(rows: Sequence[Expr]) -> list[Expr]:
+    """As many vectors as there are lanes, rows become columns: pairs, quadruples, then quarters of registers."""
+    lanes = len(rows)
+    if lanes == 1:
+        return list(rows)
+
+    def mixed(a: Expr, b: Expr, places: list[int]) -> Expr:
+        return T.Bind(tirx.Shuffle([a, b], places))
+
+    quarters = range(0, lanes, 4)
+    pairs = []
+    for a, b in zip(rows[0::2], rows[1::2], strict=True):
+        pairs.append(mixed(a, b, [x for q in quarters for x in (q, q + lanes, q + 1, q + 1 + lanes)]))
+        pairs.append(mixed(a, b, [x for q in quarters for x in (q + 2, q + 2 + lanes, q + 3, q + 3 + lanes)]))
+    found = []
+    low = [x for q in quarters for x in (q, q + 1, q + lanes, q + 1 + lanes)]
+    high = [x for q in quarters for x in (q + 2, q + 3, q + 2 + lanes, q + 3 + lanes)]
+    for first in range(0, lanes, 4):
+        for half in (0, 1):
+            a, b = pairs[first + half], pairs[first + 2 + half]
+            found.extend([mixed(a, b, low), mixed(a, b, high)])
+    # Now quarter q of vector 4 * i + k holds column 4 * q + k of rows 4 * i to 4 * i + 3.
+    step = lanes // 2
+    while step >= 4:
+        low = [(lane - step + lanes) if lane & step else lane for lane in range(lanes)]
+        high = [lane + lanes if lane & step else lane + step for lane in range(lanes)]
+        swapped = list(found)
+        for one in range(lanes):
+            if not one & step:
+                a, b = found[one], found[one + step]
+                swapped[one], swapped[one + step] = mixed(a, b, low), mixed(a, b, high)
+        found = swapped
+        step //= 2
+    return found
