@@ -122,6 +122,7 @@ def ceiling(a: Expr, b: int) -> Expr:
 
 
 def lesser(a: Expr, b: Expr) -> Expr:
+    """The lesser of two, a number if both are."""
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(a, b)
 
 
@@ -140,13 +141,13 @@ def _pack(plan: Plan, buffers: Buffers, task: Task, block: Expr, place: Expr) ->
         goal = T.Bind(place * (plan.block * plan.depth) + vector * lanes)
         if whole:
             with T.serial(0, whole // lanes) as step:
-                rows = [T.Bind(parts.load(buffers.k, start + step * lanes, lanes)) for start in starts]
+                rows = [T.Bind(parts.loaded(buffers.k, start + step * lanes, lanes)) for start in starts]
                 for i, column in enumerate(parts.transposed(rows)):
-                    parts.store(task.packed, column, goal + (step * lanes + i) * plan.block, lanes)
+                    parts.put(task.packed, column, goal + (step * lanes + i) * plan.block, lanes)
         if whole < plan.depth:
             with T.serial(whole, plan.depth) as deep:
                 for lane, start in enumerate(starts):
-                    parts.store(task.packed, buffers.k[start + deep], goal + deep * plan.block + lane, 1)
+                    parts.put(task.packed, buffers.k[start + deep], goal + deep * plan.block + lane, 1)
 
 
 def _tile(plan: Plan, buffers: Buffers, task: Task, first: Expr, head: Expr) -> None:
@@ -156,7 +157,7 @@ def _tile(plan: Plan, buffers: Buffers, task: Task, first: Expr, head: Expr) -> 
         row = (task.batch * plan.queries + tile.queries[r]) * plan.heads + tile.heads[r]
         start = T.Bind(row * plan.depth)
         for at, lanes in parts.pieces(plan.depth, plan.lanes):
-            parts.store(task.copied, parts.load(buffers.q, start + at, lanes), r * plan.depth + at, lanes)
+            parts.put(task.copied, parts.loaded(buffers.q, start + at, lanes), r * plan.depth + at, lanes)
     with T.serial(0, ceiling(tile.last, plan.block)) as block:
         if plan.packs_once:
             _scores(plan, task, block, block)
@@ -190,17 +191,17 @@ def _scores(plan: Plan, task: Task, block: Expr, place: Expr) -> None:
     lanes, rows, vectors = plan.lanes, plan.rows, plan.vectors
     sums = T.alloc_buffer((rows * vectors * lanes,), "float32", scope="local")
     for i in range(rows * vectors):
-        parts.store(sums, parts.wide(0.0, lanes), i * lanes, lanes)
+        parts.put(sums, parts.wide(0.0, lanes), i * lanes, lanes)
 
     def step(deep: Expr) -> None:
         start = (place * plan.depth + deep) * plan.block
-        columns = [T.Bind(parts.load(task.packed, start + c * lanes, lanes)) for c in range(vectors)]
+        columns = [T.Bind(parts.loaded(task.packed, start + c * lanes, lanes)) for c in range(vectors)]
         for r in range(rows):
             query = T.Bind(parts.wide(task.copied[r * plan.depth + deep], lanes))
             for c, column in enumerate(columns):
                 at = (r * vectors + c) * lanes
-                total = parts.multiply_add(query, column, parts.load(sums, at, lanes), lanes, fused=plan.fused)
-                parts.store(sums, total, at, lanes)
+                total = parts.multiply_add(query, column, parts.loaded(sums, at, lanes), lanes, fused=plan.fused)
+                parts.put(sums, total, at, lanes)
 
     unrolled = next(n for n in (UNROLLED, 2, 1) if plan.depth % n == 0)
     with T.serial(0, plan.depth // unrolled) as outer:
@@ -208,8 +209,8 @@ def _scores(plan: Plan, task: Task, block: Expr, place: Expr) -> None:
             step(outer * unrolled + inner)
     for r in range(rows):
         for c in range(vectors):
-            value = parts.load(sums, (r * vectors + c) * lanes, lanes)
-            parts.store(task.scores, value, r * plan.pitch + block * plan.block + c * lanes, lanes)
+            value = parts.loaded(sums, (r * vectors + c) * lanes, lanes)
+            parts.put(task.scores, value, r * plan.pitch + block * plan.block + c * lanes, lanes)
 
 
 def _largest(plan: Plan, buffers: Buffers, task: Task, tile: Tile) -> list[Expr]:
@@ -218,14 +219,14 @@ def _largest(plan: Plan, buffers: Buffers, task: Task, tile: Tile) -> list[Expr]
     lanes, rows = plan.lanes, plan.rows
     most = T.alloc_buffer((rows * lanes,), "float32", scope="local")
     for r in range(rows):
-        parts.store(most, parts.wide(float("-inf"), lanes), r * lanes, lanes)
+        parts.put(most, parts.wide(float("-inf"), lanes), r * lanes, lanes)
     biases = [_bias_row(plan, task, tile, r) for r in range(rows)] if plan.added else []
 
     def visit(vector: Expr, masked: bool) -> None:
         key = vector * lanes
         for r in range(rows):
             at = r * plan.pitch + key
-            score = parts.load(task.scores, at, lanes)
+            score = parts.loaded(task.scores, at, lanes)
             if plan.shifted:
                 addend = _bias(plan, buffers, biases[r], key, masked) if biases else parts.wide(0.0, lanes)
                 scale = parts.wide(plan.scale, lanes)
@@ -234,8 +235,8 @@ def _largest(plan: Plan, buffers: Buffers, task: Task, tile: Tile) -> list[Expr]
                 there = tirx.Ramp(key, 1, lanes) < parts.wide(tile.ends[r], lanes, "int32")
                 score = T.Bind(tirx.Select(there, score, parts.wide(float("-inf"), lanes)))
             if plan.shifted or masked:
-                parts.store(task.scores, score, at, lanes)
-            parts.store(most, tirx.max(parts.load(most, r * lanes, lanes), score), r * lanes, lanes)
+                parts.put(task.scores, score, at, lanes)
+            parts.put(most, tirx.max(parts.loaded(most, r * lanes, lanes), score), r * lanes, lanes)
 
     whole = tile.ends[0] // lanes
     whole = whole if isinstance(whole, int) else T.Bind(tirx.max(whole, 0))
@@ -245,7 +246,7 @@ def _largest(plan: Plan, buffers: Buffers, task: Task, tile: Tile) -> list[Expr]
     if not (isinstance(whole, int) and isinstance(end, int) and whole == end):
         with T.serial(whole, end) as vector:
             visit(vector, True)
-    found = [parts.fold(parts.load(most, r * lanes, lanes), lanes, tirx.max) for r in range(rows)]
+    found = [parts.fold(parts.loaded(most, r * lanes, lanes), lanes, tirx.max) for r in range(rows)]
     return [T.Bind(parts.wide(value, lanes)) for value in found]
 
 
@@ -262,7 +263,7 @@ def _bias(plan: Plan, buffers: Buffers, start: Expr, key: Expr, masked: bool) ->
     """The bias of a vector of keys; masked: where some may not be there."""
     lanes = plan.lanes
     if not masked:
-        return parts.load(buffers.bias, start + key, lanes)
+        return parts.loaded(buffers.bias, start + key, lanes)
     keys = tirx.min(tirx.Ramp(key, 1, lanes), parts.wide(plan.keys - 1, lanes, "int32"))
     return buffers.bias[parts.wide(start, lanes) + keys]
 
@@ -275,15 +276,15 @@ def _powers(plan: Plan, task: Task, tile: Tile, largest: list[Expr]) -> list[Exp
     for first in range(0, plan.rows, ROWS_BESIDE):
         some = range(first, min(first + ROWS_BESIDE, plan.rows))
         for r in some:
-            parts.store(sums, parts.wide(0.0, lanes), r * lanes, lanes)
+            parts.put(sums, parts.wide(0.0, lanes), r * lanes, lanes)
         with T.serial(0, ceiling(tile.last, lanes)) as vector:
             for r in some:
                 at = r * plan.pitch + vector * lanes
-                distance = T.Bind(parts.load(task.scores, at, lanes) - largest[r])
+                distance = T.Bind(parts.loaded(task.scores, at, lanes) - largest[r])
                 value = parts.power(distance, factor, lanes, fused=plan.fused)
-                parts.store(task.scores, value, at, lanes)
-                parts.store(sums, parts.load(sums, r * lanes, lanes) + value, r * lanes, lanes)
-    totals = [parts.fold(parts.load(sums, r * lanes, lanes), lanes, lambda a, b: a + b) for r in range(plan.rows)]
+                parts.put(task.scores, value, at, lanes)
+                parts.put(sums, parts.loaded(sums, r * lanes, lanes) + value, r * lanes, lanes)
+    totals = [parts.fold(parts.loaded(sums, r * lanes, lanes), lanes, lambda a, b: a + b) for r in range(plan.rows)]
     return [T.Bind(tirx.const(1.0, "float32") / total) for total in totals]
 
 
@@ -293,22 +294,22 @@ def _sums(plan: Plan, buffers: Buffers, task: Task, tile: Tile, totals: list[Exp
     sums = T.alloc_buffer((plan.rows * size,), "float32", scope="local")
     for r in range(plan.rows):
         for at, lanes in columns:
-            parts.store(sums, parts.wide(0.0, lanes), r * size + at, lanes)
+            parts.put(sums, parts.wide(0.0, lanes), r * size + at, lanes)
     with T.serial(0, tile.last) as key:
         row = (task.batch * plan.keys + key) * plan.kv_heads + task.head
         start = T.Bind(row * plan.width + first)
-        values = [T.Bind(parts.load(buffers.v, start + at, lanes)) for at, lanes in columns]
+        values = [T.Bind(parts.loaded(buffers.v, start + at, lanes)) for at, lanes in columns]
         for r in range(plan.rows):
             share = T.Bind(task.scores[r * plan.pitch + key])
             for (at, lanes), value in zip(columns, values, strict=True):
                 place = r * size + at
                 total = parts.multiply_add(
-                    parts.wide(share, lanes), value, parts.load(sums, place, lanes), lanes, fused=plan.fused
+                    parts.wide(share, lanes), value, parts.loaded(sums, place, lanes), lanes, fused=plan.fused
                 )
-                parts.store(sums, total, place, lanes)
+                parts.put(sums, total, place, lanes)
     for r in range(plan.rows):
         row = (task.batch * plan.queries + tile.queries[r]) * plan.heads + tile.heads[r]
         start = T.Bind(row * plan.width + first)
         for at, lanes in columns:
-            value = parts.load(sums, r * size + at, lanes) * parts.wide(totals[r], lanes)
-            parts.store(buffers.out, value, start + at, lanes)
+            value = parts.loaded(sums, r * size + at, lanes) * parts.wide(totals[r], lanes)
+            parts.put(buffers.out, value, start + at, lanes)

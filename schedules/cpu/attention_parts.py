@@ -44,11 +44,13 @@ def at(start: Expr, lanes: int) -> Expr:
     return tirx.Ramp(start, 1, lanes) if lanes > 1 else start
 
 
-def load(buffer: Any, start: Expr, lanes: int) -> Expr:
+def loaded(buffer: Any, start: Expr, lanes: int) -> Expr:
+    """``lanes`` neighbours of a flat buffer from ``start`` on."""
     return buffer[at(start, lanes)]
 
 
-def store(buffer: Any, value: Expr, start: Expr, lanes: int) -> None:
+def put(buffer: Any, value: Expr, start: Expr, lanes: int) -> None:
+    """Stores ``value`` to ``lanes`` neighbours of a flat buffer from ``start`` on."""
     T.buffer_store(buffer, value, [at(start, lanes)])
 
 
