@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from kernel_runs import Array, machine, shared
+from kernel_runs import Array, at_the_edge, machine, shared
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -33,9 +33,9 @@ def _run(size: int, body: Any, values: Array) -> Array:
         code = builder.get().body
     func = tirx.PrimFunc([source, goal], code).with_attrs({"global_symbol": "main", "tirx.noalias": True})
     library = tvm.compile(tvm.IRModule({"main": func}), machine().tvm(), tir_pipeline=pipeline())
-    out = np.full(size, 99, np.float32)
-    library["main"](shared(values), shared(out))
-    return out
+    out = at_the_edge(np.full(size, 99, np.float32))
+    library["main"](shared(at_the_edge(values)), shared(out))
+    return out.copy()
 
 
 @pytest.mark.parametrize("lanes", [1, 4, 8, 16])
