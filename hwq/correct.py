@@ -28,7 +28,7 @@ import numpy as np
 from hwq import rounding
 from hwq.execute import quiet
 from hwq.files import write_atomic
-from hwq.graph import Graph, Layer
+from hwq.graph import ANCHORS, Graph, Layer
 from hwq.moments import ROWS, Moments, shape_of
 from hwq.numerics import QParams
 from hwq.progress import Callback
@@ -74,7 +74,7 @@ def correct(
     wanted = {
         layer: [scheme for scheme in candidates[layer.name] if SCHEMES[scheme].weight is not None]
         for layer in graph.layers
-        if layer.weight is not None
+        if layer.op in ANCHORS
     }
     wanted = {layer: schemes for layer, schemes in wanted.items() if schemes}
     paid = _cheapest({layer: work_macs(layer, len(schemes)) for layer, schemes in wanted.items()}, most_macs)

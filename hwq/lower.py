@@ -105,7 +105,8 @@ def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> 
     """The kernel that ``layer`` needs in ``scheme``; None for a view."""
     if layer.op == "reshape":
         return None
-    has_bias = layer.weight is not None and (layer.bias is not None or SCHEMES[scheme].integer)
+    # Integer weights have a bias, corrected for their rounding, where the layer has none.
+    has_bias = layer.op in ANCHORS and (layer.bias is not None or SCHEMES[scheme].weight is not None)
     attrs = dict(layer.attrs)
     if layer.op == "float":  # a workload is the key of a compiled kernel, and holds no function
         attrs["func_digest"] = func_digest(layer.func)

@@ -171,7 +171,7 @@ def study(
     with stages("compile float") as progress:
         kernels_here = compile_kernels([float_program], here, work.cache, progress)
     runner = bind(float_program, kernels_here)
-    integers = any(SCHEMES[scheme].domain == "int8" for names in candidates.values() for scheme in names)
+    integers = any(SCHEMES[scheme].weight is not None for names in candidates.values() for scheme in names)
     qparams, means, kept, count, digest = calibrated(
         split, candidates, runner, work, calibration, observer, integers, inputs_of(graph), stages
     )

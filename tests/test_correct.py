@@ -16,13 +16,14 @@ from hwq import correct as stage
 from hwq import numerics
 from hwq.correct import correct, correct_layer, work_macs
 from hwq.demo import load_demo
-from hwq.graph import Layer
+from hwq.graph import Graph, Layer
 from hwq.moments import Moments, Part, collect, columns, positions, shape_of
 from hwq.numerics import QParams
 from hwq.operators import correlate
 from hwq.progress import Callback
 from hwq.quantize import IntegerWeights, quantize_layer
 from hwq.samples import stream
+from hwq.scheme import SCHEMES
 from hwq.study import inputs_of
 
 SOURCE = QParams(scale=0.02, zero_point=-128)
@@ -105,21 +106,23 @@ def test_covariance_is_numpys(name: str) -> None:
         np.testing.assert_allclose(found.about(found.mean)[group], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a8_g64"])
+OF_DENSE = ("w4a8_g64", "w8a8_dyn", "w4a8_g64_dyn", "w4a16_g128")
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", *OF_DENSE])
 @pytest.mark.parametrize("name", LAYERS)
 def test_output_error_beats_that_of_nearest(name: str, scheme: str) -> None:
     layer = LAYERS[name]
-    if scheme == "w4a8_g64" and layer.op != "dense":
-        pytest.skip("groups of inputs are for dense layers")
+    if scheme in OF_DENSE and layer.op != "dense":
+        pytest.skip("groups of inputs and of rows are for dense layers")
     x = smooth(layer)
-    text = correct_layer(layer, [scheme], SOURCE, moments_of(layer, x))[scheme]
-    plain, found = (quantize_layer(layer, scheme, SOURCE, rounding=one) for one in ("", text))
+    source = SOURCE if SCHEMES[scheme].domain == "int8" else None
+    text = correct_layer(layer, [scheme], source, moments_of(layer, x))[scheme]
+    plain, found = (quantize_layer(layer, scheme, source, rounding=one) for one in ("", text))
     before, after = output_error(layer, plain, x), output_error(layer, found, x)
     print(f"{name} {scheme}: {10 * np.log10(before / after):.1f} dB")
     assert after < 0.9 * before
-    assert (
-        np.square(layer.weight - found.real()).sum() > np.square(layer.weight - plain.real()).sum() or scheme == "w8a8"
-    )
+    assert np.square(layer.weight - found.real()).sum() > np.square(layer.weight - plain.real()).sum() or "w8" in scheme
 
 
 def test_scales_hold_bias_and_products() -> None:
@@ -132,6 +135,19 @@ def test_scales_hold_bias_and_products() -> None:
         found = quantize_layer(layer, scheme, SOURCE, rounding=text)
         back = numerics.quantize_bias(found.bias, SOURCE.scale, found.scale) * SOURCE.scale * found.scale
         np.testing.assert_allclose(back, layer.bias, rtol=0, atol=SOURCE.scale * float(found.scale.max()))
+
+
+def test_tables_are_not_rounded_by_what_reads_them(tmp_path: Path) -> None:
+    """A table's rows are picked, not multiplied: there are no inputs whose moments could say anything."""
+    table = Layer(
+        name="table", op="gather", inputs=("ids",), output="y", input_shapes=((1, 4),), output_shape=(1, 4, 8),
+        attrs={"ids": "int64", "rows": 6}, weight=np.ones((6, 8), np.float32),
+    )  # fmt: skip
+    graph = Graph(
+        inputs=("ids",), outputs=("y",), shapes={"ids": (1, 4), "y": (1, 4, 8)},
+        dtypes={"ids": "int64", "y": "float32"}, layers=(table,),
+    )  # fmt: skip
+    assert correct(graph, {"table": ("f32", "w8a8_dyn")}, {}, gather, lambda *_: tmp_path / "none") == {}
 
 
 def test_what_does_not_help_is_not_taken() -> None:
