@@ -18,7 +18,7 @@ from hwq.assign import TIE, assign, near
 from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate, within
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
-from hwq.graph import ANCHORS
+from hwq.graph import WEIGHTED
 from hwq.judge import accuracy_of, open_judge
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, Anchors, anchored, open_runs, reanchor, samples_for
@@ -109,7 +109,7 @@ def uniform(study: Study, scheme: str) -> Solution | None:
     if scheme == "f32":
         able = able if len(able) == len(study.graph.layers) else []
     else:
-        able = [layer for layer in able if layer.op in ANCHORS]
+        able = [layer for layer in able if layer.op in WEIGHTED]
     fixed = {layer.name: scheme for layer in able}
     if SCHEMES[scheme].domain == "f32":
         fixed = {name: "f32" for name, names in study.candidates.items() if "f32" in names} | fixed
@@ -118,7 +118,9 @@ def uniform(study: Study, scheme: str) -> Solution | None:
 
 def uniforms(study: Study) -> dict[str, Solution]:
     """Every uniform assignment that the study's candidates allow, by scheme."""
-    names = sorted({scheme for schemes in study.candidates.values() for scheme in schemes})
+    # A table may be in a scheme that was not asked for, whose integers are as wide.
+    layers = [layer for layer in study.graph.layers if layer.op != "gather"] or study.graph.layers
+    names = sorted({scheme for layer in layers for scheme in study.candidates[layer.name]})
     found = {name: uniform(study, name) for name in names}
     return {name: solution for name, solution in found.items() if solution is not None}
 

@@ -61,12 +61,15 @@ def op_macs(workload: Workload) -> int:
 
 
 def weight_count(workload: Workload) -> int:
-    """Elements of the weight tensor, O * KH * KW * I / groups, depthwise C * KH * KW, dense O * I; 0 for none."""
+    """Elements of the weight tensor, O * KH * KW * I / groups, depthwise C * KH * KW, dense O * I, gather V * C; 0 for
+    none."""
+    if workload.op == "gather":
+        return int(workload.attr("rows")) * workload.output_shape[-1]
     return workload.output_shape[-1] * _reduction(workload) if workload.op in ANCHORS else 0
 
 
 def weight_bytes(workload: Workload) -> int:
-    """Packed weights with what belongs to each output channel.
+    """Packed weights with what belongs to each output channel, of a gather to each row of its table.
 
     Integer: weights (int4: half a byte each) + 4 bytes of bias a channel + 4 of multiplier a channel, or group of
     it. Float: 4 bytes each (bf16: 2) + 4 of bias a channel if there is a bias. Padding of the packed form is not in it.
@@ -75,12 +78,21 @@ def weight_bytes(workload: Workload) -> int:
     if count == 0:
         return 0
     channels, scheme = workload.output_shape[-1], SCHEMES[workload.scheme]
+    if workload.op == "gather":
+        return int(workload.attr("rows")) * _row_bytes(workload)
     weights = -(-count * scheme.weight_bits // 8)
     if scheme.weight is None:
         return weights + (4 * channels if workload.has_bias else 0)
     groups = 1 if scheme.group_size is None else group_count(_reduction(workload), scheme.group_size)
     bias = 4 if scheme.integer or workload.has_bias else 0
     return weights + (bias + 4 * groups) * channels
+
+
+def _row_bytes(workload: Workload) -> int:
+    """Bytes of a row of a gather's table, with its scales."""
+    scheme, columns = SCHEMES[workload.scheme], workload.output_shape[-1]
+    scales = 0 if scheme.weight is None else group_count(columns, scheme.group_size or columns)
+    return -(-columns * scheme.weight_bits // 8) + 4 * scales
 
 
 def moved_bytes(workload: Workload) -> int:
@@ -90,6 +102,9 @@ def moved_bytes(workload: Workload) -> int:
     if workload.op == "append":  # of its output it writes what it reads
         return 2 * source * math.prod(workload.input_shapes[0])
     read = source * sum(math.prod(shape) for shape in workload.input_shapes)
+    if workload.op == "gather":  # of its table it reads a row for each id
+        ids = math.prod(workload.output_shape[:-1])
+        return ids * (8 + _row_bytes(workload)) + result * math.prod(workload.output_shape)
     return read + weight_bytes(workload) + result * math.prod(workload.output_shape)
 
 

@@ -18,7 +18,7 @@ from hwq.device import Device, closed_if_it_fails, connect, local
 from hwq.evaluate import Evaluation
 from hwq.execute import bind
 from hwq.explain import explain
-from hwq.graph import ANCHORS, Layer
+from hwq.graph import WEIGHTED, Layer
 from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
 from hwq.measure import homes_by
@@ -200,7 +200,7 @@ def describe(
     )
     if study.losses:
         problem = problem_of(study)
-        weighted = [layer.name for layer in study.graph.layers if layer.op in ANCHORS]
+        weighted = [layer.name for layer in study.graph.layers if layer.op in WEIGHTED]
         told = explain(problem, sums_of(problem, plan.schemes), limits or Limits(), weighted)
         rows = [{**row, **told["layers"][row["name"]]} for row in rows]
         artifact.report.update({"front": told["front"], "near": told["near"]})
@@ -312,7 +312,7 @@ def _why(study: Study, layer: Layer, scheme: str) -> str:
     parts = []
     for other in names:
         cost, loss = study.costs[layer.name, other], study.losses[layer.name, other]
-        size = f", {cost.weight_bytes} bytes" if layer.op in ANCHORS else ""
+        size = f", {cost.weight_bytes} bytes" if layer.op in WEIGHTED else ""
         lost = "" if other == "f32" else f", loss {loss:.1e}"
         parts.append(f"{other} {cost.latency_s * 1e6:.1f} us{size}{lost} ({cost.source})")
     if len(names) == 1:

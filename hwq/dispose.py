@@ -23,7 +23,7 @@ from hwq.deliver import assemble, board_of, describe, network_input, plan_of, ru
 from hwq.device import Device, closed_if_it_fails
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
-from hwq.graph import ANCHORS
+from hwq.graph import WEIGHTED
 from hwq.inplace import Unit, corrected, seen_s
 from hwq.progress import Stages
 from hwq.reanchor import anchored, report_of
@@ -238,7 +238,7 @@ def _others(found: Study, chosen: Solution) -> dict[str, Solution]:
 
     One that gives every weight the scheme it has already is no other assignment.
     """
-    weighted = [layer.name for layer in found.graph.layers if layer.op in ANCHORS]
+    weighted = [layer.name for layer in found.graph.layers if layer.op in WEIGHTED]
     return {
         f"all {name}": solution
         for name, solution in uniforms(found).items()

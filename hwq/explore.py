@@ -21,7 +21,7 @@ from hwq.compiler import evaluated, studied, tuned
 from hwq.deliver import plan_of
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
-from hwq.graph import ANCHORS
+from hwq.graph import WEIGHTED
 from hwq.judge import accuracy_of, open_judge
 from hwq.model import Model
 from hwq.plan import Plan
@@ -171,7 +171,7 @@ def front_of(
     """The front of a study. Raises HwqError "budget-impossible", "evaluate-missing"."""
     problem = problem_of(found)
     limits = Limits(latency_s=budget.latency_s, weight_bytes=budget.weight_bytes)
-    weighted = [layer.name for layer in found.graph.layers if layer.op in ANCHORS]
+    weighted = [layer.name for layer in found.graph.layers if layer.op in WEIGHTED]
     with progress("front") as callback:
         front = pareto(problem, points, limits)
         others = []

@@ -18,6 +18,8 @@ Shape = tuple[int, ...]
 
 # Operators with weights: y = activation(anchor(x, weight) + bias [+ residual]).
 ANCHORS = ("conv2d", "depthwise_conv2d", "dense")
+# Operators with weights that plans choose a width for: ``ANCHORS``, and gather, which reads rows of a table.
+WEIGHTED = (*ANCHORS, "gather")
 # Operators whose output values are values of their inputs (or the constant 0), or in linear resizing lie between them:
 # all their tensors share one scale.
 PASS_THROUGH = ("max_pool2d", "concat", "pad", "slice", "reshape", "resize_nearest", "resize_linear")

@@ -67,9 +67,12 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
 
     A layer without weights knows int8 (named w8a8) and float only; int8 is open to it if any scheme of that domain is
     allowed. One that only passes values through may always be float: between float layers int8 would only cost it
-    conversions. Any float scheme opens float32 to a layer that has no weights to multiply in another.
+    conversions. Any float scheme opens float32 to a layer that has no weights to multiply in another. A table of rows
+    ("gather") may be of integers as wide as the weights of any scheme allowed.
     """
     on_target = target.schemes_for(layer.op)
+    if layer.op == "gather":
+        return tuple(scheme for scheme in on_target if _table_allowed(SCHEMES[scheme], allowed)) or ("f32",)
     floating = [scheme.name for scheme in allowed if scheme.domain == "f32"]
     if layer.op in ANCHORS:
         floats = tuple(name for name in floating if name == "f32" or name in on_target)
@@ -83,6 +86,12 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
         if layer.op not in ANCHORS and "w8a8" in on_target and any(scheme.domain == "int8" for scheme in allowed):
             integers = ("w8a8",)
     return (*floats, *integers) or ("f32",)
+
+
+def _table_allowed(scheme: Scheme, allowed: Sequence[Scheme]) -> bool:
+    """Whether a gather may be in ``scheme``: some other has weights as wide, or is as much without integers."""
+    widths = {None if one.weight is None else one.weight.qtype.bits for one in allowed}
+    return (None if scheme.weight is None else scheme.weight.qtype.bits) in widths
 
 
 def convert_workload(op: str, shape: Shape, parallel: int, moved: Layer | None = None) -> Workload:
@@ -239,6 +248,9 @@ def _constants(
     if SCHEMES[scheme].domain == "f32":
         if layer.weight is None:
             return layer.constants, None
+        if layer.op == "gather" and SCHEMES[scheme].weight is not None:
+            found = weights[layer.name, scheme]
+            return (found.values, found.scale), 0
         return (layer.weight, layer.bias) if layer.bias is not None else (layer.weight,), 0
     ins = [qparams[tensor] for tensor in layer.inputs]
     out = qparams[layer.output]

@@ -29,6 +29,8 @@ INT8 = QType(bits=8)
 BIAS_LIMIT = 1 << 30
 # Factors of the plain scale that the int4 search tries: the best for bell-shaped weights lies near 0.65 to 0.9.
 SHRINK = tuple(1.0 - 0.05 * step for step in range(12))
+# Weights that it takes at a time.
+SEARCHED_AT_ONCE = 1 << 20
 
 # gelu_tanh is x / 2 * (1 + tanh(GELU_LINEAR * x + GELU_CUBIC * x^3)) (arXiv:1606.08415, section 2).
 GELU_LINEAR = math.sqrt(2.0 / math.pi)
@@ -159,7 +161,18 @@ def dequantize_weight(q: Array, scale: Array) -> Floats:
 
 
 def _search_scale(flat: Floats, plain: Floats, floor: Floats, lo: int, hi: int) -> Floats:
-    """The scales (O,) of least squared error over SHRINK, then two rounds of least squares, kept only where better."""
+    """The scales (O,) of least squared error over SHRINK, then two rounds of least squares, kept only where better.
+
+    By blocks of rows: a vocabulary's table has hundreds of millions of weights.
+    """
+    rows = max(1, SEARCHED_AT_ONCE // max(flat.shape[1], 1))
+    blocks = [slice(at, at + rows) for at in range(0, len(flat), rows)]
+    found = [_search_block(flat[block], plain[block], floor[block], lo, hi) for block in blocks]
+    return np.concatenate(found) if found else plain
+
+
+def _search_block(flat: Floats, plain: Floats, floor: Floats, lo: int, hi: int) -> Floats:
+    """``_search_scale`` of some rows."""
     best = plain
     best_error = np.full(len(flat), np.inf)
 

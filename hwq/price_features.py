@@ -99,7 +99,7 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
     if not _split(workload, workers, arithmetic_s, model, target):
         workers = 1
     bytes_s = moved / cost.bytes_per_s(moved, target, workers)
-    arrival_s = weights / _home_rate(home, target, workers)
+    arrival_s = min(weights, moved) / _home_rate(home, target, workers)
     overhead_s = cost.CALL_OVERHEAD_S + (target.parallel_overhead_s if workers > 1 else 0.0)
     base_s = max(modelled_s / workers, bytes_s, arrival_s) + overhead_s
     outputs = math.prod(workload.output_shape)

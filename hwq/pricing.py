@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hwq.cost import float_output_s, price
+from hwq.cost import float_output_s, moved_bytes, price
 from hwq.decided import Decisions, compile_decided, decisions_for, without_decided
 from hwq.execute import KernelSet, packed_constants, resident_bytes
 from hwq.graph import Graph, Layer
@@ -167,7 +167,10 @@ def footprints_of(programs: Iterable[Program], resident: Mapping[Workload, int])
     for program in programs:
         for step in program.steps:
             if step.workload is not None:
-                found[step.workload.scheme] = found.get(step.workload.scheme, 0) + resident[step.workload]
+                read = resident[step.workload]
+                if step.workload.op == "gather":  # some rows of a table
+                    read = min(read, moved_bytes(step.workload))
+                found[step.workload.scheme] = found.get(step.workload.scheme, 0) + read
     return found
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hwq import group_scales, numerics
 from hwq.errors import HwqError
-from hwq.graph import Graph, Layer
+from hwq.graph import ANCHORS, Graph, Layer
 from hwq.numerics import QParams
 from hwq.progress import Callback
 from hwq.scheme import SCHEMES
@@ -88,7 +88,7 @@ def least_scale(layer: Layer, scheme: str, source: QParams | None) -> npt.NDArra
     """
     assert layer.weight is not None
     least = np.full(len(layer.weight), np.finfo(np.float32).tiny, np.float32)
-    if SCHEMES[scheme].group_size is not None:
+    if SCHEMES[scheme].group_size is not None or layer.op not in ANCHORS:  # rows of a table are not summed
         return least
     least = np.maximum(least, numerics.least_product_scale(layer.weight))
     if layer.bias is not None and SCHEMES[scheme].domain == "int8":
