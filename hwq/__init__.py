@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hwq.artifact import Artifact, Benchmark
     from hwq.compiler import build, compile, plan
+    from hwq.decode import decoder
     from hwq.errors import HwqError
     from hwq.explore import Point, explore
     from hwq.model import Model, load
@@ -31,6 +32,7 @@ __all__ = [
     "Target",
     "build",
     "compile",
+    "decoder",
     "explore",
     "load",
     "plan",
@@ -39,7 +41,7 @@ __all__ = [
 _HOMES = {
     **{"Artifact": "artifact", "Benchmark": "artifact", "Budget": "scheme", "HwqError": "errors", "Model": "model"},
     **{"Plan": "plan", "Target": "target", "build": "compiler", "compile": "compiler", "load": "model"},
-    **{"Point": "explore", "explore": "explore", "plan": "compiler"},
+    **{"Point": "explore", "decoder": "decode", "explore": "explore", "plan": "compiler"},
 }
 
 

@@ -27,7 +27,7 @@ from hwq.device import SESSION_S, Device, closed_if_it_fails, connect, facts, lo
 from hwq.device import close as close_device
 from hwq.errors import HwqError
 from hwq.files import write_atomic
-from hwq.graph import Shape
+from hwq.graph import SPAN, Shape
 from hwq.library import Library
 from hwq.placed import Placed, arguments, between_kernels, call, call_times, new_state, place
 from hwq.plan import Plan
@@ -135,7 +135,10 @@ class Artifact:
         return arguments(placed, given, self.outputs, self.threads, new_state(placed, self.library))
 
     def _example(self, *values: Any) -> list[Any]:
-        batch = as_batch(values[0] if len(values) == 1 else values, self.inputs, "the argument")
+        value = values[0] if len(values) == 1 else values
+        if self.length is not None and isinstance(value, Mapping):  # where it stands, it knows better
+            value = {name: value[name] for name in value if name != SPAN}
+        batch = as_batch(value, self.inputs, "the argument")
         part, _ = next(split(batch, self.inputs))
         return self._arguments(part)
 

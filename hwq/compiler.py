@@ -28,6 +28,7 @@ from hwq.arguments import (
 from hwq.artifact import Artifact
 from hwq.cache import default_store_path
 from hwq.choose import choose
+from hwq.decode import plan_for
 from hwq.deliver import deliver, plan_of, priced
 from hwq.dispose import dispose
 from hwq.errors import HwqError
@@ -161,6 +162,7 @@ def build(
     check_threads(threads)
     machine = machine_of_plan(plan) if target is None else machine_to_build(target)
     graph = model.graph
+    plan = plan_for(model, plan)
     plan.check_layers([layer.name for layer in graph.layers])
     for layer in graph.layers:
         legal = legal_schemes(graph, layer, machine, tuple(SCHEMES.values()))

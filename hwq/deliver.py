@@ -18,7 +18,7 @@ from hwq.device import Device, closed_if_it_fails, connect, local
 from hwq.evaluate import Evaluation
 from hwq.execute import bind
 from hwq.explain import explain
-from hwq.graph import WEIGHTED, Layer
+from hwq.graph import SPAN, WEIGHTED, Layer
 from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
 from hwq.measure import homes_by
@@ -121,8 +121,9 @@ def assemble(study: Study, work: Work, plan: Plan, board: Device | None = None) 
         report={"sizes": packed_sizes(program, packed)},
         target=study.target,
         threads=study.threads,
-        inputs=inputs_of(study.graph),
+        inputs={name: spec for name, spec in inputs_of(study.graph).items() if name != SPAN},
         outputs={spec.name: (spec.shape, spec.dtype) for spec in study.model.outputs},
+        length=study.model.length,
         calls=calls,
     )
     if verify_wanted() and local_too:

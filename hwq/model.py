@@ -40,7 +40,8 @@ class Model:
     """A loaded network. ``graph.inputs`` and ``graph.outputs`` name the tensors of ``inputs``, ``outputs``, in order.
 
     fingerprint: SHA-256 of the model's content and its fixed shapes. float_ops: operators that stay in float, with
-    counts.
+    counts. Of a network by ``hwq.decoder`` length is how many tokens a session holds, and whole the fingerprint of the
+    network of whole sequences; of others both are None.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Model:
     float_ops: Mapping[str, int] = field(default_factory=dict)
     opset: int = 0
     batch: int = 1
+    whole: str | None = None
+    length: int | None = None
 
 
 def load(source: str | Path | onnx.ModelProto, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None) -> Model:

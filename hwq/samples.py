@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.errors import HwqError
-from hwq.graph import Shape
+from hwq.graph import SPAN, Shape
 
 Array = npt.NDArray[Any]
 Batch = dict[str, Array]
@@ -154,12 +154,14 @@ def stream(samples: Any, inputs: Inputs, what: str = "calibration") -> Iterator[
 
 
 def made_up(inputs: Inputs) -> Batch:
-    """One network-sized batch of ordinary values (normal floats, zeros for other types), for timing."""
+    """One network-sized batch of ordinary values (normal floats, zeros for other types), for timing; the first token of
+    a sequence where it goes token by token."""
     rng = np.random.default_rng(0)
-    return {
+    found = {
         name: rng.standard_normal(shape).astype(dtype) if np.dtype(dtype).kind == "f" else np.zeros(shape, dtype)
         for name, (shape, dtype) in inputs.items()
     }
+    return found if SPAN not in inputs else found | {SPAN: np.array([1, 1], inputs[SPAN][1])}
 
 
 class Digest:

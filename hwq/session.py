@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.errors import HwqError
-from hwq.graph import Shape
+from hwq.graph import SPAN, Shape
 from hwq.library import Library
 from hwq.placed import Placed, arguments, call, new_state
 
@@ -100,7 +100,7 @@ def sequences(start: Callable[[], Session], value: Any, name: str) -> Array | tu
 
     One array (N, n, V), or a tuple of several. Raises HwqError "input-name", "input-shape", and as a session does.
     """
-    given = value[name] if isinstance(value, Mapping) and set(value) == {name} else value
+    given = value[name] if isinstance(value, Mapping) and set(value) - {SPAN} == {name} else value
     if isinstance(given, Mapping | tuple):
         shown = ", ".join(map(repr, given)) if isinstance(given, Mapping) else f"{len(given)} arrays"
         raise HwqError("input-name", f"the argument gives {shown}; accepted: token ids for {name!r}")

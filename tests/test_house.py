@@ -79,7 +79,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "assembly",
         None,
         (
-            *("pipeline", "model", "work", "plan", "arguments"),
+            *("pipeline", "model", "work", "plan", "arguments", "decode"),
             *("observe", "study", "pricing", "reanchor", "judge", "choose", "session", "artifact"),
             *("tasks", "rounds", "tune"),
             *("deliver", "inplace", "contest", "dispose"),
