@@ -17,6 +17,7 @@ from hwq import relax_tools as rt
 from hwq.errors import HwqError
 from hwq.float_ops import NoKernelError, float_layers
 from hwq.graph import ANCHORS, Activation, Graph, Layer
+from hwq.layer_names import VIEWS, name_layers
 from hwq.layer_ops import activation_of, channel_values, layer_of
 
 # Operators that bear their ONNX node's name; reshapes and transposes that the passes put beside them do not.
@@ -90,13 +91,8 @@ def find_layers(mod: IRModule) -> Graph:
     inputs = tuple(found.tensors[param] for param in main.params)
     shapes = {found.tensors[param]: rt.shape_of(param) for param in main.params}
     shapes.update({layer.output: layer.output_shape for layer in layers})
-    return Graph(
-        inputs=inputs,
-        outputs=outputs,
-        shapes=shapes,
-        dtypes={name: found.dtypes[name] for name in shapes},
-        layers=layers,
-    )
+    dtypes = {name: found.dtypes[name] for name in shapes}
+    return name_layers(Graph(inputs=inputs, outputs=outputs, shapes=shapes, dtypes=dtypes, layers=layers))
 
 
 def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
@@ -104,7 +100,9 @@ def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
     name = rt.origin(value) or rt.op_name(value).replace(".", "_") or "layer"
     layer = layer_of(found.mod, value, name, found.tensors)
     if layer is not None:
-        if layer.op in ("transpose", "reshape") and (not rt.origin(value) or name in found.named):
+        if layer.op in VIEWS and (
+            rt.MODULE in name or (layer.op != "slice" and (not rt.origin(value) or name in found.named))
+        ):
             name = f"{layer.inputs[0]}:{layer.op}"
         output = found.unique(name)
         found.layers[output] = replace(layer, name=output, output=output)

@@ -1,4 +1,4 @@
-"""``hwq.load``: a trained network from a file, prepared and cut into layers. The first stage of the flow.
+"""``hwq.load``: a trained network, of ONNX or PyTorch, prepared and cut into layers. The first stage of the flow.
 
 Refuses, each with its own code: a missing, truncated or foreign file, opsets outside 8 to 21, operators that TVM cannot
 import (all at once, with counts), dimensions that nothing fixes.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,11 +24,14 @@ from hwq.graph import TRANSFORMER_OPS, Graph, Shape
 from hwq.layers import find_layers
 from hwq.onnx_import import import_graph
 from hwq.onnx_prepare import free_inputs, opset_of, prepare, read_proto
+from hwq.relax_tools import dtype_of
+from hwq.torch_export import export, is_torch
+from hwq.torch_import import import_program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """An input or output as the caller sees it: its ONNX name, its shape with the batch axis first, its NumPy dtype."""
+    """An input or output as the caller sees it: its own name, its shape with the batch axis first, its NumPy dtype."""
 
     name: str
     shape: Shape
@@ -56,14 +59,29 @@ class Model:
     length: int | None = None
 
 
-def load(source: str | Path | onnx.ModelProto, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None) -> Model:
-    """Load an ONNX network (opset 8 to 21) and find its layers.
+def load(
+    source: Any,
+    example_inputs: Any = None,
+    *,
+    batch: int | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+) -> Model:
+    """Load a network and find its layers: an ONNX file or ModelProto (opset 8 to 21); a torch.nn.Module in evaluation
+    mode with example_inputs, a tuple of tensors or arrays or a dict by the names of forward's parameters; a
+    torch.export.ExportedProgram, or the .pt2 file of one.
 
-    batch fixes a free first dimension of every input; shapes gives the whole shape of inputs with other free
-    dimensions.
+    batch fixes a free first dimension of every input (None: 1); shapes gives the whole shape of inputs with other free
+    dimensions. A module has none: its shapes are those of example_inputs. Parameters in half precision become float32.
     Raises HwqError: "model-missing", "model-invalid", "model-kind", "model-opset", "model-dynamic",
-    "model-unsupported", "shapes-invalid".
+    "model-unsupported", "shapes-invalid"; of torch: "torch-missing", "torch-export", "model-training",
+    "example-inputs".
     """
+    if is_torch(source):
+        return _load_torch(source, example_inputs, batch=batch, shapes=dict(shapes or {}))
+    if example_inputs is not None:
+        kind = type(source).__name__
+        raise HwqError("example-inputs", f"example_inputs are given for a {kind}; accepted: for a torch module only")
+    batch = 1 if batch is None else batch
     name, proto = read_proto(source)
     try:
         digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
@@ -73,14 +91,32 @@ def load(source: str | Path | onnx.ModelProto, *, batch: int = 1, shapes: Mappin
     inputs = tuple(_spec(value) for value in free_inputs(proto))
     digest.update(json.dumps([[spec.name, spec.shape, spec.dtype] for spec in inputs]).encode())
     graph = find_layers(pipeline.run(import_graph(proto), name=name))
-    outputs = tuple(
-        TensorSpec(name=value.name, shape=graph.shapes[tensor], dtype=graph.dtypes[tensor])
-        for value, tensor in zip(proto.graph.output, graph.outputs, strict=True)
-    )
+    outputs = _output_specs([value.name for value in proto.graph.output], graph)
     return Model(
         name=name, graph=graph, fingerprint=digest.hexdigest(), inputs=inputs, outputs=outputs,
         float_ops=kept_in_float(graph), opset=opset_of(proto), batch=batch,
     )  # fmt: skip
+
+
+def _load_torch(source: Any, example_inputs: Any, *, batch: int | None, shapes: Mapping[str, Shape]) -> Model:
+    exported = export(source, example_inputs, batch=batch, shapes=shapes)
+    mod = import_program(exported)
+    inputs = tuple(
+        TensorSpec(name=name, shape=shape, dtype=dtype_of(param))
+        for (_, name, shape), param in zip(exported.inputs, mod["main"].params, strict=True)
+    )
+    graph = find_layers(pipeline.run(mod, name=exported.name))
+    return Model(
+        name=exported.name, graph=graph, fingerprint=exported.fingerprint, inputs=inputs,
+        outputs=_output_specs(exported.outputs, graph), float_ops=kept_in_float(graph), batch=batch or 1,
+    )  # fmt: skip
+
+
+def _output_specs(names: Sequence[str], graph: Graph) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=name, shape=graph.shapes[tensor], dtype=graph.dtypes[tensor])
+        for name, tensor in zip(names, graph.outputs, strict=True)
+    )
 
 
 def kept_in_float(graph: Graph) -> dict[str, int]:

@@ -25,6 +25,7 @@ from tvm.relax.frontend.onnx import from_onnx
 from hwq import relax_tools as rt
 from hwq.errors import HwqError
 from hwq.onnx_convert import CONVERTERS, Node
+from hwq.onnx_modules import module_paths
 from hwq.onnx_prepare import free_inputs, opset_of
 
 # Operators whose result is not a function of their inputs, and those over graphs or lists of tensors.
@@ -81,8 +82,11 @@ def import_graph(proto: onnx.ModelProto) -> IRModule:
     params = [_input_var(value) for value in free_inputs(proto)]
     state.exprs.update({value.name: param for value, param in zip(free_inputs(proto), params, strict=True)})
     known = {value.name: value for value in [*proto.graph.value_info, *proto.graph.output]}
-    for name, node in zip(_node_names(proto.graph), proto.graph.node, strict=True):
-        state.scope.here = name
+    names = _node_names(proto.graph)
+    paths = module_paths(proto.graph)
+    origins = names if paths is None else [rt.module_origin(path) for path in paths]
+    for name, here, node in zip(names, origins, proto.graph.node, strict=True):
+        state.scope.here = here
         if not _import_node(state, node, name):
             _assume_outputs(state, node, known)
     if state.unsupported:
@@ -95,7 +99,7 @@ def import_graph(proto: onnx.ModelProto) -> IRModule:
                 f"output {value.name!r} is constant: it does not depend on the inputs; remove it from the model",
             )
         outputs.append(state.exprs[value.name])
-    return _module(state, params, outputs)
+    return rt.new_main(state.scope, params, outputs)
 
 
 def _input_var(value: onnx.ValueInfoProto) -> rt.Expr:
@@ -118,9 +122,9 @@ def _node_names(graph: onnx.GraphProto) -> list[str]:
 def _import_node(state: _State, node: onnx.NodeProto, name: str) -> bool:
     """Import one node into ``state``; False where that cannot be, which is then noted."""
     if node.op_type in _REFUSED or node.op_type.startswith(_REFUSED_PREFIXES):
-        return _refuse(state, node)
+        return _refuse(state, node, name)
     if any(item and item not in state.exprs and item not in state.arrays for item in node.input):
-        return _refuse_unknown(state, node)
+        return _refuse_unknown(state, node, name)
     if _fold(state, node):
         return True
     inputs = tuple(state.expr(item) if item else None for item in node.input)
@@ -146,7 +150,7 @@ def _import_node(state: _State, node: onnx.NodeProto, name: str) -> bool:
         ) from None
     except Exception as error:  # whatever the importer raises is a refusal, to be listed with the others
         logging.getLogger(__name__).debug("%s %r is refused: %s", node.op_type, name, error)
-        return _refuse(state, node)
+        return _refuse(state, node, name)
     return True
 
 
@@ -241,14 +245,14 @@ def _assume_outputs(state: _State, node: onnx.NodeProto, known: dict[str, onnx.V
                 state.exprs[out] = _input_var(known[out])
 
 
-def _refuse(state: _State, node: onnx.NodeProto) -> bool:
+def _refuse(state: _State, node: onnx.NodeProto, name: str) -> bool:
     label = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     state.unsupported[label] += 1
-    state.first.setdefault(label, state.scope.here)
+    state.first.setdefault(label, name)
     return False
 
 
-def _refuse_unknown(state: _State, node: onnx.NodeProto) -> bool:
+def _refuse_unknown(state: _State, node: onnx.NodeProto, name: str) -> bool:
     """A node behind a refused one, its input types unknown: refused only where TVM does not know its operator."""
     single = helper.make_node(node.op_type, [], ["o0"])
     model = helper.make_model(
@@ -260,7 +264,7 @@ def _refuse_unknown(state: _State, node: onnx.NodeProto) -> bool:
             warnings.simplefilter("ignore")
             from_onnx(model)
     except tvm.error.OpNotImplemented:
-        return _refuse(state, node)
+        return _refuse(state, node, name)
     except Exception:  # known to the importer, which misses its inputs
         return False
     return False
@@ -270,10 +274,3 @@ def _unsupported_text(state: _State) -> str:
     listed = [f"{label} ({count}, first {state.first[label]!r})" for label, count in sorted(state.unsupported.items())]
     found = f"operators that cannot be imported: {', '.join(listed)}"
     return f"{found}; accepted: those of TVM's ONNX importer, in valid forms"
-
-
-def _module(state: _State, params: list[rt.Expr], outputs: list[rt.Expr]) -> IRModule:
-    empty = relax.Function(params, relax.SeqExpr([], params[0]), params[0].ty).with_attr("global_symbol", "main")
-    mod = state.scope.builder.get()
-    mod["main"] = empty
-    return rt.build_main(mod, params, list(state.scope.made.items()), relax.Tuple(outputs))

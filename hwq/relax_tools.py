@@ -2,7 +2,8 @@
 
 A network is one Relax function ``main`` whose body is one dataflow block over tensors of static shape. ``rewrite``
 walks its bindings once, in order, hands each to a rule, and builds the function anew without dead bindings. The name of
-the ONNX node that a call came from travels in the call's span (``origin``), which structural equality ignores.
+the ONNX node, or the torch module, that a call came from travels in the call's span (``origin``), which structural
+equality ignores.
 """
 
 from __future__ import annotations
@@ -22,18 +23,25 @@ Array = npt.NDArray[Any]
 
 
 # Spans of the TVM script parser name files; those with this prefix are ours.
-_OURS = "onnx node "
+_OURS = "from "
+# Ends the path of a torch module, "" for the whole network: a place where many calls come from, not the name of one.
+MODULE = "\t"
+
+
+def module_origin(path: str) -> str:
+    """The origin of a call that came from the torch module at ``path``; ``hwq.layer_names`` makes names of it."""
+    return path + MODULE
 
 
 def origin(expr: Expr) -> str:
-    """The name of the ONNX node that a call came from, "" if unknown."""
+    """The name of the ONNX node, or the ``module_origin``, that a call came from, "" if unknown."""
     span = getattr(expr, "span", None)
     name = "" if span is None else str(span.source_name.name)
     return name.removeprefix(_OURS) if name.startswith(_OURS) else ""
 
 
 def with_origin(expr: Expr, name: str) -> Expr:
-    """The same call, said to come from the ONNX node ``name``; anything that is not a call is returned as it is."""
+    """The same call, said to come from ``name``, see ``origin``; anything that is not a call is returned as it is."""
     if not name or not isinstance(expr, ir.Call) or origin(expr) == name:
         return expr
     return ir.Call(
@@ -152,7 +160,7 @@ class Scope:
     here: str = ""
 
     def emit(self, value: Expr, name: str | None = None) -> Expr:
-        """Bind ``value`` to a new variable, which is returned; ``name`` (default: this binding's) is its ONNX node."""
+        """Bind ``value`` to a new variable, which is returned; ``name`` (default: this binding's) is its origin."""
         value = self.builder.normalize(value)
         if isinstance(value, relax.Var) or is_const(value):
             return value
@@ -221,6 +229,14 @@ def _rewrite_once(mod: IRModule, rule: Rule) -> IRModule | None:
     if not changed:
         return None
     return build_main(mod, func.params, list(scope.made.items()), substitute(func.body.body, new))
+
+
+def new_main(scope: Scope, params: list[Expr], outputs: list[Expr]) -> IRModule:
+    """The module of what an importer bound in ``scope``: ``main`` takes ``params`` and returns the tuple of outputs."""
+    empty = relax.Function(params, relax.SeqExpr([], params[0]), params[0].ty).with_attr("global_symbol", "main")
+    mod = scope.builder.get()
+    mod["main"] = empty
+    return build_main(mod, params, list(scope.made.items()), relax.Tuple(outputs))
 
 
 def build_main(mod: IRModule, params: list[Expr], made: list[tuple[Expr, Expr]], result: Expr) -> IRModule:
