@@ -6,6 +6,7 @@ the network between it and here is in no figure.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tvm_ffi
 
 from hwq.device import Device, empty, heard, load_library, set_threads, tensor
 from hwq.errors import HwqError
 from hwq.library import MARK, Library
+from hwq.memory_plan import ALIGNMENT
 
 Array = npt.NDArray[Any]
 # How often a board runs the network before the run whose layers count.
@@ -74,9 +77,46 @@ def new_state(placed: Placed, library: Library) -> Any:
 
 def call(placed: Placed, args: Sequence[Any], outputs: int) -> tuple[Array, ...]:
     """Run the network: its last ``outputs`` arguments as arrays. Raises HwqError "kernel-failed", "device-lost"."""
+    run(placed, args)
+    with heard(placed.device):
+        return tuple(value.numpy() for value in args[len(args) - outputs :])
+
+
+def run(placed: Placed, args: Sequence[Any]) -> None:
+    """Run the network on its arguments. Raises HwqError "kernel-failed", "device-lost"."""
     with heard(placed.device):
         succeed(placed.module["main"](*args))
-        return tuple(value.numpy() for value in args[len(args) - outputs :])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Held:
+    """An argument that is there for many calls. array: its memory, on this machine; None where that is a board's."""
+
+    tensor: Any
+    array: Array | None
+
+    @staticmethod
+    def of(device: Device, shape: Sequence[int], dtype: str) -> Held:
+        """An argument of zeros on ``device``. Raises HwqError "device-lost"."""
+        if device.session is not None:
+            return Held(tensor=tensor(device, np.zeros(shape, dtype)), array=None)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        room = np.zeros(size + ALIGNMENT, np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        array = room[start : start + size].view(dtype).reshape(shape)
+        return Held(tensor=tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT), array=array)
+
+    def write(self, value: Any) -> None:
+        """Make it ``value``, which may broadcast."""
+        if self.array is None:
+            self.tensor.copyfrom(np.broadcast_to(np.asarray(value, str(self.tensor.dtype)), self.tensor.shape))
+        else:
+            self.array[...] = value
+
+    def read(self) -> Array:
+        """What it is, as an array of its own."""
+        found: Array = self.tensor.numpy() if self.array is None else self.array.copy()
+        return found
 
 
 def call_times(placed: Placed, args: Sequence[Any], runs: int, warm_up: int) -> list[float]:

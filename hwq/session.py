@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hwq.device import set_threads
 from hwq.errors import HwqError
 from hwq.graph import SPAN, Shape
 from hwq.library import Library
-from hwq.placed import Placed, arguments, call, new_state
+from hwq.placed import Held, Placed, new_state, run
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +28,7 @@ class Session:
     """One sequence. position: how many of its tokens are in the state, ``length`` at most.
 
     name, dtype: those of the network's input of token ids. lock: the artifact's; calls of its sessions take turns.
+    given, args: what a call is given and gives, and the arguments that it then takes; none before the first.
     """
 
     placed: Placed
@@ -38,7 +40,8 @@ class Session:
     outputs: Mapping[str, tuple[Shape, str]]
     length: int
     position: int = 0
-    state: Any = None
+    given: tuple[Any, ...] = ()
+    args: tuple[Any, ...] = ()
 
     def __call__(self, ids: Any) -> Array | tuple[Array, ...]:
         """The outputs of the next tokens: logits (1, n, V) for ``ids``, a whole number or n of them, (n,) or (1, n).
@@ -55,6 +58,9 @@ class Session:
                 f"{self.length}; accepted: {self.length - self.position} more, reset(), or hwq.decoder with a greater "
                 "length",
             )
+        if not self.args:
+            self._begin()
+        set_threads(self.placed.device, self.threads)
         rows = [self._step(token) for token in tokens]
         joined = tuple(np.concatenate(column, axis=1) for column in zip(*rows, strict=True))
         return joined[0] if len(joined) == 1 else joined
@@ -62,16 +68,24 @@ class Session:
     def reset(self) -> None:
         """Begin another sequence: position 0, and nothing kept of the tokens before."""
         self.position = 0
-        self.state = None
+        self.args = ()
+
+    def _begin(self) -> None:
+        """Make the arguments of every call: the token and where it stands, the state, and the outputs."""
+        specs = [((1, 1), self.dtype), ((2,), "int32"), *self.outputs.values()]
+        token, span, *results = (Held.of(self.placed.device, shape, dtype) for shape, dtype in specs)
+        state = new_state(self.placed, self.library)
+        self.given = (token, span, *results)
+        self.args = (token.tensor, span.tensor, *self.placed.memory, state, *(result.tensor for result in results))
 
     def _step(self, token: Any) -> tuple[Array, ...]:
         """The outputs of one token, which is in the state when the call has ended."""
-        if self.state is None:
-            self.state = new_state(self.placed, self.library)
-        given = (np.full((1, 1), token, self.dtype), np.array([1, self.position + 1], np.int32))
+        at, span, *results = self.given
+        at.write(token)
+        span.write((1, self.position + 1))
         with self.lock:
-            args = arguments(self.placed, given, self.outputs, self.threads, self.state)
-            found = call(self.placed, args, len(self.outputs))
+            run(self.placed, self.args)
+        found = tuple(result.read() for result in results)
         self.position += 1
         return found
 

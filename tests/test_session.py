@@ -91,7 +91,7 @@ def test_a_full_session_says_so_and_stays_as_it_is(artifact: hwq.Artifact) -> No
 def test_an_interrupt_leaves_what_was_fed(artifact: hwq.Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a kernel has run, and after all have: the token that was cut off is fed again, to the same state."""
     expected = artifact.start()(IDS[0])
-    kernel = session_of.call
+    kernel = session_of.run
     for after in (False, True):
         one, left = artifact.start(), iter([None] * 4)
 
@@ -102,11 +102,11 @@ def test_an_interrupt_leaves_what_was_fed(artifact: hwq.Artifact, monkeypatch: p
                 kernel(*arguments)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(session_of, "call", cut)
+        monkeypatch.setattr(session_of, "run", cut)
         with pytest.raises(KeyboardInterrupt):
             one(IDS[0])
         assert one.position == 4
-        monkeypatch.setattr(session_of, "call", kernel)
+        monkeypatch.setattr(session_of, "run", kernel)
         assert np.array_equal(one(IDS[0, 4:]), expected[:, 4:])
 
 
@@ -184,3 +184,11 @@ def test_what_is_no_token_is_refused(ids: Any, code: str, found: str) -> None:
         read_ids(ids, "ids", "int64")
     assert caught.value.code == code
     assert found in caught.value.message
+
+
+def test_a_session_on_a_board_keeps_its_state_there(artifact: hwq.Artifact, near_name: str) -> None:
+    expected = artifact.start()(IDS[0])
+    with artifact.on(near_name) as there:
+        one = there.start()
+        found = [one(IDS[0, :3]), one(IDS[0, 3]), one(IDS[0, 4:])]
+        assert np.array_equal(np.concatenate(found, axis=1), expected)
