@@ -98,11 +98,9 @@ def power(distance: Expr, factor: Expr, lanes: int, *, fused: bool) -> Expr:
     return T.Bind(tirx.Select(there, result, wide(0.0, lanes)))
 
 
-def transposed(rows: Sequence[Expr]) -> list[Expr]:
-    """As many vectors as there are lanes, rows become columns: pairs, quadruples, then quarters of registers."""
+def turned(rows: Sequence[Expr]) -> list[Expr]:
+    """Columns of a square of rows: pairs are exchanged, then pairs of those, then quarters of registers."""
     lanes = len(rows)
-    if lanes == 1:
-        return list(rows)
 
     def mixed(a: Expr, b: Expr, places: list[int]) -> Expr:
         return T.Bind(tirx.Shuffle([a, b], places))
@@ -132,3 +130,21 @@ def transposed(rows: Sequence[Expr]) -> list[Expr]:
         found = swapped
         step //= 2
     return found
+
+
+def turned_quads(rows: Sequence[Expr]) -> list[Expr]:
+    """Columns of rows, which are vectors of four: four vectors of as many lanes as there are rows.
+
+    Rows a quarter of those apart share a register, so that all that is exchanged lies within quarters of one.
+    """
+    lanes = len(rows)
+    share = lanes // 4
+    both = [T.Bind(tirx.Shuffle([rows[first + 4 * q] for q in range(share)], list(range(lanes)))) for first in range(4)]
+
+    def mixed(a: Expr, b: Expr, four: tuple[int, ...]) -> Expr:
+        """In each quarter the places ``four`` of its lanes in a (0 to 3) and b (4 to 7)."""
+        places = [4 * q + place % 4 + (lanes if place > 3 else 0) for q in range(share) for place in four]
+        return T.Bind(tirx.Shuffle([a, b], places))
+
+    pairs = [mixed(both[at], both[at + 1], four) for at in (0, 2) for four in ((0, 4, 1, 5), (2, 6, 3, 7))]
+    return [mixed(pairs[at], pairs[at + 2], four) for at in (0, 1) for four in ((0, 1, 4, 5), (2, 3, 6, 7))]

@@ -18,6 +18,8 @@ from hwq.workload import Workload
 
 # Rows of a tile, vectors of keys in a tile of scores, and vectors of values in one of sums, at most.
 MOST_ROWS, MOST_KEYS, MOST_VALUES = 14, 4, 4
+# And of keys where there is one query: what is asked for while they are worked on must wait in a cache.
+MOST_KEYS_OF_ONE = 2
 # A load or broadcast beside a cycle's multiply, and how many multiplies a sum waits for the one before.
 LOAD_CYCLES, CHAIN_CYCLES = 0.3, 4.0
 # What a vector of scores takes to become shares, in cycles.
@@ -79,10 +81,21 @@ class Plan:
         return 16 * (lines + (lines % 2 == 0))
 
     @property
+    def tasks(self) -> int:
+        """What threads share: parts of a head of keys' rows, or, of one query, of its heads of keys."""
+        return self.batch * self.parts * (1 if self.by_heads else self.kv_heads)
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """(first, count) of the outputs of a row that are summed at once."""
+        step = self.values * self.lanes
+        return [(at, min(step, self.width - at)) for at in range(0, self.width, step)]
+
+    @property
     def packs_once(self) -> bool:
         """Whether a head's keys are packed before its tiles; else there is but one, and each block is when its turn
         comes."""
-        return not self.by_heads and self.group * math.ceil(self.queries / self.rows) > 1
+        return self.group * math.ceil(self.queries / self.rows) > 1
 
     @property
     def shifted(self) -> bool:
@@ -106,15 +119,22 @@ def make_plan(workload: Workload, target: Target) -> Plan:
     constant = dict(workload.attrs).get("bias", ())
     lanes = target.lanes()
     group = heads // kv_heads
-    count = group if queries == 1 else queries
-    rows, vectors, values = best_tile(count, keys, depth, width, lanes, registers(target))
+    problem = Problem(
+        count=group if queries == 1 else queries,
+        keys=keys,
+        depth=depth,
+        width=width,
+        causal=bool(workload.attr("causal")) and queries > 1,
+        lanes=lanes,
+    )
+    most_keys = MOST_KEYS_OF_ONE if queries == 1 else MOST_KEYS
+    rows, vectors, values = best_tile(problem, registers(target), most_keys)
     work_s = seconds(workload, target)
-    jobs = batch * kv_heads
     parallel = common.worth_threads(workload.parallel, work_s, target)
-    parts = 1
-    if parallel and queries > 1:
-        tiles = group * math.ceil(queries / rows)
-        parts = next((n for n in range(1, tiles + 1) if _even(jobs * n, workload.parallel)), 1)
+    tiles = group * math.ceil(queries / rows)
+    jobs = batch if queries == 1 else batch * kv_heads
+    counts = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0] if queries == 1 else list(range(1, tiles + 1))
+    parts = next((n for n in counts if _even(jobs * n, workload.parallel)), counts[-1]) if parallel else 1
     return Plan(
         batch=batch,
         queries=queries,
@@ -153,27 +173,45 @@ def seconds(workload: Workload, target: Target) -> float:
     return op_macs(workload) / (target.lanes() * target.clock_hz)
 
 
-def best_tile(count: int, keys: int, depth: int, width: int, lanes: int, registers: int) -> tuple[int, int, int]:
-    """(rows, vectors of keys, vectors of values) of the tiles of fewest ``cycles`` for ``count`` rows."""
-    wide, deep = min(MOST_KEYS, math.ceil(keys / lanes)), min(MOST_VALUES, math.ceil(width / lanes))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What tiles are chosen for: ``count`` rows (queries, or one query's heads) of one head of keys, by vectors of
+    ``lanes``. causal: the last row sees all keys, each one before it one less.
+    """
+
+    count: int
+    keys: int
+    depth: int
+    width: int
+    causal: bool
+    lanes: int
+
+
+def best_tile(problem: Problem, registers: int, most_keys: int = MOST_KEYS) -> tuple[int, int, int]:
+    """(rows, vectors of keys, vectors of values) of the tiles of fewest ``cycles`` that have registers."""
+    wide = min(most_keys, math.ceil(problem.keys / problem.lanes))
+    deep = min(MOST_VALUES, math.ceil(problem.width / problem.lanes))
     options = [
         (rows, vectors, values)
-        for rows in range(1, min(MOST_ROWS, count) + 1)
+        for rows in range(1, min(MOST_ROWS, problem.count) + 1)
         for vectors in range(1, wide + 1)
         for values in range(1, deep + 1)
         if (rows + 1) * max(vectors, values) + 1 <= registers
     ]
-    return min(options, key=lambda tile: cycles(count, keys, depth, width, lanes, *tile))
+    return min(options, key=lambda tile: cycles(problem, *tile))
 
 
-def cycles(count: int, keys: int, depth: int, width: int, lanes: int, rows: int, vectors: int, values: int) -> float:
-    """Cycles of ``count`` rows in tiles of ``rows`` by ``vectors`` and ``values``: products, and the shares' making."""
-    tiles = math.ceil(count / rows)
-    scores = math.ceil(keys / (vectors * lanes)) * depth * step_cycles(rows, vectors)
-    whole, rest = divmod(math.ceil(width / lanes), values)
-    sums = keys * (whole * step_cycles(rows, values) + (step_cycles(rows, rest) if rest else 0.0))
-    shares = SHARE_CYCLES * rows * math.ceil(keys / lanes)
-    return tiles * (scores + sums + shares)
+def cycles(problem: Problem, rows: int, vectors: int, values: int) -> float:
+    """Cycles of all rows in tiles of ``rows`` by ``vectors`` and ``values``: products, and the shares' making."""
+    tiles, block = math.ceil(problem.count / rows), vectors * problem.lanes
+    ends = [problem.keys] * tiles
+    if problem.causal:
+        ends = [max(1, problem.keys - max(0, problem.count - (tile + 1) * rows)) for tile in range(tiles)]
+    scores = sum(math.ceil(end / block) for end in ends) * problem.depth * step_cycles(rows, vectors)
+    whole, rest = divmod(math.ceil(problem.width / problem.lanes), values)
+    sums = sum(ends) * (whole * step_cycles(rows, values) + (step_cycles(rows, rest) if rest else 0.0))
+    shares = SHARE_CYCLES * rows * sum(math.ceil(end / problem.lanes) for end in ends)
+    return scores + sums + shares
 
 
 def step_cycles(rows: int, vectors: int) -> float:

@@ -38,15 +38,18 @@ def _run(size: int, body: Any, values: Array) -> Array:
     return out.copy()
 
 
-@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
-def test_transposed(lanes: int) -> None:
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("square", [True, False])
+def test_turned(lanes: int, square: bool) -> None:
+    count = lanes if square else 4
+
     def body(source: Any, goal: Any) -> None:
-        rows = [T.Bind(source[parts.at(lane * lanes, lanes)]) for lane in range(lanes)]
-        for i, column in enumerate(parts.transposed(rows)):
+        rows = [T.Bind(source[parts.at(lane * count, count)]) for lane in range(lanes)]
+        for i, column in enumerate(parts.turned(rows) if square else parts.turned_quads(rows)):
             parts.put(goal, column, i * lanes, lanes)
 
-    values = np.arange(lanes * lanes, dtype=np.float32)
-    np.testing.assert_array_equal(_run(lanes * lanes, body, values), values.reshape(lanes, lanes).T.ravel())
+    values = np.arange(lanes * count, dtype=np.float32)
+    np.testing.assert_array_equal(_run(lanes * count, body, values), values.reshape(lanes, count).T.ravel())
 
 
 @pytest.mark.parametrize("fused", [True, False])
