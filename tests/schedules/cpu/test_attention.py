@@ -17,6 +17,7 @@ from hwq.reference import evaluate
 from hwq.schedule import kernel_for
 from hwq.schedules.cpu import attention
 from hwq.schedules.cpu.attention_plan import make_plan
+from hwq.schedules.cpu.attention_step import TOGETHER
 from hwq.target import Target
 from hwq.transformer import split_heads
 from hwq.workload import Workload
@@ -152,6 +153,16 @@ def test_bits_depend_on_neither_padding_nor_cut(rng: np.random.Generator) -> Non
 
     for queries, count, first in ((127, n, 0), (127, 7, 0), (127, 1, 20), (17, 16, 17), (1, 1, 0), (1, 1, 32)):
         np.testing.assert_array_equal(cut_rows(queries, count, first), wanted[:, first : first + count])
+
+
+def test_one_query_takes_any_number_of_keys(rng: np.random.Generator) -> None:
+    """By a kernel for 33 of them, about the number that it reads together and that of lanes."""
+    workload = _workload(1, 33, 4, 2, 32, 32, cut=True, batch=1)
+    kernel, target = kernel_for(workload, machine()), machine()
+    for keys in (TOGETHER - 1, TOGETHER, TOGETHER + 1, 17):
+        arguments = _arguments(workload, rng, (1, keys))
+        result = run(kernel, target, arguments, workload.output_shape, "float32")
+        np.testing.assert_allclose(result, evaluate(workload, arguments), rtol=0, atol=_bound(workload, arguments))
 
 
 def test_what_is_masked_is_exactly_nothing(rng: np.random.Generator) -> None:

@@ -14,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hwq.lowering import pipeline
 from hwq.schedules.cpu import attention_parts as parts
+from hwq.schedules.cpu import attention_stages as stages
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 16, 33, 80, 127])
@@ -22,6 +23,16 @@ def test_pieces_cover_just_what_is_there(size: int, lanes: int) -> None:
     found = parts.pieces(size, lanes)
     assert [place for start, count in found for place in range(start, start + count)] == list(range(size))
     assert sum(count < lanes for _, count in found) < lanes.bit_length()
+
+
+def test_places_end_with_the_last() -> None:
+    assert stages.places(4, 8, 4) == [4, 5, 6, 7]
+    assert stages.ceiling(17, 16) == 2
+    assert stages.lesser(3, 2) == 2
+    with IRBuilder(), T.seq_scope():
+        found = stages.places(4, 7, 4)
+        assert len(found) == 4
+        assert all(isinstance(place, tirx.Var) for place in found)
 
 
 def _run(size: int, body: Any, values: Array) -> Array:
