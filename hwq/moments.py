@@ -157,3 +157,26 @@ def collect(
         moments.fitted.settle()
         moments.held.settle()
     return found
+
+
+def rows_of(
+    runner: Runner, tensors: Sequence[str], batches: Sequence[Batch], count: int, progress: Callback = quiet
+) -> dict[str, tuple[Array, Array]]:
+    """(fitted, held) rows of each tensor along its last axis, at most about ``count`` of each, of all ``batches``."""
+    found: dict[str, tuple[list[Array], list[Array]]] = {tensor: ([], []) for tensor in tensors}
+    wanted = max(1, -(-count // max(1, len(batches) // HELD)))
+    for done, batch in enumerate(batches):
+        env = run(runner, to_device(batch))
+        rng = np.random.default_rng(done)
+        held = done % HELD == HELD - 1
+        for tensor in tensors:
+            rows = env[tensor].numpy().reshape(-1, env[tensor].shape[-1])
+            at = np.sort(rng.choice(len(rows), min(len(rows), wanted if held else -(-wanted // (HELD - 1))), replace=False))
+            found[tensor][held].append(rows[at])
+        progress(done + 1, len(batches))
+    width = {tensor: (runner.program.values[tensor][0][-1],) for tensor in tensors}
+    fitted, judged = (
+        {tensor: np.concatenate([np.zeros((0, *width[tensor]), np.float32), *parts[i]]) for tensor, parts in found.items()}
+        for i in range(2)
+    )
+    return {tensor: (fitted[tensor], judged[tensor]) for tensor in tensors}

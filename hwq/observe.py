@@ -5,6 +5,9 @@ The first part of ``hwq.study``: it calls calibrate and correct and keeps what t
 
 from __future__ import annotations
 
+import itertools
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +20,25 @@ from hwq.calibrate import choose, collect, load_means, save_means
 from hwq.correct import MOST_MACS, Roundings, correct
 from hwq.errors import HwqError
 from hwq.execute import Runner
+from hwq.files import write_atomic
 from hwq.graph import Graph, Layer
 from hwq.numerics import QParams
 from hwq.progress import Callback, Stages
 from hwq.quantize import Means
 from hwq.samples import Batch, Inputs
 from hwq.scheme import SCHEMES
+from hwq.smooth import best, find_spots, macs
 from hwq.ties import tied_tensors
 from hwq.work import Work, load_qparams, save_qparams
 
+log = logging.getLogger(__name__)
+
 # The first calibration samples are kept, to hold what is built against float and to measure sensitivity.
 KEPT_SAMPLES = 64
+# Rows that smoothing is fitted to, and as many to judge it by; multiply-adds that pay for a network's places, the
+# cheapest first: half a minute on one core.
+SMOOTH_ROWS = 256
+SMOOTH_MACS = 1e12
 
 
 def calibrated(
@@ -91,6 +102,64 @@ def calibrated(
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return qparams, means, tuple(kept), count, streamed.hex()
+
+
+def smoothing_of(
+    graph: Graph,
+    candidates: Mapping[str, tuple[str, ...]],
+    runner: Runner,
+    work: Work,
+    calibration: Any,
+    observer: str,
+    inputs: Inputs,
+    careful: bool,
+    progress: Callback,
+) -> dict[str, tuple[int, ...]]:
+    """How the channels of ``graph`` are best smoothed (``hwq.smooth``), by samples that can be read again; by a
+    generator's they are not. Nothing is where no loss is looked at, which ``careful`` says."""
+    again = isinstance(calibration, np.ndarray | Mapping | list | tuple)
+    if not again or not careful:
+        return {}
+    schemes = {
+        spot: sorted({scheme for layer in spot.readers for scheme in candidates[layer.name] if SCHEMES[scheme].integer})
+        for spot in find_spots(graph)
+    }
+    spots, left = [], SMOOTH_MACS
+    for spot, names in sorted(schemes.items(), key=lambda item: macs(item[0], len(item[1]), SMOOTH_ROWS)):
+        left -= macs(spot, len(names), SMOOTH_ROWS)
+        if names and left >= 0:
+            spots.append(spot)
+    if not spots:
+        return {}
+    batches = list(itertools.islice(samples_of.stream(calibration, inputs), KEPT_SAMPLES))
+    seen = samples_of.Digest()
+    for batch in batches:
+        seen.add(batch)
+    path = work.file("smoothing", ".json", seen.hex(), observer, sorted((spot.writer, *schemes[spot]) for spot in spots))
+    known = _load_smoothing(path)
+    if known is not None:
+        return known
+    rows = moments.rows_of(runner, [spot.tensor for spot in spots], batches, SMOOTH_ROWS, progress)
+    found = {}
+    for spot in spots:
+        exponents = best(spot, *rows[spot.tensor], schemes[spot], observer)
+        if exponents is not None:
+            found[spot.writer] = exponents
+    found = {layer.name: found[layer.name] for layer in graph.layers if layer.name in found}
+    write_atomic(path, json.dumps(found).encode())
+    return found
+
+
+def _load_smoothing(path: Path) -> dict[str, tuple[int, ...]] | None:
+    """What an earlier call found; None if there is nothing, or it is damaged."""
+    try:
+        rows = json.loads(path.read_bytes())
+        return {str(name): tuple(int(value) for value in values) for name, values in rows.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.debug("%s is damaged (%r): channels are smoothed again", path, error)
+        return None
 
 
 def rounded(

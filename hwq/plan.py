@@ -36,7 +36,8 @@ class Plan:
     threads that prices are for. layers: each layer's predicted cost and loss, where there is a prediction. why: the
     reason in words. qparams: of each tensor that an integer scheme needs. means: of each channel of the tensors that
     weights read, where biases are corrected by them. roundings: layer -> (scheme, text), where weights in that scheme
-    are not rounded to nearest: see ``quantize.write_rounding``.
+    are not rounded to nearest: see ``quantize.write_rounding``. smoothing: layer -> the exponent of two that each of
+    its channels is divided by: see ``hwq.smooth``.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Plan:
     qparams: Mapping[str, QParams] = field(default_factory=dict)
     means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     roundings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    smoothing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     noise_per_loss: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +70,8 @@ class Plan:
         means = {name: [float(value) for value in values] for name, values in self.means.items()}
         roundings = {name: {"scheme": scheme, "text": text} for name, (scheme, text) in self.roundings.items()}
         blocks = {"layers": layers, "qparams": qparams, "means": means, "roundings": roundings}
+        if self.smoothing:
+            blocks["smoothing"] = {name: list(values) for name, values in self.smoothing.items()}
         return dict(zip(_HEAD, head, strict=True)) | {_NOISE: float(self.noise_per_loss)} | blocks
 
     @classmethod
@@ -76,7 +80,7 @@ class Plan:
 
         Raises HwqError "plan-invalid" (key, value, what is accepted), "scheme-unknown" for a layer's scheme.
         """
-        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means", "roundings", _NOISE))
+        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means", "roundings", "smoothing", _NOISE))
         if data["format"] != FORMAT:
             _refuse(f"{source}: format", data["format"], str(FORMAT))
         layers, qparams, means = data["layers"], data["qparams"], data.get("means", {})
@@ -90,6 +94,11 @@ class Plan:
         roundings = data.get("roundings", {})
         if not isinstance(roundings, dict):
             _refuse(f"{source}: roundings", roundings, 'an object {"layer": {"scheme": ..., "text": ...}, ...}')
+        smoothing = data.get("smoothing", {})
+        if not isinstance(smoothing, dict):
+            _refuse(
+                f"{source}: smoothing", smoothing, 'an object {"layer": [a whole number for each channel, ...], ...}'
+            )
         costs = {name: _cost(layer, where[name]) for name, layer in layers.items()}
         return cls(
             model=_text(data["model"], f"{source}: model"),
@@ -105,6 +114,7 @@ class Plan:
             qparams={name: _qparams(value, f"{source}: qparams {name!r}") for name, value in qparams.items()},
             means={name: _means(values, f"{source}: means {name!r}") for name, values in means.items()},
             roundings={name: _rounding(value, f"{source}: roundings {name!r}") for name, value in roundings.items()},
+            smoothing={name: _exponents(values, f"{source}: smoothing {name!r}") for name, values in smoothing.items()},
         )
 
     def check_layers(self, names: Collection[str]) -> None:
@@ -127,7 +137,7 @@ class Plan:
         """Write the plan as JSON, one line a layer. Raises HwqError "save-failed"; no half file stays."""
         data = self.to_dict()
         lines = [f"  {json.dumps(key)}: {json.dumps(data[key])}," for key in (*_HEAD, _NOISE)]
-        blocks = [f"  {json.dumps(key)}: {_lines(data[key])}" for key in ("layers", "qparams", "means", "roundings")]
+        blocks = [f"  {json.dumps(key)}: {_lines(data[key])}" for key in data if isinstance(data[key], dict)]
         write_atomic(path, "\n".join(["{", *lines, ",\n".join(blocks), "}", ""]).encode())
 
     @classmethod
@@ -240,6 +250,12 @@ def _means(values: Any, where: str) -> tuple[float, ...]:
     if not isinstance(values, list):
         _refuse(where, values, "a list of numbers")
     return tuple(_number(value, where) for value in values)
+
+
+def _exponents(values: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
+        _refuse(where, values, "a list of whole numbers")
+    return tuple(values)
 
 
 def _rounding(value: Any, where: str) -> tuple[str, str]:

@@ -33,14 +33,16 @@ RESULTS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """stages: this model's results. cache: compiled kernels and the store of records, shared by all models."""
+    """stages: this model's results. cache: compiled kernels and the store of records, shared by all models. changed:
+    what stages come to other results by that their inputs do not say; "" for nothing."""
 
     stages: Path
     cache: Path
+    changed: str = ""
 
     def file(self, stage: str, suffix: str, *parts: Any) -> Path:
         """Where ``stage`` keeps the result of the inputs ``parts``."""
-        known = [RESULTS, tool_versions(), *parts]
+        known = [RESULTS, tool_versions(), *parts, *([self.changed] if self.changed else [])]
         key = hashlib.sha256(json.dumps(known, sort_keys=True, default=_text).encode()).hexdigest()[:16]
         return self.stages / f"{stage}-{key}{suffix}"
 

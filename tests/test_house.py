@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "network and machine",
         None,
         (
-            *("graph", "workload", "samples", "ties", "quantize", "reference", "progress"),
+            *("graph", "workload", "samples", "ties", "quantize", "smooth", "reference", "progress"),
             *("target", "target_file", "threads", "store_file", "store", "store_text", "cost", "boosting"),
             *("board_server", "tracker", "made_up"),
             *("relax_tools", "token_func", "tokens", "onnx_prepare", "onnx_convert", "onnx_modules"),
