@@ -53,6 +53,7 @@ def plan_of(study: Study, choice: Choice) -> Plan:
         qparams=dict(study.qparams),
         means={tensor: tuple(mean) for tensor, mean in study.means.items()},
         roundings=roundings_of(study.roundings, solution.schemes),
+        smoothing=study.smoothing,
     )
 
 

@@ -46,7 +46,14 @@ def open_judge(study: Study, work: Work, pool: Pool, evaluation: Evaluation) -> 
         seen.add(evaluation.inputs)
         if evaluation.labels is not None:
             seen.add({LABELS: evaluation.labels})
-        made_from = (study.model.fingerprint, study.kernels_here.code, seen.hex(), study.qparams, study.means)
+        made_from = (
+            study.model.fingerprint,
+            study.kernels_here.code,
+            seen.hex(),
+            study.qparams,
+            study.means,
+            study.smoothing,
+        )
     return Judge(study=study, work=work, pool=pool, evaluation=evaluation, made_from=made_from)
 
 

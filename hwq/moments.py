@@ -171,12 +171,17 @@ def rows_of(
         held = done % HELD == HELD - 1
         for tensor in tensors:
             rows = env[tensor].numpy().reshape(-1, env[tensor].shape[-1])
-            at = np.sort(rng.choice(len(rows), min(len(rows), wanted if held else -(-wanted // (HELD - 1))), replace=False))
+            at = np.sort(
+                rng.choice(len(rows), min(len(rows), wanted if held else -(-wanted // (HELD - 1))), replace=False)
+            )
             found[tensor][held].append(rows[at])
         progress(done + 1, len(batches))
     width = {tensor: (runner.program.values[tensor][0][-1],) for tensor in tensors}
     fitted, judged = (
-        {tensor: np.concatenate([np.zeros((0, *width[tensor]), np.float32), *parts[i]]) for tensor, parts in found.items()}
+        {
+            tensor: np.concatenate([np.zeros((0, *width[tensor]), np.float32), *parts[i]])
+            for tensor, parts in found.items()
+        }
         for i in range(2)
     )
     return {tensor: (fitted[tensor], judged[tensor]) for tensor in tensors}

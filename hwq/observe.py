@@ -113,7 +113,7 @@ def smoothing_of(
     observer: str,
     inputs: Inputs,
     careful: bool,
-    progress: Callback,
+    stages: Stages,
 ) -> dict[str, tuple[int, ...]]:
     """How the channels of ``graph`` are best smoothed (``hwq.smooth``), by samples that can be read again; by a
     generator's they are not. Nothing is where no loss is looked at, which ``careful`` says."""
@@ -135,16 +135,19 @@ def smoothing_of(
     seen = samples_of.Digest()
     for batch in batches:
         seen.add(batch)
-    path = work.file("smoothing", ".json", seen.hex(), observer, sorted((spot.writer, *schemes[spot]) for spot in spots))
+    path = work.file(
+        "smoothing", ".json", seen.hex(), observer, sorted((spot.writer, *schemes[spot]) for spot in spots)
+    )
     known = _load_smoothing(path)
     if known is not None:
         return known
-    rows = moments.rows_of(runner, [spot.tensor for spot in spots], batches, SMOOTH_ROWS, progress)
     found = {}
-    for spot in spots:
-        exponents = best(spot, *rows[spot.tensor], schemes[spot], observer)
-        if exponents is not None:
-            found[spot.writer] = exponents
+    with stages("smooth") as progress:
+        rows = moments.rows_of(runner, [spot.tensor for spot in spots], batches, SMOOTH_ROWS, progress)
+        for spot in spots:
+            exponents = best(spot, *rows[spot.tensor], schemes[spot], observer)
+            if exponents is not None:
+                found[spot.writer] = exponents
     found = {layer.name: found[layer.name] for layer in graph.layers if layer.name in found}
     write_atomic(path, json.dumps(found).encode())
     return found

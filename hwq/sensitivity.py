@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hwq import loss
+from hwq.cost import op_macs
 from hwq.execute import BoundStep, KernelSet, Runner, bind, quiet, run, to_device
 from hwq.files import write_atomic
 from hwq.graph import Graph, Layer
@@ -26,6 +27,14 @@ from hwq.target import Target
 
 log = logging.getLogger(__name__)
 Unit = tuple[str, str]
+
+# Sensitivity takes of the samples that are kept what this much work allows (20 seconds on one core), at least four:
+# errors of many outputs settle in few samples.
+SENSITIVITY_MACS = 0.9e12
+SENSITIVITY_SAMPLES = (4, 16)
+# For bf16 half as many are enough: its losses are about a tenth of int8's (0.01 to 0.3 of them in the layers of two
+# networks), and even those of two samples were 0.5 to 1.7 times those of sixteen.
+BF16_SHARE = 2
 
 
 def unit_program(
@@ -107,3 +116,10 @@ def _taken_up(journal: Path | None, units: Iterable[Unit]) -> tuple[dict[Unit, S
         log.debug("%s is damaged (%r): sensitivity starts again", journal, error)
         return nothing, 0
     return {unit: sums[unit] for unit in nothing}, done
+
+
+def samples_for(program: Program, units: int, floats: bool) -> int:
+    """How many samples the units are measured on: each runs half of the float ``program`` on average. floats: bf16."""
+    macs = sum(op_macs(step.workload) for step in program.steps if step.workload is not None)
+    least, most = SENSITIVITY_SAMPLES
+    return int(min(max(SENSITIVITY_MACS / (units * macs / 2), least), most)) // (BF16_SHARE if floats else 1)

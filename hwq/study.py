@@ -11,6 +11,7 @@ lose.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,6 @@ from hwq.assignment import Pair
 from hwq.cache import default_store_path
 from hwq.calibrate import split_activations
 from hwq.compose import Pool
-from hwq.cost import op_macs
 from hwq.decided import Decisions, compile_decided, decisions_for, without_decided
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels
@@ -32,7 +32,7 @@ from hwq.lower import Program, legal_schemes, lower
 from hwq.measure import homes_by, recorded_kernels
 from hwq.model import Model
 from hwq.numerics import QParams
-from hwq.observe import calibrated, rounded
+from hwq.observe import calibrated, rounded, smoothing_of
 from hwq.observers import OBSERVERS
 from hwq.plan import Plan
 from hwq.pricing import Pricer, constant_bytes, footprints_of, moved_programs, price_network, price_programs
@@ -40,17 +40,10 @@ from hwq.progress import Callback, Stages
 from hwq.quantize import Means, Weights, quantize_weights
 from hwq.samples import Batch
 from hwq.scheme import SCHEMES, Cost, Scheme
+from hwq.smooth import Smoothing, smoothed
 from hwq.target import Target, host
 from hwq.threads import use_threads
 from hwq.work import Work
-
-# Sensitivity takes of the samples that are kept what this much work allows (20 seconds on one core), at least four:
-# errors of many outputs settle in few samples.
-SENSITIVITY_MACS = 0.9e12
-SENSITIVITY_SAMPLES = (4, 16)
-# For bf16 half as many are enough: its losses are about a tenth of int8's (0.01 to 0.3 of them in the layers of two
-# networks), and even those of two samples were 0.5 to 1.7 times those of sixteen.
-BF16_SHARE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +58,8 @@ class Study:
 
     kernels: the target's. here: the machine on which samples run, with its own kernels in ``kernels_here``. left_out:
     schemes that the target has, but not ``here``, so that what they lose is not known. decisions: what tuning decided
-    about the target's kernels, which are made so. footprints: as in ``hwq.pricing``.
+    about the target's kernels, which are made so. footprints: as in ``hwq.pricing``. smoothing: what ``hwq.smooth`` did
+    to the model's graph.
     """
 
     model: Model
@@ -90,6 +84,7 @@ class Study:
     pairs: tuple[Pair, ...] = ()
     noise_per_loss: float = 1.0
     left_out: tuple[str, ...] = ()
+    smoothing: Smoothing = field(default_factory=dict)
     decisions: Decisions = field(default_factory=dict)
     footprints: Mapping[str, int] = field(default_factory=dict)
 
@@ -171,25 +166,23 @@ def study(
     with stages("compile float") as progress:
         kernels_here = compile_kernels([float_program], here, work.cache, progress)
     runner = bind(float_program, kernels_here)
+    smoothing = smoothing_of(
+        graph, candidates, runner, work, calibration, observer, inputs_of(graph), careful, stages
+    )  # fmt: skip
+    if smoothing:
+        model, work = replace(model, graph=smoothed(graph, smoothing)), replace(work, changed=json.dumps(smoothing))
+        graph, split = model.graph, split_activations(model.graph)
+        float_program = lower(split, {}, {}, {}, here, threads)
+        runner = bind(float_program, kernels_here)
     integers = any(SCHEMES[scheme].weight is not None for names in candidates.values() for scheme in names)
     qparams, means, kept, count, digest = calibrated(
         split, candidates, runner, work, calibration, observer, integers, inputs_of(graph), stages
     )
     with stages("correct") as progress:
         roundings = rounded(
-            graph,
-            candidates,
-            runner,
-            qparams,
-            work,
-            calibration,
-            kept,
-            count,
-            digest,
-            inputs_of(graph),
-            careful,
+            graph, candidates, runner, qparams, work, calibration, kept, count, digest, inputs_of(graph), careful,
             progress,
-        )
+        )  # fmt: skip
     with stages("quantize") as progress:
         weights = quantize_weights(graph, candidates, qparams, means, progress, roundings)
 
@@ -209,11 +202,11 @@ def study(
     # quantized tensor in it (between float layers int8 costs two conversions, and is never chosen).
     passing = {layer.name for layer in graph.layers if layer.op in PASS_THROUGH}
     wanted = {unit: program for unit, program in units.items() if unit[1] != "f32" and unit[0] not in passing}
-    for stage, domain in (("sensitivity", "int8"), ("sensitivity bf16", "f32")):
-        chosen = {unit: program for unit, program in wanted.items() if SCHEMES[unit[1]].domain == domain}
+    for stage, floats in (("sensitivity", False), ("sensitivity bf16", True)):
+        chosen = {unit: program for unit, program in wanted.items() if (SCHEMES[unit[1]].weight is None) == floats}
         if not chosen:
             continue
-        few = _sensitivity_samples(float_program, len(chosen)) // (BF16_SHARE if domain == "f32" else 1)
+        few = sensitivity.samples_for(float_program, len(chosen), floats)
         journal = work.file(
             "sensitivity",
             ".json",
@@ -243,6 +236,7 @@ def study(
         here=here,
         kernels_here=kernels_here,
         left_out=left_out,
+        smoothing=smoothing,
         losses=losses,
         noise_per_loss=noise_per_loss(lost.values()),
         costs={},
@@ -313,6 +307,7 @@ def study_of_plan(
     Raises HwqError "plan-ranges" for an integer layer with a tensor whose range the plan does not hold, and
     "scheme-not-here" where it is judged and this machine has no instruction for a scheme of it.
     """
+    model = replace(model, graph=smoothed(model.graph, plan.smoothing))
     graph = model.graph
     candidates = {layer.name: (plan.schemes[layer.name],) for layer in graph.layers}
     for layer in graph.layers:
@@ -386,11 +381,5 @@ def study_of_plan(
         samples=0,
         decisions=decisions,
         footprints=footprints,
+        smoothing=plan.smoothing,
     )
-
-
-def _sensitivity_samples(program: Program, units: int) -> int:
-    """How many samples the units are measured on: each runs half of the float ``program`` on average."""
-    macs = sum(op_macs(step.workload) for step in program.steps if step.workload is not None)
-    least, most = SENSITIVITY_SAMPLES
-    return int(min(max(SENSITIVITY_MACS / (units * macs / 2), least), most))

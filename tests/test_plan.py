@@ -155,7 +155,7 @@ def test_broken_value_is_named(change: Any, said: str) -> None:
 def test_unknown_scheme_is_named(scheme: Any) -> None:
     error = _broken(_set("layers", "conv2", "scheme", scheme))
     assert error.code == "scheme-unknown"
-    accepted = "f32, bf16, w8a8, w4a8, w4a8_g64"
+    accepted = ", ".join(SCHEMES)
     assert error.message == f"my.json: layer 'conv2': scheme is {json.dumps(scheme)}; accepted: {accepted}"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from killed_runs import ran
 
+from hwq.sensitivity import BF16_SHARE, SENSITIVITY_SAMPLES
 from hwq.store import everything
-from hwq.study import BF16_SHARE, SENSITIVITY_SAMPLES
 
 pytestmark = pytest.mark.slow
 
