@@ -7,6 +7,7 @@ import math
 import os
 import re
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_values_come_back_as_they_were(
     back = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert back == plan
     assert list(back.schemes) == list(schemes)  # the network's order
+
+
+def test_smoothing_comes_back(tmp_path: Path) -> None:
+    path, plan = tmp_path / "plan.json", replace(_plan(), smoothing={"norm": (1, -2, 0), "up": (3,)})
+    plan.save(path)
+    assert Plan.load(path) == plan
+    assert "smoothing" not in _plan().to_dict(), "a plan without is what it was"
 
 
 def test_file_comes_back_with_one_line_a_layer(tmp_path: Path) -> None:
@@ -142,6 +150,8 @@ def _set(*keys: Any) -> Any:
         (_set("roundings", []), r"roundings is \[\]; accepted: an object"),
         (_set("roundings", "fc", "eJw="), r"roundings 'fc' is .*; accepted: an object with the keys scheme, text"),
         (_set("roundings", "fc", "text", 3), r"roundings 'fc': text is 3; accepted: a text"),
+        (_set("smoothing", []), r"smoothing is \[\]; accepted: an object"),
+        (_set("smoothing", {"norm": [1.5]}), r"smoothing 'norm' is \[1\.5\]; accepted: a list of whole numbers"),
     ],
 )
 def test_broken_value_is_named(change: Any, said: str) -> None:
