@@ -71,7 +71,8 @@ def test_values_come_back_as_they_were(
 def test_smoothing_comes_back(tmp_path: Path) -> None:
     path, plan = tmp_path / "plan.json", replace(_plan(), smoothing={"norm": (1, -2, 0), "up": (3,)})
     plan.save(path)
-    assert Plan.load(path) == plan
+    assert Plan.load(path).to_dict() == plan.to_dict()
+    assert Plan.load(path).smoothing == plan.smoothing
     assert "smoothing" not in _plan().to_dict(), "a plan without is what it was"
 
 
