@@ -14,6 +14,7 @@ from tvm import IRModule, ir, relax
 
 from hwq import relax_tools as rt
 from hwq.graph import Activation, Layer
+from hwq.layer_functions import layer_attrs
 from hwq.operators import COORDINATES, linear_sources
 
 Tensors = Mapping[rt.Expr, str]
@@ -54,22 +55,16 @@ def layer_of(mod: IRModule, value: rt.Expr, name: str, tensors: Tensors) -> Laye
 
 
 def _private(mod: IRModule, value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
-    """A call of one of the module's own functions with an attribute "layer": that operator, of its other attributes."""
-    attrs = mod[value.op].attrs
-    if attrs is None or "layer" not in attrs:
+    """A call of one of the module's own functions that stands for a layer."""
+    attrs = layer_attrs(mod, value)
+    if attrs is None:
         return None
-    found: dict[str, Any] = {
-        key: attrs[key] for key in ("heads", "kv_heads", "style", "scale", "causal") if key in attrs
-    }
-    for key, kind in (("heads", int), ("kv_heads", int), ("style", str), ("scale", float), ("causal", bool)):
-        if key in found:
-            found[key] = kind(getattr(found[key], "value", found[key]))
+    op = attrs.pop("layer")
     data = [arg for arg in value.args if not rt.is_const(arg)]
     constants = tuple(rt.value_of(arg).copy() for arg in value.args if rt.is_const(arg))
-    op = str(attrs["layer"])
     if op == "attention" and constants:
-        found["bias"] = constants[0].shape
-    return _layer(value, name, tensors, op, data, attrs=found, constants=constants)
+        attrs["bias"] = constants[0].shape
+    return _layer(value, name, tensors, op, data, attrs=attrs, constants=constants)
 
 
 def _all_float32(value: rt.Expr) -> bool:

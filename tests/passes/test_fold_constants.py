@@ -92,10 +92,39 @@ def test_an_operator_without_a_numpy_form_is_left_alone() -> None:
         def main(x: R.Tensor((6,), "float32")):
             with R.dataflow():
                 lv = R.erf(R.const(B))
-                lv1 = R.cumsum(R.const(B), axis=0)
+                lv1 = R.cumsum(R.const(B), axis=0, exclusive=True)
                 lv2 = R.add(lv, lv1)
                 gv = R.add(x, lv2)
                 R.output(gv)
             return gv
 
     assert_left_alone(FoldConstants(), Before)
+
+
+def test_what_is_made_of_numbers_and_parts_of_a_split_are_constants() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3), "float32")):
+            with R.dataflow():
+                lv = R.split(R.const(B), 2, axis=0)
+                lv1 = lv[1]
+                lv2 = R.arange(0, 2, 1, dtype="float32")
+                lv3 = R.expand_dims(R.cos(lv2), [1])
+                lv4 = R.multiply(lv3, lv1)
+                gv = R.add(x, lv4)
+                R.output(gv)
+            return gv
+
+    table = np.cos(np.arange(2, dtype="float32"))[:, None] * B[3:]
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 3), "float32")):
+            with R.dataflow():
+                gv = R.add(x, R.const(table))
+                R.output(gv)
+            return gv
+
+    assert_pass(FoldConstants(), Before, Expected)
