@@ -19,7 +19,10 @@ from hwq.passes.fold_padding import FoldPadding
 from hwq.passes.fold_scale import FoldScale
 from hwq.passes.fold_transpose import FoldTranspose
 from hwq.passes.recognize_activations import RecognizeActivations
+from hwq.passes.recognize_attention import RecognizeAttention
 from hwq.passes.recognize_layer_norm import RecognizeLayerNorm
+from hwq.passes.recognize_rms_norm import RecognizeRMSNorm
+from hwq.passes.recognize_rope import RecognizeRope
 from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.simplify_layout import SimplifyLayout
 from hwq.passes.sink_reshape import SinkReshape
@@ -33,6 +36,9 @@ PASSES: tuple[Any, ...] = (
     # Weights: batch norms, scales and shifts go into convolutions and dense layers; activations and layer norms are
     # named before their arithmetic is pulled apart.
     FoldBatchNorm(),
+    RecognizeRMSNorm(),
+    RecognizeRope(),
+    RecognizeAttention(),
     FlattenDense(),
     SinkReshape(),
     RecognizeActivations(),

@@ -1,0 +1,155 @@
+"""What the scores of attention are made of: a product of queries with keys, a scale, and what is added for masks.
+
+Used by the pass that recognizes attention. Masks become sums: where(seen, s, fill) is s + where(seen, 0, fill), which
+is the same to a softmax where the fill leaves nothing of s beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tvm import ir, relax
+
+from hwq import relax_tools as rt
+from hwq.arithmetic import orders, scaled
+
+# A score that has this much less than others counts for nothing.
+FAR = -9e3
+# Where a mask says -infinity, this is added: less than any score, and still finite if a few masks come together.
+LEAST = -1e30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """scale * q k^T + sum(masks). q: (N, S, D) or (B, H, S, D); keys: (..., D, T), as the product reads them; masks:
+    broadcast to the scores, 3-d ones to (N, S, T); split: (B, H), where some operator shows N = B * H apart.
+    """
+
+    q: rt.Expr
+    keys: rt.Expr
+    scale: float = 1.0
+    masks: tuple[rt.Expr, ...] = ()
+    split: tuple[int, int] | None = None
+
+
+def scores_of(expr: rt.Expr, scope: rt.Scope) -> Scores | None:
+    """Read ``expr`` as scores; None for anything else. What masks need of new operators is emitted."""
+    value = scope.definition(expr)
+    op = rt.op_name(value)
+    if op == "matmul":
+        return _product(value)
+    factor = scaled(value)
+    if factor is not None:
+        return _times(scores_of(factor[0], scope), factor[1], scope)
+    if op in ("add", "subtract"):
+        for data, other in orders(value):
+            found = scores_of(data, scope) if rt.shape_of(data) == rt.shape_of(value) else None
+            if found is not None:
+                mask = other if op == "add" else _factored(other, -1.0, scope)
+                return replace(found, masks=(*found.masks, mask))
+    if op == "where":
+        return _where(value, scope)
+    if op == "maximum":  # with the least number there is, after a mask of that size
+        for data, other in orders(value):
+            number = rt.scalar_of(other)
+            if number is not None and number < LEAST:
+                return scores_of(data, scope)
+    if op == "reshape":
+        return _reshaped(value, scope)
+    return None
+
+
+def weights_of(expr: rt.Expr, scope: rt.Scope) -> Any:
+    """The softmax over the last axis that attention's weights ``expr`` are, seen through what sets weights of queries
+    that see nothing to 0; None for anything else, or where something else reads the weights.
+    """
+    value = scope.definition(expr)
+    if scope.readers.get(expr, 0) != 1:
+        return None
+    if rt.op_name(value) == "where" and _uniform(value.args[1]) == 0.0:
+        test = scope.definition(value.args[0])
+        if rt.op_name(test) != "isnan" or not test.args[0].same_as(value.args[2]):
+            return None
+        value = scope.definition(value.args[2])
+    last = (-1, len(rt.shape_of(expr)) - 1)
+    return value if rt.op_name(value) == "nn.softmax" and int(value.attrs.axis) in last else None
+
+
+def unscaled(expr: rt.Expr, scope: rt.Scope) -> tuple[rt.Expr, float]:
+    """``expr`` as (tensor, factor): products with numbers taken out, from before transposes and reshapes too."""
+    value = scope.definition(expr)
+    found = scaled(value)
+    if found is not None:
+        data, factor = unscaled(found[0], scope)
+        return data, factor * found[1]
+    if rt.op_name(value) in ("reshape", "permute_dims"):
+        data, factor = unscaled(value.args[0], scope)
+        if factor != 1.0:
+            call = ir.Call(value.op, [data, *value.args[1:]], value.attrs, value.ty_args)
+            return scope.emit(call, rt.origin(value)), factor
+    return expr, 1.0
+
+
+def _product(value: ir.Call) -> Scores | None:
+    q, keys = value.args
+    rank = len(rt.shape_of(q))
+    if rt.is_const(q) or rt.is_const(keys) or rank not in (3, 4) or len(rt.shape_of(keys)) != rank:
+        return None
+    return Scores(q=q, keys=keys)
+
+
+def _times(found: Scores | None, factor: float, scope: rt.Scope) -> Scores | None:
+    if found is None:
+        return None
+    masks = tuple(_factored(mask, factor, scope) for mask in found.masks)
+    return replace(found, scale=found.scale * factor, masks=masks)
+
+
+def _factored(mask: rt.Expr, factor: float, scope: rt.Scope) -> rt.Expr:
+    if rt.is_const(mask):
+        return rt.const(rt.value_of(mask) * np.float32(factor))
+    return scope.emit(relax.op.multiply(mask, relax.const(factor, "float32")), "")
+
+
+def _where(value: ir.Call, scope: rt.Scope) -> Scores | None:
+    """where(seen, scores, fill), or where(hidden, fill, scores), the fill a number far below any score."""
+    test, *ways = value.args
+    for data, other in (tuple(ways), tuple(reversed(ways))):
+        fill = _uniform(other)
+        if fill is None or fill > FAR or rt.is_const(data) or rt.shape_of(data) != rt.shape_of(value):
+            continue
+        found = scores_of(data, scope)
+        if found is None:
+            continue
+        numbers = {True: relax.const(0.0, "float32"), False: relax.const(max(fill, LEAST), "float32")}
+        first = data.same_as(ways[0])
+        seen = scope.definition(test)
+        test = seen.args[0] if rt.op_name(seen) == "broadcast_to" else test
+        if rt.is_const(test):
+            mask = rt.const(
+                np.where(rt.value_of(test).astype(bool) == first, np.float32(0.0), np.float32(max(fill, LEAST)))
+            )
+        else:
+            mask = scope.emit(relax.op.where(test, numbers[first], numbers[not first]), "")
+        return replace(found, masks=(*found.masks, mask))
+    return None
+
+
+def _reshaped(value: ir.Call, scope: rt.Scope) -> Scores | None:
+    """(B * H, S, T) as (B, H, S, T), or back; masks that came before stay as they are, 3-d ones among 4-d."""
+    before, after = rt.shape_of(value.args[0]), rt.shape_of(value)
+    if before[-2:] != after[-2:] or {len(before), len(after)} != {3, 4}:
+        return None
+    found = scores_of(value.args[0], scope)
+    batch, heads, *_ = before if len(before) == 4 else after
+    return None if found is None else replace(found, split=(batch, heads))
+
+
+def _uniform(expr: rt.Expr) -> float | None:
+    """The one number that a constant holds, however often."""
+    if not rt.is_const(expr) or not rt.value_of(expr).size:
+        return None
+    array = rt.value_of(expr)
+    return float(array.flat[0]) if (array == array.flat[0]).all() else None
