@@ -24,6 +24,7 @@ from hwq.passes.recognize_layer_norm import RecognizeLayerNorm
 from hwq.passes.recognize_rms_norm import RecognizeRMSNorm
 from hwq.passes.recognize_rope import RecognizeRope
 from hwq.passes.remove_identity import RemoveIdentity
+from hwq.passes.share_views import ShareViews
 from hwq.passes.simplify_layout import SimplifyLayout
 from hwq.passes.sink_reshape import SinkReshape
 from hwq.passes.to_nhwc import ToNHWC
@@ -33,16 +34,16 @@ PASSES: tuple[Any, ...] = (
     # Clean up what the importer wrote.
     RemoveIdentity(),
     FoldConstants(),
-    # Weights: batch norms, scales and shifts go into convolutions and dense layers; activations and layer norms are
-    # named before their arithmetic is pulled apart.
+    # Weights: batch norms, scales and shifts go into convolutions and dense layers; norms, attention and activations
+    # are named before their arithmetic is pulled apart.
     FoldBatchNorm(),
+    RecognizeLayerNorm(),
     RecognizeRMSNorm(),
     RecognizeRope(),
     RecognizeAttention(),
     FlattenDense(),
     SinkReshape(),
     RecognizeActivations(),
-    RecognizeLayerNorm(),
     FoldScale(),
     RemoveIdentity(),
     # Shapes: padding into its reader, channels last, and no transpose left inside.
@@ -54,6 +55,8 @@ PASSES: tuple[Any, ...] = (
     FoldConstants(),
     # A norm over the channels of a picture is one over the last axis only now.
     RecognizeLayerNorm(),
+    # What the passes put in front of each reader, once for all.
+    ShareViews(),
 )
 
 

@@ -17,7 +17,6 @@ from hwq.schedules.generic import (
     float_func,
     gather,
     layer_norm,
-    plain,
     pool,
     position,
     quantize,
@@ -62,7 +61,6 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     rope.apply,
     embedding.apply,
     attention.apply,
-    plain.apply,
     position.apply,
 )
 

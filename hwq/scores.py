@@ -47,6 +47,7 @@ def scores_of(expr: rt.Expr, scope: rt.Scope) -> Scores | None:
         for data, other in orders(value):
             found = scores_of(data, scope) if rt.shape_of(data) == rt.shape_of(value) else None
             if found is not None:
+                other = _narrow(other, scope)
                 mask = other if op == "add" else _factored(other, -1.0, scope)
                 return replace(found, masks=(*found.masks, mask))
     if op == "where":
@@ -107,6 +108,12 @@ def _times(found: Scores | None, factor: float, scope: rt.Scope) -> Scores | Non
     return replace(found, scale=found.scale * factor, masks=masks)
 
 
+def _narrow(expr: rt.Expr, scope: rt.Scope) -> rt.Expr:
+    """What was broadcast to ``expr``, itself where nothing was."""
+    value = scope.definition(expr)
+    return value.args[0] if rt.op_name(value) == "broadcast_to" else expr
+
+
 def _factored(mask: rt.Expr, factor: float, scope: rt.Scope) -> rt.Expr:
     if rt.is_const(mask):
         return rt.const(rt.value_of(mask) * np.float32(factor))
@@ -125,8 +132,7 @@ def _where(value: ir.Call, scope: rt.Scope) -> Scores | None:
             continue
         numbers = {True: relax.const(0.0, "float32"), False: relax.const(max(fill, LEAST), "float32")}
         first = data.same_as(ways[0])
-        seen = scope.definition(test)
-        test = seen.args[0] if rt.op_name(seen) == "broadcast_to" else test
+        test = _narrow(test, scope)
         if rt.is_const(test):
             mask = rt.const(
                 np.where(rt.value_of(test).astype(bool) == first, np.float32(0.0), np.float32(max(fill, LEAST)))

@@ -125,9 +125,6 @@ def _split(x: rt.Expr, heads: tuple[int, int], scope: rt.Scope) -> rt.Expr:
 
 def _four(mask: rt.Expr, whole: tuple[int, ...], scope: rt.Scope) -> rt.Expr | None:
     """A mask that broadcasts to the scores (B, H, S, T), or to (B * H, S, T), with four axes; None for any other."""
-    made = scope.definition(mask)
-    if rt.op_name(made) == "broadcast_to":
-        mask = made.args[0]
     shape = rt.shape_of(mask)
     if rt.dtype_of(mask) != "float32" or len(shape) > 4:
         return None
@@ -212,7 +209,7 @@ def _before_repeat(x: rt.Expr, heads: int, scope: rt.Scope) -> rt.Expr | None:
     made = made_of(x, scope, moves_only=True)
     if made is None or not made.steps or shape[1] != heads:
         return None
-    for source in reversed(made.stems()):
+    for source in made.stems():
         size = prod(rt.shape_of(source))
         if size >= prod(shape) or prod(shape) % size or heads % (prod(shape) // size):
             continue

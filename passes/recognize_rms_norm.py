@@ -4,7 +4,8 @@ Before:  v = R.mean(R.power(x, 2), axis=[-1], keepdims=True); r = R.rsqrt(R.add(
          gv = R.multiply(w, R.multiply(x, r))
 After:   gv = R.nn.rms_norm(x, w, axes=[-1], epsilon=eps)
 
-Stands before fold_scale, which would move the scale into a dense layer behind it. The square may be a power, a product
+Stands after recognize_layer_norm, whose norms are RMS norms of x less its mean, and before fold_scale, which would move
+the scale into a dense layer behind it. The square may be a power, a product
 or a square; the inverse root a power, a reciprocal of a root, or a quotient by one; without a scale w is 1. What else
 reads a value in between keeps it. Norms over other axes than the last are left alone.
 """

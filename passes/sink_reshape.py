@@ -5,7 +5,8 @@ After:   lv = R.nn.conv2d(x, w); lv1 = R.nn.relu(lv); gv = R.reshape(lv1, [n, c,
 
 Stands after fold_batch_norm and flatten_dense, before recognize_activations. Convolutions over one axis, and dense
 layers over more than two, meet their epilogues this way. A constant moves along where it varies over one axis, which
-the shape before has too; of two tensors both must come from the same shape.
+the shape before has too; of two tensors both must come from the same shape, or the one be a dense layer's, and the
+operator the addition of a residual: the other tensor is then read in the dense layer's shape.
 """
 
 from __future__ import annotations
@@ -46,10 +47,33 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
     if before is None:
         return None
     args = [_moved(arg, source, out, before) for arg, source in zip(value.args[:count], sources, strict=True)]
+    if op == "add" and [arg is None for arg in args].count(True) == 1:
+        args = _residual(value, args, sources, before, scope)
     if any(arg is None for arg in args):
         return None
     moved = ir.Call(value.op, [*args, *value.args[count:]], value.attrs, value.ty_args, value.span)
     return relax.op.reshape(scope.emit(moved), out)
+
+
+def _residual(
+    value: ir.Call, args: list[rt.Expr | None], sources: list[rt.Expr | None], before: Shape, scope: rt.Scope
+) -> list[rt.Expr | None]:
+    """``args`` with another tensor that is added to a dense layer's in the dense layer's shape."""
+    other = args.index(None)
+    data = value.args[other]
+    added = sources[1 - other]
+    same = not rt.is_const(data) and rt.shape_of(data) == rt.shape_of(value) and rt.dtype_of(data) == "float32"
+    if same and added is not None and _is_dense(added, scope):
+        args[other] = scope.emit(relax.op.reshape(data, before), "")
+    return args
+
+
+def _is_dense(expr: rt.Expr, scope: rt.Scope) -> bool:
+    """Whether a value is a dense layer's, perhaps with a bias, that nothing else reads."""
+    made = scope.definition(expr)
+    if rt.op_name(made) in ("add", "multiply") and rt.is_const(made.args[1]) and scope.readers.get(expr, 0) == 1:
+        return _is_dense(made.args[0], scope)
+    return rt.op_name(made) == "matmul" and rt.is_const(made.args[1]) and scope.readers.get(expr, 0) == 1
 
 
 def _source(arg: rt.Expr, out: Shape, scope: rt.Scope) -> rt.Expr | None:

@@ -63,3 +63,53 @@ def test_a_constant_without_its_axis_and_tensors_of_other_shapes_are_left_alone(
             return (lv1, lv3, lv4, lv5)
 
     assert_left_alone(SinkReshape(), Before)
+
+
+W = np.random.default_rng(1).standard_normal((4, 4)).astype("float32")
+
+
+def test_a_residual_is_read_in_the_dense_layers_shape() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((6, 4), "float32"), y: R.Tensor((2, 3, 4), "float32")):
+            with R.dataflow():
+                lv = R.matmul(x, R.const(W))
+                lv1 = R.add(lv, R.const(B))
+                lv2 = R.reshape(lv1, [2, 3, 4])
+                gv = R.add(y, lv2)
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((6, 4), "float32"), y: R.Tensor((2, 3, 4), "float32")):
+            with R.dataflow():
+                lv = R.matmul(x, R.const(W))
+                lv1 = R.add(lv, R.const(B))
+                lv2 = R.reshape(y, [6, 4])
+                lv3 = R.add(lv2, lv1)
+                gv = R.reshape(lv3, [2, 3, 4])
+                R.output(gv)
+            return gv
+
+    assert_pass(SinkReshape(), Before, Expected)
+
+
+def test_sums_that_are_no_residual_are_left_alone() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((6, 4), "float32"), y: R.Tensor((2, 3, 4), "float32"), z: R.Tensor((4,), "float32")):
+            with R.dataflow():
+                lv = R.matmul(x, R.const(W))
+                lv1 = R.reshape(lv, [2, 3, 4])
+                lv2 = R.add(lv1, z)  # another shape
+                lv3 = R.multiply(lv1, y)  # no sum
+                lv4 = R.reshape(x, [2, 3, 4])
+                lv5 = R.add(lv4, y)  # no dense layer
+                R.output(lv2, lv3, lv5)
+            return (lv2, lv3, lv5)
+
+    assert_left_alone(SinkReshape(), Before)
