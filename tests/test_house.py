@@ -53,7 +53,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
             *("graph", "workload", "samples", "ties", "quantize", "smooth", "reference", "progress"),
             *("target", "target_file", "threads", "store_file", "store", "store_text", "cost", "boosting"),
             *("board_server", "tracker", "made_up"),
-            *("relax_tools", "token_func", "tokens", "onnx_prepare", "onnx_convert", "onnx_modules"),
+            *("relax_tools", "relax_numpy", "arithmetic", "follow", "scores", "layer_functions"),
+            *("token_func", "tokens", "onnx_prepare", "onnx_convert", "onnx_modules"),
             *(
                 "onnx_import",
                 "torch_export",
