@@ -28,6 +28,7 @@ from hwq.device import close as close_device
 from hwq.errors import HwqError
 from hwq.files import write_atomic
 from hwq.graph import SPAN, Shape
+from hwq.lengths import COUNT, EXTRA, Length, cut_to
 from hwq.library import Library
 from hwq.placed import Placed, arguments, between_kernels, call, call_times, new_state, place
 from hwq.plan import Plan
@@ -76,19 +77,25 @@ class Artifact:
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
         """Run on one array (or one for each input, or one dict): samples first, any number of them.
 
-        Returns one array, or a tuple where the network has several outputs, with as many samples. A network by
+        Returns one array, or a tuple where the network has several outputs, with as many samples. Where lengths vary,
+        outputs are as long as the inputs. A network by
         ``hwq.decoder`` takes token ids (N, n) and goes through each sequence in a session of its own. Raises HwqError
         "input-shape", "input-type", "input-nan", "input-name", "samples-empty", "kernel-failed", "cpu-lacks" where it
         can only be looked at, and "device-lost".
         """
         if self.length is not None:
             return sequences(self.start, values[0] if len(values) == 1 else values, next(iter(self.inputs)))
-        return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs)
+        shapes = [shape for shape, _ in self.outputs.values()]
+        return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs, shapes=shapes)
 
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
         placed = self._placed()
         with self.lock:
-            return call(placed, self._arguments(part), len(self.outputs))
+            found = call(placed, self._arguments(part), len(self.outputs))
+        tokens = int(part[COUNT][0]) if COUNT in part else None
+        return tuple(
+            cut_to(value, shape, tokens) for value, (shape, _) in zip(found, self.outputs.values(), strict=True)
+        )
 
     def start(self) -> Session:
         """A new session of a network by ``hwq.decoder``: one sequence, independent of all others.
@@ -129,7 +136,8 @@ class Artifact:
         return self.placed
 
     def _arguments(self, part: Mapping[str, Array]) -> list[Any]:
-        placed, given = self._placed(), [part[name] for name in self.inputs]
+        placed = self._placed()
+        given = [part[name] for name in (*self.inputs, *EXTRA) if name in part]
         if self.length is not None:  # for times: a token in the middle of its session
             given.append(np.array([1, (self.length + 1) // 2], np.int32))
         return arguments(placed, given, self.outputs, self.threads, new_state(placed, self.library))
@@ -186,7 +194,7 @@ class Artifact:
 
     def made_up_inputs(self) -> dict[str, Array]:
         """One network-sized batch of ordinary values, for timing."""
-        return made_up(self.inputs)
+        return {name: value for name, value in made_up(self.inputs).items() if name in self.inputs}
 
     def save(self, path: str | Path) -> None:
         """Write the artifact to one file, whole or not at all. Raises HwqError "save-failed"."""
@@ -208,6 +216,11 @@ class Artifact:
             "outputs": {name: list(spec) for name, spec in self.outputs.items()},
             "calls": self.calls,
             "length": self.length,
+            "dynamic": {
+                name: {axis: [size.tokens, size.least, size.inner] for axis, size in found}
+                for name, (shape, _) in [*self.inputs.items(), *self.outputs.items()]
+                if (found := [(axis, size) for axis, size in enumerate(shape) if isinstance(size, Length)])
+            },
         }
         blob = io.BytesIO()
         with zipfile.ZipFile(blob, "w", zipfile.ZIP_STORED) as pack:
@@ -248,8 +261,8 @@ class Artifact:
                 "plan": Plan.from_dict(manifest["plan"]),
                 "report": dict(manifest["report"]),
                 "threads": threads or int(manifest["threads"]),
-                "inputs": _specs(manifest["inputs"]),
-                "outputs": _specs(manifest["outputs"]),
+                "inputs": _specs(manifest["inputs"], manifest.get("dynamic", {})),
+                "outputs": _specs(manifest["outputs"], manifest.get("dynamic", {})),
                 "calls": tuple((str(symbol), str(step)) for symbol, step in manifest["calls"]),
                 "length": None if manifest.get("length") is None else int(manifest["length"]),
             }
@@ -310,8 +323,13 @@ def _check_runs(runs: Any) -> None:
         raise HwqError("runs-invalid", f"runs is {runs!r}; accepted: a whole number of at least 1")
 
 
-def _specs(raw: Mapping[str, Any]) -> dict[str, tuple[Shape, str]]:
-    return {name: (tuple(shape), dtype) for name, (shape, dtype) in raw.items()}
+def _specs(raw: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str, tuple[Shape, str]]:
+    """Shapes and types of tensors; ``dynamic``: of some, by axis, what a ``Length`` is made of."""
+    found = {}
+    for name, (shape, dtype) in raw.items():
+        varied = {int(axis): Length(*parts) for axis, parts in dynamic.get(name, {}).items()}
+        found[name] = tuple(varied.get(axis, size) for axis, size in enumerate(shape)), dtype
+    return found
 
 
 def place_on(library: Library, target: Target, device: Device) -> Placed:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from hwq import numerics, observers
 from hwq.errors import HwqError
-from hwq.execute import Runner, quiet, run, to_device
+from hwq.execute import Runner, quiet, run, seen, to_device
 from hwq.files import write_atomic
 from hwq.graph import ANCHORS, Activation, Graph, Layer
 from hwq.numerics import QParams
@@ -105,9 +105,9 @@ def collect(
             continue
         env = run(runner, to_device(batch))
         for tensor in tensors:
-            found.histograms[tensor].update(env[tensor].numpy())
+            found.histograms[tensor].update(seen(runner, env, tensor))
         for tensor in weighed:
-            value = env[tensor].numpy().reshape(-1, env[tensor].shape[-1])
+            value = seen(runner, env, tensor).reshape(-1, env[tensor].shape[-1])
             found.sums[tensor] = found.sums.get(tensor, 0.0) + value.sum(axis=0, dtype=np.float64)
             found.rows[tensor] = found.rows.get(tensor, 0) + len(value)
         progress(done + 1, total or done + 1)

@@ -21,7 +21,7 @@ from hwq.cli_store import store_group
 from hwq.cli_tune import tune_command
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
-from hwq.options import check_output, device_option, json_option, threads_option
+from hwq.options import check_output, device_option, json_option, read_dynamic, threads_option
 from hwq.samples import read_file
 from hwq.scheme import SCHEMES, Budget
 from hwq.shell import Shell, count, emit, stages
@@ -44,6 +44,7 @@ SESSION_S = 3600.0
 _TIMES = "Time kernels on this machine, or the board.  [default: where they can run]"
 _DEVICE = "The board that is the target's machine, and times it: KEY, or KEY@HOST:PORT."
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
+_DYNAMIC = "An axis whose length may vary from call to call, and the lengths (may be given again)."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
 _ANCHORS = "About how long losses are corrected by runs of whole assignments; 0s: not at all."
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."
@@ -68,6 +69,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--threads", type=count, help="Worker threads.  [default: the target's cores]"),
         click.option("--batch", type=count, default=1, show_default=True, help="Size of a free batch axis."),
         click.option("--shape", "shapes", metavar="INPUT=1x3x8x8", multiple=True, help=_SHAPES),
+        click.option("--dynamic", metavar="INPUT:AXIS=1..256", multiple=True, help=_DYNAMIC),
         click.option("--observer", metavar="NAME", default="mse", show_default=True, help=_OBSERVERS),
         click.option("--sensitivity-time", metavar="TIME", default="2min", show_default=True, help=_ANCHORS),
         click.option("--measure/--no-measure", default=None, help=_TIMES),
@@ -102,7 +104,8 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
     machine = None if target is None else hwq.Target.load(target)
     if machine is not None and given["device"] is not None:
         machine = machine.on(given["device"])
-    model = hwq.load(given["model"], batch=given["batch"], shapes=dict(map(_shape, given["shapes"])))
+    shapes, dynamic = dict(map(_shape, given["shapes"])), read_dynamic(given["dynamic"])
+    model = hwq.load(given["model"], batch=given["batch"], shapes=shapes, dynamic=dynamic)
     names = tuple(model.graph.inputs)
     evaluate = None
     if given["eval_"] is not None:

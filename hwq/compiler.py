@@ -34,7 +34,7 @@ from hwq.dispose import dispose
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.lower import legal_schemes
-from hwq.model import Model
+from hwq.model import Model, varying
 from hwq.plan import Plan
 from hwq.process import peak_memory_bytes
 from hwq.progress import Stages, silent
@@ -62,6 +62,7 @@ def compile(
     sensitivity_s: float = TIME_S,
     observer: str = "mse",
     measure: bool | None = None,
+    dynamic: Any = None,
     progress: Stages = silent,
 ) -> Artifact:
     """Compile ``model`` for ``target`` with each layer in the scheme that pays, and measure what came out.
@@ -73,7 +74,10 @@ def compile(
     measure: time kernels on the target's machine; None does where they can run. For a target that this CPU cannot run
     nothing is timed but on the board that its ``device`` names: all else is found out here, where integers are the
     same, prices are predictions, and the report says so. The artifact holds that board, for which others wait, until
-    ``artifact.close()``, or the end of ``with hwq.compile(...) as artifact``. sensitivity_s: about how many seconds
+    ``artifact.close()``, or the end of ``with hwq.compile(...) as artifact``. dynamic: axes whose
+    lengths may vary from call to call, input name -> axis -> (least, most), as {"input_ids": {1: (1, 256)}}: one
+    artifact then takes sequences of any of these lengths, each with the bits of the artifact of that length; prices and
+    measurements are those of the most. sensitivity_s: about how many seconds
     whole assignments are run for, where losses decide which one is best; 0 trusts the losses of single layers. Raises
     HwqError for whatever the caller can mend, "budget-impossible" among them, with the closest that can be met.
     """
@@ -90,6 +94,7 @@ def compile(
         threads=threads,
         observer=observer,
         measure=measure,
+        dynamic=dynamic,
         careful=budget != Budget() or schemes is not None,
         progress=progress,
     )
@@ -115,6 +120,7 @@ def plan(
     sensitivity_s: float = TIME_S,
     observer: str = "mse",
     measure: bool | None = None,
+    dynamic: Any = None,
     progress: Stages = silent,
 ) -> Plan:
     """The assignment that ``compile`` would start from, without building it. Arguments and errors as ``compile``."""
@@ -130,6 +136,7 @@ def plan(
         threads=threads,
         observer=observer,
         measure=measure,
+        dynamic=dynamic,
         careful=budget != Budget() or schemes is not None,
         progress=progress,
     )
@@ -159,6 +166,8 @@ def build(
     """
     check_model(model)
     check_plan(plan)
+    if plan.dynamic:
+        model = varying(model, plan.dynamic)
     check_threads(threads)
     machine = machine_of_plan(plan) if target is None else machine_to_build(target)
     graph = model.graph
@@ -198,11 +207,14 @@ def studied(
     threads: int | None,
     observer: str,
     measure: bool | None,
+    dynamic: Any,
     careful: bool,
     progress: Stages,
 ) -> tuple[Study, Work]:
     """The arguments of compile, plan and explore checked, then studied."""
     check_model(model)
+    if dynamic is not None:
+        model = varying(model, dynamic)
     check_trials(trials)
     machine = machine_to_build(target)
     timed = check_measure(measure, machine)

@@ -23,7 +23,7 @@ from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
 from hwq.measure import homes_by
 from hwq.plan import Plan
-from hwq.samples import made_up
+from hwq.samples import Batch, made_up
 from hwq.store import tool_versions
 from hwq.study import Study, inputs_of, pool_of, roundings_of
 from hwq.switches import verify_wanted
@@ -49,6 +49,7 @@ def plan_of(study: Study, choice: Choice) -> Plan:
         weight_bytes=solution.weight_bytes,
         loss=solution.loss,
         noise_per_loss=study.noise_per_loss,
+        dynamic=study.model.dynamic,
         why=explain_choices(study, solution.schemes),
         qparams=dict(study.qparams),
         means={tensor: tuple(mean) for tensor, mean in study.means.items()},
@@ -128,7 +129,7 @@ def assemble(study: Study, work: Work, plan: Plan, board: Device | None = None) 
         calls=calls,
     )
     if verify_wanted() and local_too:
-        runner, x = bind(program, kernels), network_input(study)
+        runner, x = bind(program, kernels), sample_of(study)
         require_equal(runner, x, study.target)
         require_same_bits(artifact, runner, x)
     return artifact
@@ -140,7 +141,12 @@ def weight_bytes(artifact: Artifact) -> int:
 
 
 def network_input(study: Study) -> dict[str, Any]:
-    """One network-sized input: the first calibration batch, or made-up values."""
+    """One network-sized input, to be timed on: the first calibration batch, or made-up values; at most length."""
+    return {name: value for name, value in sample_of(study).items() if name in study.graph.inputs}
+
+
+def sample_of(study: Study) -> Batch:
+    """The first calibration batch, or made-up values, as kernels take them one by one."""
     return study.kept[0] if study.kept else made_up(inputs_of(study.graph))
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hwq import samples, verify
 from hwq.errors import HwqError
-from hwq.execute import Runner, run, to_device
+from hwq.execute import Runner, run, seen, to_device
 from hwq.samples import Batch, Inputs
 from hwq.verify import Accuracy, Run
 
@@ -39,10 +39,11 @@ def float_call(runner: Runner, inputs: Inputs) -> Run:
 
     def once(part: Batch) -> tuple[Array, ...]:
         env = run(runner, to_device(part))
-        return tuple(env[name].numpy() for name in runner.program.outputs)
+        return tuple(seen(runner, env, name) for name in runner.program.outputs)
 
     def call(value: Any) -> Any:
-        return samples.in_batches(once, value, inputs)
+        shapes = [runner.program.values[name][0] for name in runner.program.outputs]
+        return samples.in_batches(once, value, inputs, shapes=shapes)
 
     return call
 
@@ -56,7 +57,7 @@ def prepare(evaluate: Any, kept: tuple[Batch, ...], runner: Runner, inputs: Inpu
     reference = float_call(runner, inputs)
     batch: Batch | None = kept[0] if kept else None
     if kept and samples.batch_size(inputs) is not None:
-        batch = {name: np.concatenate([part[name] for part in kept]) for name in inputs}
+        batch = samples.gathered(kept)
     if evaluate is None or callable(evaluate):
         score = None if evaluate is None else _score(evaluate, reference)
         if batch is None:

@@ -19,6 +19,7 @@ import tvm
 from hwq.compile_kernel import compile_many, link, load_kernels
 from hwq.device import Device, empty, load_library, local, tensor
 from hwq.files import scratch
+from hwq.lengths import COUNT, cut_to
 from hwq.lower import Program, Step
 from hwq.progress import Callback
 from hwq.schedule import kernel_for
@@ -205,6 +206,13 @@ def run(
         if watch is not None:
             watch(bound, env)
     return env
+
+
+def seen(runner: Runner, env: Mapping[str, Any], name: str) -> Array:
+    """A tensor of what ``run`` returned as an array, cut to the tokens that there are where its length varies."""
+    counted = env.get(COUNT)
+    tokens = None if counted is None else int(counted.numpy()[0])
+    return cut_to(env[name].numpy(), runner.program.values[name][0], tokens)
 
 
 def to_device(batch: Mapping[str, Array]) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def explore(
     sensitivity_s: float = TIME_S,
     observer: str = "mse",
     measure: bool | None = None,
+    dynamic: Any = None,
     progress: Stages = silent,
 ) -> tuple[Point, ...]:
     """At most ``points`` plans of which none is beaten in predicted latency, size and loss at once, by rising latency.
@@ -134,6 +135,7 @@ def explore(
         threads=threads,
         observer=observer,
         measure=measure,
+        dynamic=dynamic,
         careful=True,
         progress=progress,
     )

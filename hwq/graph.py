@@ -64,7 +64,8 @@ class Layer:
     groups, kernel (2), count_include_pad; concat: axis; pad: pads ((before, after), ...) and value; slice: begin, end,
     strides; transpose: axes; resize_nearest: map_h, map_w (source index for each output row and column); resize_linear:
     none (constants: ``operators.linear_sources`` of rows, then columns); softmax: axis; layer_norm: epsilon; reshape:
-    none; float: operator (its name, for reports).
+    none; float: operator (its name, for reports); reduce: kind ("sum", "mean", "max") and axes, which lie beside each
+    other, behind axes of length 1.
 
     Of transformers (``hwq.transformer`` is their arithmetic):
     attention: inputs q (B, S, H * D), k (B, T, G * D), v (B, T, G * E), and perhaps bias, 4-d, each axis 1 or that of

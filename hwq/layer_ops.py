@@ -140,6 +140,21 @@ def _global_pool(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     return _layer(value, name, tensors, op, attrs=found)
 
 
+def _reduce(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    """Over one axis, or some beside each other, with nothing but 1s before: rows, joined to one. Not of pictures."""
+    kind, shape = rt.op_name(value), rt.shape_of(value.args[0])
+    axes = range(len(shape)) if value.attrs.axis is None else rt.ints(value.attrs.axis)
+    found = tuple(sorted(axis % len(shape) for axis in axes))
+    beside = bool(found) and found[-1] - found[0] < len(found)
+    if len(shape) > 3 or not beside or any(size != 1 for size in shape[: found[0]]):
+        return None
+    return _layer(value, name, tensors, "reduce", attrs={"kind": kind, "axes": found})
+
+
+def _over_axes(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
+    return _global_pool(value, name, tensors) or _reduce(value, name, tensors)
+
+
 def _binary(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     op, (a, b) = rt.op_name(value), value.args
     if rt.is_const(a) or rt.is_const(b):
@@ -292,8 +307,9 @@ _MAKERS: Mapping[str, Callable[[rt.Expr, str, Tensors], Layer | None]] = {
     "matmul": _dense,
     "nn.max_pool2d": _pool,
     "nn.avg_pool2d": _pool,
-    "mean": _global_pool,
-    "max": _global_pool,
+    "mean": _over_axes,
+    "max": _over_axes,
+    "sum": _reduce,
     "add": _binary,
     "multiply": _binary,
     "concat": _concat,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from hwq import group_scales, numerics
 from hwq.graph import ANCHORS, PASS_THROUGH, Graph, Layer, Shape
+from hwq.lengths import EXTRA, cut_steps
 from hwq.numerics import QParams
 from hwq.operators import pool_multiplier
 from hwq.quantize import IntegerWeights, Weights
@@ -52,6 +53,7 @@ class Step:
 class Program:
     """Steps in execution order over named values; ``values`` gives each value's shape and type.
 
+    Where lengths vary (``hwq.lengths``) the inputs are followed by EXTRA, and kernels are cut to the tokens there are.
     state: values that live across calls: zero at first, and then what the steps that "append" to them have written.
     """
 
@@ -214,7 +216,9 @@ def lower(
         )
         arrive(layer.output)
     state = tuple(step.output for step in steps if step.workload is not None and step.workload.op == "append")
-    return Program(inputs=graph.inputs, outputs=graph.outputs, values=values, steps=tuple(steps), state=state)
+    cut, known = cut_steps(steps, values)
+    inputs = (*graph.inputs, *(name for name in EXTRA if name in known and name not in graph.inputs))
+    return Program(inputs=inputs, outputs=graph.outputs, values=known, steps=cut, state=state)
 
 
 def _wanted_types(graph: Graph, schemes: Mapping[str, str]) -> dict[str, set[str]]:

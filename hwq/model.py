@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from hwq import pipeline
 from hwq.errors import HwqError
 from hwq.graph import TRANSFORMER_OPS, Graph, Shape
 from hwq.layers import find_layers
+from hwq.lengths import Dynamic, check_dynamic
 from hwq.onnx_import import import_graph
 from hwq.onnx_prepare import free_inputs, opset_of, prepare, read_proto
 from hwq.relax_tools import dtype_of
+from hwq.tokens import with_lengths
 from hwq.torch_export import export, is_torch
 from hwq.torch_import import import_program
 
@@ -42,9 +44,10 @@ class TensorSpec:
 class Model:
     """A loaded network. ``graph.inputs`` and ``graph.outputs`` name the tensors of ``inputs``, ``outputs``, in order.
 
-    fingerprint: SHA-256 of the model's content and its fixed shapes. float_ops: operators that stay in float, with
-    counts. Of a network by ``hwq.decoder`` length is how many tokens a session holds, and whole the fingerprint of the
-    network of whole sequences; of others both are None.
+    fingerprint: SHA-256 of the model's content and its fixed shapes. dynamic: the axes whose lengths vary, as
+    ``hwq.compile`` takes them; their dimensions are ``hwq.lengths.Length``s. float_ops: operators that stay in float,
+    with counts. Of a network by ``hwq.decoder`` length is how many tokens a session holds, and whole the fingerprint of
+    the network of whole sequences; of others both are None.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Model:
     batch: int = 1
     whole: str | None = None
     length: int | None = None
+    dynamic: Dynamic = field(default_factory=dict)
 
 
 def load(
@@ -65,6 +69,7 @@ def load(
     *,
     batch: int | None = None,
     shapes: Mapping[str, Shape] | None = None,
+    dynamic: Any = None,
 ) -> Model:
     """Load a network and find its layers: an ONNX file or ModelProto (opset 8 to 21); a torch.nn.Module in evaluation
     mode with example_inputs, a tuple of tensors or arrays or a dict by the names of forward's parameters; a
@@ -72,10 +77,15 @@ def load(
 
     batch fixes a free first dimension of every input (None: 1); shapes gives the whole shape of inputs with other free
     dimensions. A module has none: its shapes are those of example_inputs. Parameters in half precision become float32.
+    dynamic: axes whose lengths may vary from call to call, as ``hwq.compile`` takes them; the network is then loaded at
+    the most, and such an axis that is free in a file needs no other word.
     Raises HwqError: "model-missing", "model-invalid", "model-kind", "model-opset", "model-dynamic",
     "model-unsupported", "shapes-invalid"; of torch: "torch-missing", "torch-export", "model-training",
-    "example-inputs".
+    "example-inputs"; of dynamic: "dynamic-invalid", "tokens-mixed".
     """
+    if dynamic is not None:
+        most = {} if is_torch(source) else shapes_at_most(source, check_dynamic(dynamic), batch or 1)
+        return varying(load(source, example_inputs, batch=batch, shapes={**most, **(shapes or {})}), dynamic)
     if is_torch(source):
         return _load_torch(source, example_inputs, batch=batch, shapes=dict(shapes or {}))
     if example_inputs is not None:
@@ -119,13 +129,57 @@ def _output_specs(names: Sequence[str], graph: Graph) -> tuple[TensorSpec, ...]:
     )
 
 
+def shapes_at_most(source: Any, dynamic: Dynamic, batch: int) -> dict[str, Shape]:
+    """The whole shapes of an ONNX network's inputs in ``dynamic``, at the most; without those that have other free
+    dimensions than these and the batch axis.
+    """
+    _, proto = read_proto(source)
+    found = {}
+    for value in free_inputs(proto):
+        most = {axis: pair[1] for axis, pair in dynamic.get(value.name, {}).items()}
+        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        shape = [most.get(axis, size) or (0 if axis else batch) for axis, size in enumerate(sizes)]
+        if most and all(shape):
+            found[value.name] = tuple(shape)
+    return found
+
+
+def varying(model: Model, dynamic: Any) -> Model:
+    """``model`` for sequences of any length in the range of ``dynamic``: input name -> axis -> (least, most).
+
+    Its shapes are those of the most, which it has to be loaded with. Raises HwqError "dynamic-invalid", and
+    "tokens-mixed" naming a layer for which lengths cannot vary.
+    """
+    wanted = check_dynamic(dynamic)
+    if model.dynamic:
+        if model.dynamic != wanted:
+            message = f"dynamic is {wanted}, and the model was loaded with {dict(model.dynamic)}; accepted: one of them"
+            raise HwqError("dynamic-invalid", message)
+        return model
+    names = {spec.name: tensor for spec, tensor in zip(model.inputs, model.graph.inputs, strict=True)}
+    graph = with_lengths(model.graph, names, wanted)
+    digest = hashlib.sha256(f"{model.fingerprint}{sorted(wanted.items())}".encode())
+
+    def varied(specs: tuple[TensorSpec, ...], tensors: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(spec, shape=graph.shapes[tensor]) for spec, tensor in zip(specs, tensors, strict=True))
+
+    return replace(
+        model,
+        graph=graph,
+        fingerprint=digest.hexdigest(),
+        inputs=varied(model.inputs, graph.inputs),
+        outputs=varied(model.outputs, graph.outputs),
+        dynamic=wanted,
+    )
+
+
 def kept_in_float(graph: Graph) -> dict[str, int]:
     """The operators that no integer kernel computes, by name, with counts."""
     counts: Counter[str] = Counter()
     for layer in graph.layers:
         if layer.op == "float":
             counts[str(layer.attrs["operator"])] += 1
-        elif layer.op in ("softmax", "layer_norm", *TRANSFORMER_OPS):
+        elif layer.op in ("softmax", "layer_norm", "reduce", *TRANSFORMER_OPS):
             counts[layer.op] += 1
     return dict(sorted(counts.items()))
 

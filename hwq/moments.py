@@ -18,6 +18,7 @@ import numpy.typing as npt
 from hwq import numerics
 from hwq.execute import Runner, quiet, run, to_device
 from hwq.graph import Layer
+from hwq.lengths import COUNT, leading
 from hwq.numerics import QParams
 from hwq.progress import Callback
 from hwq.samples import Batch
@@ -145,6 +146,9 @@ def collect(
         for layer in layers:
             q = qparams.get(layer.inputs[0])
             count = positions(layer)
+            varied = leading(layer.output_shape)
+            if varied is not None:  # the columns of the tokens that are there come first
+                count = count // varied.tokens * int(batch[COUNT][0])
             wanted = min(count, max(1, ROWS // max(total, 1)))
             at = np.sort(rng.choice(count, wanted, replace=False))
             moments = found[layer.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import click
@@ -13,6 +14,21 @@ from hwq.shell import count
 threads_option = click.option("--threads", type=count, help="Worker threads.  [default: those it was compiled for]")
 device_option = click.option("--device", metavar="KEY", help="The board to run it on: KEY, or KEY@HOST:PORT.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+
+
+def read_dynamic(texts: tuple[str, ...]) -> dict[str, dict[int, tuple[int, int]]] | None:
+    """``hwq.load``'s dynamic of "input:1=1..256", one or more of them, commas between; None of none.
+
+    Raises HwqError "dynamic-invalid".
+    """
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for text in (part.strip() for given in texts for part in given.split(",")):
+        match = re.fullmatch(r"(.+):([0-9]+)=([0-9]+)\.\.([0-9]+)", text)
+        if match is None:
+            message = f"--dynamic is {text!r}; accepted: an input, its axis and lengths, as input_ids:1=1..256"
+            raise HwqError("dynamic-invalid", message)
+        found.setdefault(match[1], {})[int(match[2])] = int(match[3]), int(match[4])
+    return found or None
 
 
 def check_output(path: str | None) -> None:

@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 
 from hwq.errors import HwqError
 from hwq.files import write_atomic
+from hwq.lengths import Dynamic, check_dynamic
 from hwq.numerics import INT8, QParams
 from hwq.scheme import SCHEMES, Cost
 
 FORMAT = 1
 _HEAD = ("format", "model", "target", "threads", "latency_s", "weight_bytes", "loss")
 _NOISE = "noise_per_loss"
+_DYNAMIC = "dynamic"
 _COST = ("latency_s", "interval_s", "source", "weight_bytes", "loss")
 
 
@@ -37,7 +39,8 @@ class Plan:
     reason in words. qparams: of each tensor that an integer scheme needs. means: of each channel of the tensors that
     weights read, where biases are corrected by them. roundings: layer -> (scheme, text), where weights in that scheme
     are not rounded to nearest: see ``quantize.write_rounding``. smoothing: layer -> the exponent of two that each of
-    its channels is divided by: see ``hwq.smooth``.
+    its channels is divided by: see ``hwq.smooth``. dynamic: axes whose lengths vary, as
+    ``hwq.compile`` takes them; predictions are then those of the most.
     """
 
     model: str
@@ -54,6 +57,7 @@ class Plan:
     roundings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     smoothing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     noise_per_loss: float = 1.0
+    dynamic: Dynamic = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values; the inverse of ``from_dict``."""
@@ -72,15 +76,20 @@ class Plan:
         blocks = {"layers": layers, "qparams": qparams, "means": means, "roundings": roundings}
         if self.smoothing:
             blocks["smoothing"] = {name: list(values) for name, values in self.smoothing.items()}
+        if self.dynamic:
+            blocks[_DYNAMIC] = {
+                name: {str(axis): list(pair) for axis, pair in axes.items()} for name, axes in self.dynamic.items()
+            }
         return dict(zip(_HEAD, head, strict=True)) | {_NOISE: float(self.noise_per_loss)} | blocks
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "the plan") -> Plan:
         """The plan in ``data``, every value checked; ``source`` names it in errors.
 
-        Raises HwqError "plan-invalid" (key, value, what is accepted), "scheme-unknown" for a layer's scheme.
+        Raises HwqError "plan-invalid" (key, value, what is accepted), "scheme-unknown" for a layer's scheme, and
+        "dynamic-invalid".
         """
-        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means", "roundings", "smoothing", _NOISE))
+        _check_keys(data, source, (*_HEAD, "layers", "qparams"), ("means", "roundings", "smoothing", _NOISE, _DYNAMIC))
         if data["format"] != FORMAT:
             _refuse(f"{source}: format", data["format"], str(FORMAT))
         layers, qparams, means = data["layers"], data["qparams"], data.get("means", {})
@@ -115,6 +124,7 @@ class Plan:
             means={name: _means(values, f"{source}: means {name!r}") for name, values in means.items()},
             roundings={name: _rounding(value, f"{source}: roundings {name!r}") for name, value in roundings.items()},
             smoothing={name: _exponents(values, f"{source}: smoothing {name!r}") for name, values in smoothing.items()},
+            dynamic=check_dynamic(data[_DYNAMIC]) if _DYNAMIC in data else {},
         )
 
     def check_layers(self, names: Collection[str]) -> None:

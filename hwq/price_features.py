@@ -31,6 +31,7 @@ OPS = (
     *("softmax", "layer_norm", "pad", "slice", "resize_nearest", "resize_linear"),
     *("rms_norm", "rope", "gather"),
     *("append", "rows_at", "attention"),
+    "reduce",
 )
 # Their places are categories of the shipped model: what is new comes last.
 FAMILIES = (
@@ -49,6 +50,7 @@ FAMILIES = (
     *("arm/smmla", "arm/table"),
     *("generic/rms_norm", "generic/rope", "generic/embedding"),
     *("generic/position", "generic/plain", "cpu/attention"),
+    "generic/reduce",
 )
 HOMES = ("l2", "l3", "memory")
 KINDS = (

@@ -18,6 +18,7 @@ from hwq.decided import Decisions, compile_decided, decisions_for, without_decid
 from hwq.execute import KernelSet, packed_constants, resident_bytes
 from hwq.graph import Graph, Layer
 from hwq.learned_price import Learned, refresh, usable_for
+from hwq.lengths import cut_steps
 from hwq.lower import FLOAT, Program, Step, convert_workload, layer_workload, writes_float
 from hwq.measure import homes_by, measure_kernels
 from hwq.progress import Callback, Stages
@@ -146,7 +147,8 @@ def moved_programs(
             layer.inputs[0]: (layer.input_shapes[0], FLOAT),
             output: (layer.output_shape, target.activation_storage),
         }
-        found.append(Program(inputs=layer.inputs, outputs=(output,), values=values, steps=(step,)))
+        steps, known = cut_steps([step], values)
+        found.append(Program(inputs=steps[0].inputs, outputs=(output,), values=known, steps=steps))
     return found
 
 

@@ -28,7 +28,7 @@ from hwq import loss, ridge
 from hwq.assignment import Pair, Problem, Solution, by_layer, evaluate
 from hwq.compose import Pool, composed
 from hwq.cost import op_macs
-from hwq.execute import quiet, run, to_device
+from hwq.execute import quiet, run, seen, to_device
 from hwq.files import write_atomic
 from hwq.graph import PASS_THROUGH
 from hwq.progress import Callback
@@ -106,7 +106,7 @@ def open_runs(study: Study, work: Work, pool: Pool, samples: int) -> Runs:
     clean, batches = [], []
     for batch in study.kept[:samples]:
         env = run(study.runner, to_device(batch))
-        clean.append([env[name].numpy().copy() for name in study.runner.program.outputs])
+        clean.append([seen(study.runner, env, name).copy() for name in study.runner.program.outputs])
         batches.append(to_device(batch))
     kind = loss.kind_of(clean[0], count_of(study.kept[0]))
     found = Runs(
@@ -130,7 +130,7 @@ def losses_of(runs: Runs, schemes: Schemes) -> Vector:
         found = []
         for batch, clean in zip(runs.batches, runs.clean, strict=True):
             env = run(runner, batch)
-            sums = loss.compare([env[name].numpy() for name in runner.program.outputs], clean, runs.kind)
+            sums = loss.compare([seen(runner, env, name) for name in runner.program.outputs], clean, runs.kind)
             found.append(replace(sums, signal=runs.signal).loss)
         runs.known[key] = found
         rows = {" ".join(schemes): values for schemes, values in runs.known.items()}

@@ -25,7 +25,13 @@ _POOL = ("kernel", "strides", "padding", "dilation")
 
 
 def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uint8") -> Array:
-    """The output of ``workload``'s kernel; ``storage`` is the type of int8 activations ("uint8" or "int8")."""
+    """The output of ``workload``'s kernel; ``storage`` is the type of int8 activations ("uint8" or "int8").
+
+    Of a kernel that is cut the output of all tokens, however many its argument says there are.
+    """
+    if workload.cut:
+        count = len(workload.input_shapes)
+        return evaluate(replace(workload, cut=0), [*arguments[:count], *arguments[count + 1 :]], storage)
     if workload.op in ("quantize", "dequantize"):
         return _convert(workload, arguments, storage)
     if workload.op == "row_scale":
@@ -51,6 +57,9 @@ def float_bound(workload: Workload, arguments: Sequence[Array]) -> Array:
     (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones. Without weights:
     1e-4 of max(1, |value|), the sum of a whole picture of 56 x 56 pixels in any order.
     """
+    if workload.cut:
+        count = len(workload.input_shapes)
+        return float_bound(replace(workload, cut=0), [*arguments[:count], *arguments[count + 1 :]])
     if workload.op in ("row_scale", "quantize_rows"):
         return np.zeros(())
     if workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic:
@@ -215,6 +224,9 @@ def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
     if op == "softmax":
         power = np.exp(x - x.max(axis=workload.attr("axis"), keepdims=True))
         return np.asarray(power / power.sum(axis=workload.attr("axis"), keepdims=True))
+    if op == "reduce":
+        joined = getattr(x, workload.attr("kind"))(axis=workload.attr("axes"))
+        return np.asarray(joined).reshape(workload.output_shape)
     if op == "layer_norm":
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.square(centred).mean(axis=-1, keepdims=True)

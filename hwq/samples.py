@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from hwq.errors import HwqError
 from hwq.graph import SPAN, Shape
+from hwq.lengths import COUNT, EXTRA, Length, counts, filled_up, lengths_of
 
 Array = npt.NDArray[Any]
 Batch = dict[str, Array]
@@ -28,6 +29,8 @@ LABELS = "labels"
 def batch_size(inputs: Inputs) -> int | None:
     """The length of the batch axis that all inputs share; None where they share none, and only whole inputs can be."""
     firsts = {shape[:1] for shape, _ in inputs.values()}
+    if any(lengths_of(firsts)):
+        return None
     first = firsts.pop()
     return first[0] if not firsts and first else None
 
@@ -44,7 +47,8 @@ def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, b
     batched: the first axis may have any length but 0. Raises HwqError "input-type", "input-shape", "input-nan", and
     "samples-empty" for a length of 0.
     """
-    axes = ["N", *map(str, shape[1:])] if batched else [str(length) for length in shape]
+    axes = [f"{size.least}..{size}" if isinstance(size, Length) else str(size) for size in shape]
+    axes = ["N", *axes[1:]] if batched else axes
     wanted = f"({axes[0]},)" if len(axes) == 1 else f"({', '.join(axes)})"
     try:
         array = np.asarray(value)
@@ -52,7 +56,8 @@ def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, b
         raise HwqError("input-type", f"{what} for input {name!r} is no array ({error}); accepted: {dtype}") from error
     if array.dtype.kind != np.dtype(dtype).kind:
         raise HwqError("input-type", f"{what} for input {name!r} has type {array.dtype}; accepted: {dtype}")
-    fits = array.shape[1:] == shape[1:] and array.ndim == len(shape) if batched else array.shape == shape
+    known = [None, *shape[1:]] if batched else list(shape)
+    fits = array.ndim == len(shape) and all(map(_fits, array.shape, known))
     if not fits:
         raise HwqError("input-shape", f"{what} for input {name!r} has shape {tuple(array.shape)}; accepted: {wanted}")
     if batched and not len(array):
@@ -72,8 +77,10 @@ def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
     Raises HwqError "input-name", "input-shape", and those of ``check_array``.
     """
     names = list(inputs)
+    extra: Batch = {}
     if isinstance(value, Mapping):
         given = dict(value)
+        extra = {name: given.pop(name) for name in EXTRA if name in given and lengths_of(s for s, _ in inputs.values())}
     elif isinstance(value, tuple | list if len(names) > 1 else tuple) and len(value) == len(names):
         given = dict(zip(names, value, strict=True))
     elif len(names) == 1 and not isinstance(value, tuple):
@@ -90,40 +97,93 @@ def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
     if len(counts) > 1:
         message = f"{what} has inputs of different lengths {sorted(counts)}; accepted: one length for all"
         raise HwqError("input-shape", message)
-    return batch
+    tokens_of(batch, inputs, what)
+    return batch | extra
+
+
+def _fits(found: int, size: int | None) -> bool:
+    """Whether a dimension is as it should be; any where ``size`` is None."""
+    return size is None or (size.least <= found <= size if isinstance(size, Length) else found == size)
+
+
+def tokens_of(batch: Mapping[str, Array], inputs: Inputs, what: str) -> int | None:
+    """How many tokens a checked batch has in all axes whose lengths vary; None where there is none.
+
+    Raises HwqError "input-shape" where they are not as many everywhere.
+    """
+    found = {
+        name: batch[name].shape[axis]
+        for name, (shape, _) in inputs.items()
+        for axis, size in enumerate(shape)
+        if isinstance(size, Length)
+    }
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{count} in {name!r}" for name, count in found.items())
+        raise HwqError("input-shape", f"{what} has different lengths, {listed}; accepted: one length in all of these")
+    return next(iter(found.values()), None)
 
 
 def split(batch: Batch, inputs: Inputs) -> Iterator[tuple[Batch, int]]:
     """Cut a checked batch into network-sized ones, each with the number of its samples that are real.
 
-    The last one is filled up by repeating its final sample. Without a batch axis the whole is one sample.
+    The last one is filled up by repeating its final sample. Without a batch axis the whole is one sample. Where lengths
+    vary, they are filled up with zeros to the most, and how many tokens there are goes along (``lengths.EXTRA``).
     """
     size = batch_size(inputs)
     if size is None:
-        yield batch, 1
+        yield _whole(batch, inputs), 1
         return
-    total = len(next(iter(batch.values())))
+    total = count_of(batch)
     for start in range(0, total, size):
         real = min(size, total - start)
         part = {name: array[start : start + real] for name, array in batch.items()}
         if real < size:
             fill = size - real
             part = {name: np.concatenate([array, np.repeat(array[-1:], fill, axis=0)]) for name, array in part.items()}
-        yield part, real
+        yield _whole(part, inputs), real
+
+
+def _whole(part: Batch, inputs: Inputs) -> Batch:
+    """A batch in the network's shapes, with EXTRA where lengths vary."""
+    if COUNT in part:
+        return part | counts(int(part[COUNT][0]))
+    tokens = tokens_of(part, inputs, "the batch")
+    if tokens is None:
+        return part
+    return {name: filled_up(part[name], shape) for name, (shape, _) in inputs.items()} | counts(tokens)
+
+
+def gathered(parts: Sequence[Batch]) -> Batch:
+    """Batches of ``split`` in one, samples first, which ``as_batch`` takes again: each has as many tokens as it had."""
+    return {
+        name: np.stack([part[name] for part in parts])
+        if name == SPAN
+        else np.concatenate([part[name] for part in parts])
+        for name in parts[0]
+    }
 
 
 def in_batches(
-    run: Callable[[Batch], Sequence[Array]], value: Any, inputs: Inputs, what: str = "the argument"
+    run: Callable[[Batch], Sequence[Array]],
+    value: Any,
+    inputs: Inputs,
+    what: str = "the argument",
+    shapes: Sequence[Shape] = (),
 ) -> Array | tuple[Array, ...]:
     """Call ``run`` on network-sized batches of ``value`` and join what it gives: one array, or a tuple of several.
 
     Outputs with the inputs' batch axis hold as many samples as ``value``; others follow one another, batch by batch.
-    Raises the errors of ``as_batch``.
+    ``run`` gives outputs for as many tokens as there are; of what ``gathered`` made they are filled up with zeros to
+    ``shapes``, the outputs' own. Raises the errors of ``as_batch``.
     """
     size = batch_size(inputs)
     rows = []
-    for part, real in split(as_batch(value, inputs, what), inputs):
-        rows.append([out[:real] if out.shape[:1] == (size,) else out for out in run(part)])
+    batch = as_batch(value, inputs, what)
+    for part, real in split(batch, inputs):
+        found = run(part)
+        if COUNT in batch and shapes:
+            found = [filled_up(out, shape) for out, shape in zip(found, shapes, strict=True)]
+        rows.append([out[:real] if out.shape[:1] == (size,) else out for out in found])
     if len(rows) == 1:
         joined = tuple(rows[0])
     else:
@@ -154,13 +214,14 @@ def stream(samples: Any, inputs: Inputs, what: str = "calibration") -> Iterator[
 
 
 def made_up(inputs: Inputs) -> Batch:
-    """One network-sized batch of ordinary values (normal floats, zeros for other types), for timing; the first token of
-    a sequence where it goes token by token."""
+    """One network-sized batch of ordinary values (normal floats, zeros for other types), for timing; the longest where
+    lengths vary, the first token of a sequence where it goes token by token."""
     rng = np.random.default_rng(0)
+    lengths = lengths_of(shape for shape, _ in inputs.values())
     found = {
         name: rng.standard_normal(shape).astype(dtype) if np.dtype(dtype).kind == "f" else np.zeros(shape, dtype)
         for name, (shape, dtype) in inputs.items()
-    }
+    } | (counts(lengths[0].tokens) if lengths else {})
     return found if SPAN not in inputs else found | {SPAN: np.array([1, 1], inputs[SPAN][1])}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hwq import loss
 from hwq.cost import op_macs
-from hwq.execute import BoundStep, KernelSet, Runner, bind, quiet, run, to_device
+from hwq.execute import BoundStep, KernelSet, Runner, bind, quiet, run, seen, to_device
 from hwq.files import write_atomic
 from hwq.graph import Graph, Layer
 from hwq.loss import Sums
@@ -85,13 +85,13 @@ def measure(
     kind = None
     for done, batch in enumerate(left, skip):
         env = run(reference, to_device(batch))
-        clean = [env[name].numpy() for name in outputs]
+        clean = [seen(reference, env, name) for name in outputs]
         kind = kind or loss.kind_of(clean, count_of(batch))
         for count, unit in enumerate(units):
             mine = run(runners[unit], {name: env[name] for name in runners[unit].program.inputs})
             target = runners[unit].program.outputs[0]
             result = run(scratch, {**env, target: mine[target]}, steps=tails[unit])
-            sums[unit] += loss.compare([result[name].numpy() for name in outputs], clean, kind)
+            sums[unit] += loss.compare([seen(scratch, result, name) for name in outputs], clean, kind)
             progress(done * len(units) + count + 1, len(batches) * len(units))
         if journal is not None:
             rows = [[*unit, dataclasses.asdict(found)] for unit, found in sums.items()]

@@ -23,7 +23,7 @@ else:
 
 # What the operators of a compute row may be; "*" is all of them.
 OPS = (
-    *("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "transpose", "quantize", "dequantize", "float"),
+    *("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "reduce", "transpose", "quantize", "dequantize", "float"),
     *TRANSFORMER_OPS,
     *("rms_norm", "rope", "gather"),
     *("append", "rows_at"),

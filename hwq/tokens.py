@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwq.errors import HwqError
 from hwq.graph import Graph, Layer, Shape
+from hwq.lengths import Dynamic, Length, plain
 from hwq.token_func import Axes, MixedError, TokenAxis, follow
 
 # What a layer does: "rows" computes each token's values from that token's alone; "view" keeps memory as it is;
@@ -72,6 +73,50 @@ def find_tokens(graph: Graph, inputs: Mapping[str, int], least: int = 1) -> Toke
         elif rules[layer.name] == "rows":
             rules[layer.name] = "still"
     return Tokens(most=most, axes=axes, rules=rules)
+
+
+def with_lengths(graph: Graph, names: Mapping[str, str], dynamic: Dynamic) -> Graph:
+    """``graph`` with lengths that vary in the shapes of all tensors that have tokens.
+
+    names: the caller's names of inputs -> the graph's tensors. Raises HwqError "dynamic-invalid" where the network was
+    loaded with another length than the most, and as ``find_tokens``.
+    """
+    ((least, most),) = {pair for axes in dynamic.values() for pair in axes.values()}
+    for name, axes in dynamic.items():
+        ((axis, _),) = axes.items()
+        shape = graph.shapes[names[name]] if name in names else ()
+        if name in names and 0 <= axis < len(shape) and shape[axis] != most:
+            message = (
+                f"dynamic gives axis {axis} of input {name!r} at most {most}, and the network was loaded with "
+                f"{shape[axis]}; accepted: {shape[axis]}, or hwq.load with that axis {most} long (shapes=)"
+            )
+            raise HwqError("dynamic-invalid", message)
+        if name in names and any(size != 1 for size in shape[:axis]):
+            message = (
+                f"dynamic gives axis {axis} of input {name!r}, whose shape is {plain(shape)}; accepted: an axis with "
+                "nothing but 1s before it, so a batch of one"
+            )
+            raise HwqError("dynamic-invalid", message)
+    tokens = find_tokens(graph, {names.get(name, name): next(iter(axes)) for name, axes in dynamic.items()}, least)
+
+    def varied(tensor: str, shape: Shape) -> Shape:
+        inner = {one.axis: one.inner for one in tokens.axes.get(tensor, ())}
+        return tuple(
+            Length(most, least, inner[axis]) if axis in inner else int(size) for axis, size in enumerate(shape)
+        )
+
+    layers = tuple(
+        replace(
+            layer,
+            input_shapes=tuple(
+                varied(name, shape) for name, shape in zip(layer.inputs, layer.input_shapes, strict=True)
+            ),
+            output_shape=varied(layer.output, layer.output_shape),
+        )
+        for layer in graph.layers
+    )
+    shapes = {name: varied(name, shape) for name, shape in graph.shapes.items()}
+    return replace(graph, layers=layers, shapes=shapes)
 
 
 def _length(graph: Graph, inputs: Mapping[str, int]) -> int:

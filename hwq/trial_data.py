@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from hwq import reference
 from hwq.cost import SMALL_WEIGHTS_BYTES
+from hwq.lengths import count_at_most
 from hwq.lower import Program, Step
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -46,7 +47,10 @@ def task_content(step: Step, program: Program, target: Target, home: str, folder
     assert workload is not None
     assert workload.op != "float"
     shape, dtype = program.values[step.output]
-    inputs = [made_up(*program.values[name], seed) for seed, name in enumerate(step.inputs)]
+    inputs = [
+        made_up(*program.values[name], seed) if (count := count_at_most(name, workload)) is None else count
+        for seed, name in enumerate(step.inputs)
+    ]
     arguments = [*inputs, *step.constants]
     key = _digest([workload.key, target.activation_storage, *map(_name, arguments)])
     expected, bound = folder / f"{key}-expected.npy", folder / f"{key}-bound.npy"

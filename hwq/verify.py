@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from hwq import numerics, reference
 from hwq.errors import HwqError
-from hwq.execute import BoundStep, Runner, run, to_device
+from hwq.execute import BoundStep, Runner, run, seen, to_device
+from hwq.lengths import COUNT, EXTRA, cut_to
 from hwq.samples import Batch, count_of
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -25,6 +26,7 @@ Evaluate = tuple[Any, Any] | Callable[[Run], float]
 def differing_steps(runner: Runner, batch: Batch, target: Target) -> dict[str, int]:
     """For each integer step run on real activations: how many elements differ from the NumPy reference (0 is right)."""
     found: dict[str, int] = {}
+    tokens = int(batch[COUNT][0]) if COUNT in batch else None
 
     def compare(bound: BoundStep, env: Mapping[str, Any]) -> None:
         step = bound.step
@@ -32,7 +34,8 @@ def differing_steps(runner: Runner, batch: Batch, target: Target) -> dict[str, i
             return
         arguments = [env[name].numpy() for name in step.inputs] + list(step.constants)
         expected = reference.evaluate(step.workload, arguments, target.activation_storage)
-        found[step.name] = int((env[step.output].numpy() != expected).sum())
+        expected = cut_to(expected, runner.program.values[step.output][0], tokens)
+        found[step.name] = int((seen(runner, env, step.output) != expected).sum())
 
     run(runner, to_device(batch), watch=compare)
     return found
@@ -49,8 +52,9 @@ def require_equal(runner: Runner, batch: Batch, target: Target) -> None:
 def require_same_bits(call: Run, runner: Runner, batch: Batch) -> None:
     """Raises HwqError "kernel-differs" naming the outputs in which ``call`` gives other bits than ``runner`` does."""
     env = run(runner, to_device(batch))
-    pairs = zip(runner.program.outputs, outputs_of(call, batch), strict=True)
-    wrong = [name for name, mine in pairs if mine.tobytes() != env[name].numpy().tobytes()]
+    given = {name: seen(runner, env, name) for name in batch if name not in EXTRA}
+    pairs = zip(runner.program.outputs, outputs_of(call, given), strict=True)
+    wrong = [name for name, mine in pairs if mine.tobytes() != seen(runner, env, name).tobytes()]
     if wrong:
         raise HwqError(
             "kernel-differs",

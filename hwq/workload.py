@@ -22,6 +22,8 @@ class Workload:
     "int8" (in the target's storage) or "float32". attrs: sorted (key, value) pairs of the layer's attributes.
     float_residual: the residual is float32 though x is not. parallel: worker threads the kernel may be split over (1:
     no parallel loop).
+    cut: how many tokens the shapes hold where the kernel takes one more input, how many of them there are
+    (``hwq.schedules.cut``); 0 where it does not.
     """
 
     op: str
@@ -35,6 +37,7 @@ class Workload:
     float_residual: bool = False
     out_dtype: str = "float32"
     parallel: int = 1
+    cut: int = 0
 
     def attr(self, key: str) -> Any:
         """The value of an attribute that workloads of this op have."""
@@ -45,8 +48,9 @@ class Workload:
         """A stable text of this workload's whole content. What came later is in it only where it is used: records of
         what was there before keep their keys."""
         content = asdict(self)
-        if not self.float_residual:
-            del content["float_residual"]
+        for later in ("float_residual", "cut"):
+            if not content[later]:
+                del content[later]
         return json.dumps(content, sort_keys=True, default=str)
 
     @property

@@ -175,6 +175,7 @@ _OPS: Mapping[str, Any] = {
     "resize_linear": _resize_linear,
     "unary": lambda _, x: x,
     "softmax": _softmax,
+    "reduce": lambda layer, x: getattr(x, layer.attrs["kind"])(axis=layer.attrs["axes"]).reshape(layer.output_shape),
     "layer_norm": _layer_norm,
     "attention": _attention,
     "rms_norm": _rms_norm,

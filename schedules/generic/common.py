@@ -16,6 +16,7 @@ from tvm.s_tir import Schedule
 
 from hwq import group_scales
 from hwq.graph import ANCHORS, Shape
+from hwq.schedules.cut import cut_function
 from hwq.schedules.generic.float_math import ROUNDER_BITS, rounder_bits
 from hwq.scheme import SCHEMES
 from hwq.target import Target
@@ -156,7 +157,8 @@ def schedule_rows(sch: Schedule, workload: Workload, target: Target, work_bytes:
 
 def finish(workload: Workload, func: Any, schedule: str, instruction: str | None = None) -> Kernel:
     """The Kernel of a scheduled function: named ``{op}_{scheme}_{digest}`` and marked as scheduled."""
-    return named(f"{workload.op}_{workload.scheme}_{workload.digest}", func, schedule, instruction)
+    name = f"{workload.op}_{workload.scheme}_{workload.digest}"
+    return named(name, cut_function(func, workload), schedule, instruction)
 
 
 def named(symbol: str, func: Any, schedule: str, instruction: str | None = None) -> Kernel:

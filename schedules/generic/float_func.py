@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm_ffi
@@ -23,6 +23,7 @@ from tvm import ir, tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV, ScheduleError
 
+from hwq.schedules.cut import cut_function
 from hwq.schedules.generic import common, float_math
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
@@ -51,7 +52,8 @@ def apply(workload: Workload, target: Target, func: Any) -> Kernel:
     """The kernel of an op "float" from its PrimFunc, whose digest is the workload's attribute "func_digest"."""
     assert workload.op == "float", workload
     assert workload.attr("func_digest") == func_digest(func), workload
-    return schedule_float(func, target, workload.parallel, f"float_{workload.scheme}_{workload.digest}")
+    made = schedule_float(func, target, workload.parallel, f"float_{workload.scheme}_{workload.digest}")
+    return replace(made, func=cut_function(made.func, workload))
 
 
 def schedule_float(func: Any, target: Target, parallel: int, symbol: str) -> Kernel:

@@ -1,0 +1,154 @@
+"""Lengths that vary: dimensions of tensors that are at most so long, and what follows from them for shapes and steps.
+
+A network for sequences of any length up to a most is the network of the most, whose kernels are told at run time how
+many tokens there are (``hwq.schedules.cut``). A ``Length`` in a shape says so: to all that knows nothing of it, it is
+the whole number that it is at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwq.errors import HwqError
+from hwq.graph import SPAN, Shape
+from hwq.workload import Workload
+
+Array = npt.NDArray[Any]
+# input name -> axis -> (least, most)
+Dynamic = Mapping[str, Mapping[int, tuple[int, int]]]
+
+# The inputs that a program of such a network takes besides its own: how many tokens there are, int32 (1,), and how many
+# queries and keys attention has, int32 (2,).
+COUNT = "@tokens"
+EXTRA: Mapping[str, tuple[Shape, str]] = {COUNT: ((1,), "int32"), SPAN: ((2,), "int32")}
+
+
+class Length(int):
+    """A dimension of at most ``tokens`` and at least ``least`` tokens, each of ``inner`` rows; as a number the most."""
+
+    tokens: int
+    least: int
+    inner: int
+
+    def __new__(cls, tokens: int, least: int = 1, inner: int = 1) -> Length:
+        """The dimension."""
+        made = super().__new__(cls, tokens * inner)
+        made.tokens, made.least, made.inner = tokens, least, inner
+        return made
+
+    def __getnewargs__(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """For copies."""
+        return self.tokens, self.least, self.inner
+
+
+def lengths_of(shapes: Iterable[Shape]) -> list[Length]:
+    """Every length that varies in some shapes."""
+    return [size for shape in shapes for size in shape if isinstance(size, Length)]
+
+
+def plain(shape: Shape) -> Shape:
+    """``shape`` with ordinary numbers."""
+    return tuple(int(size) for size in shape)
+
+
+def leading(shape: Shape) -> Length | None:
+    """The length before which ``shape`` has nothing but 1s, so that its first tokens come first in memory."""
+    for size in shape:
+        if isinstance(size, Length):
+            return size
+        if size != 1:
+            return None
+    return None
+
+
+def cut_to(value: Array, shape: Shape, tokens: int | None) -> Array:
+    """``value``, which has ``shape``, as far as there are ``tokens`` in it; whole where ``tokens`` is None."""
+    if tokens is None:
+        return value
+    return value[tuple(slice(tokens * size.inner) if isinstance(size, Length) else slice(None) for size in shape)]
+
+
+def filled_up(value: Array, shape: Shape) -> Array:
+    """``value`` in an array of ``shape``, zeros behind it."""
+    if value.shape == shape:
+        return value
+    whole = np.zeros(plain(shape), value.dtype)
+    whole[tuple(slice(size) for size in value.shape)] = value
+    return whole
+
+
+def counts(tokens: int) -> dict[str, Array]:
+    """The inputs EXTRA for so many tokens."""
+    return {COUNT: np.array([tokens], np.int32), SPAN: np.array([tokens, tokens], np.int32)}
+
+
+def count_at_most(name: str, workload: Workload) -> Array | None:
+    """What the input ``name`` of a kernel is where all tokens are there; None for one that is not of EXTRA."""
+    if name == COUNT:
+        return np.array([workload.cut], np.int32)
+    if name == SPAN:
+        return np.array([shape[1] for shape in workload.input_shapes[:2]], np.int32)
+    return None
+
+
+def check_dynamic(dynamic: Any) -> Dynamic:
+    """``dynamic`` as input name -> axis -> (least, most): all one range. Raises HwqError "dynamic-invalid"."""
+    accepted = "input name -> axis -> (least, most), as {'input_ids': {1: (1, 256)}}, one range for all"
+    try:
+        found = {
+            str(name): {int(axis): (int(least), int(most)) for axis, (least, most) in dict(axes).items()}
+            for name, axes in dict(dynamic).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise HwqError("dynamic-invalid", f"dynamic is {dynamic!r}; accepted: {accepted}") from error
+    ranges = {pair for axes in found.values() for pair in axes.values()}
+    one_axis = all(len(axes) == 1 for axes in found.values())
+    if not one_axis or len(ranges) != 1 or not all(1 <= least < most for least, most in ranges):
+        raise HwqError("dynamic-invalid", f"dynamic is {dynamic!r}; accepted: {accepted}, 1 <= least < most")
+    return found
+
+
+def cut_steps(steps: Iterable[Any], values: Mapping[str, tuple[Shape, str]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Steps of ``hwq.lower`` whose kernels compute the tokens that are there, and the values with those inputs.
+
+    As they are where no length varies. A kernel is cut where the first tokens of its output come first in memory;
+    others compute all, whatever it is that lies behind.
+    """
+    known = dict(values)
+    if not lengths_of(shape for shape, _ in known.values()):
+        return tuple(steps), known
+    known |= EXTRA
+    made = []
+    for step in steps:
+        shape, dtype = known[step.output]
+        tensor, _, form = step.output.partition("@")
+        base = leading(known[tensor][0]) if tensor in known else None
+        if form in ("rows", "scales") and base is not None and not lengths_of([shape]):
+            shape = (Length(base.tokens, base.least, shape[0] // base.tokens), *shape[1:])
+            known[step.output] = shape, dtype
+        made.append(step if step.workload is None else _cut(step, known))
+    return tuple(made), known
+
+
+def _cut(step: Any, values: Mapping[str, tuple[Shape, str]]) -> Any:
+    """The step with its kernel cut, if it can be."""
+    workload = replace(
+        step.workload,
+        input_shapes=tuple(plain(shape) for shape in step.workload.input_shapes),
+        output_shape=plain(step.workload.output_shape),
+    )
+    if workload.op == "attention":
+        if not lengths_of([values[step.output][0]]) or dict(workload.attrs).get("cut"):
+            return replace(step, workload=workload)
+        attrs = tuple(sorted({**dict(workload.attrs), "cut": True}.items()))
+        workload = replace(workload, attrs=attrs, input_shapes=(*workload.input_shapes, EXTRA[SPAN][0]))
+        return replace(step, workload=workload, inputs=(*step.inputs, SPAN))
+    length = leading(values[step.inputs[0] if workload.op == "reduce" else step.output][0])
+    if length is None:
+        return replace(step, workload=workload)
+    return replace(step, workload=replace(workload, cut=length.tokens), inputs=(*step.inputs, COUNT))
