@@ -255,6 +255,9 @@ def _constants(
         if layer.op == "gather" and SCHEMES[scheme].weight is not None:
             found = weights[layer.name, scheme]
             return (found.values, found.scale), 0
+        if layer.op in ANCHORS and SCHEMES[scheme].weight is not None and not SCHEMES[scheme].dynamic:
+            found = weights[layer.name, scheme]
+            return (found.values, group_scales.in_lanes(found.scale), found.bias), 0
         return (layer.weight, layer.bias) if layer.bias is not None else (layer.weight,), 0
     ins = [qparams[tensor] for tensor in layer.inputs]
     out = qparams[layer.output]

@@ -15,7 +15,7 @@ from hwq.scheme import SCHEMES
 from hwq.workload import Workload
 
 # Operators that ``arguments`` knows: the weighted ones, and those that a target's rows name first.
-OPS = (*ANCHORS, "add", "multiply", "max_pool2d", "concat", "unary")
+OPS = (*ANCHORS, "add", "multiply", "max_pool2d", "concat", "unary", "gather")
 # Of the float arguments. Of so many products of them a sum stays below 2^24.
 _LARGEST, _TERMS = 8, 1 << 18
 
@@ -27,8 +27,12 @@ def arguments(workload: Workload, storage: str, rng: np.random.Generator) -> lis
     """
     assert workload.op in OPS, workload
     assert not workload.residual, workload
+    if workload.op == "gather":
+        return _table(workload, rng)
     if SCHEMES[workload.scheme].domain == "f32":
         shapes = [*workload.input_shapes]
+        if workload.op in ANCHORS and SCHEMES[workload.scheme].weight is not None:
+            return _weight_only(workload, rng)
         if workload.op in ANCHORS:
             shapes += [weight_shape(workload), *([workload.output_shape[-1:]] if workload.has_bias else [])]
             assert math.prod(shapes[1][1:]) <= _TERMS, workload
@@ -45,6 +49,29 @@ def arguments(workload: Workload, storage: str, rng: np.random.Generator) -> lis
     if workload.op == "multiply":
         return [*inputs, ints, np.array([0.01], np.float32)]
     return inputs
+
+
+def _table(workload: Workload, rng: np.random.Generator) -> list[Array]:
+    """Row numbers, a table of whole numbers, and their scales."""
+    rows, columns, scheme = int(workload.attr("rows")), workload.output_shape[-1], SCHEMES[workload.scheme]
+    ids = rng.integers(-rows, rows, workload.input_shapes[0]).astype(workload.attr("ids"))
+    if scheme.weight is None:
+        return [ids, rng.integers(-_LARGEST, _LARGEST + 1, (rows, columns)).astype(np.float32)]
+    most = scheme.weight.qtype.qmax
+    table = rng.integers(-most, most + 1, (rows, columns)).astype(np.int8)
+    groups = () if scheme.group_size is None else (group_scales.group_count(columns, scheme.group_size),)
+    return [ids, table, rng.uniform(0.5, 1.5, (rows, *groups)).astype(np.float32)]
+
+
+def _weight_only(workload: Workload, rng: np.random.Generator) -> list[Array]:
+    """Rows of floats, and weight, multiplier and bias of a dense layer whose activations stay floats."""
+    scheme, shape = SCHEMES[workload.scheme], weight_shape(workload)
+    assert scheme.group_size is not None
+    rows = rng.standard_normal(workload.input_shapes[0]).astype(np.float32)
+    scales = rng.uniform(0.5, 1.5, (shape[0], group_scales.group_count(shape[1], scheme.group_size)))
+    weight = rng.integers(-8, 8, shape).astype(np.int8)
+    bias = [rng.standard_normal(shape[0]).astype(np.float32)] if workload.has_bias else []
+    return [rows, weight, group_scales.in_lanes(scales.astype(np.float32)), *bias]
 
 
 def weight_shape(workload: Workload) -> Shape:

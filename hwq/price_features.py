@@ -51,6 +51,7 @@ FAMILIES = (
     *("generic/rms_norm", "generic/rope", "generic/embedding"),
     *("generic/position", "generic/plain", "cpu/attention"),
     "generic/reduce",
+    "cpu/weight_only",
 )
 HOMES = ("l2", "l3", "memory")
 KINDS = (

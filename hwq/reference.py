@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hwq import group_scales, numerics, operators, row_scales, transformer
+from hwq import group_scales, numerics, operators, row_scales, transformer, weight_only
 from hwq.graph import ANCHORS, PASS_THROUGH, Activation
 from hwq.numerics import Array, QParams
 from hwq.scheme import SCHEMES
@@ -40,6 +40,8 @@ def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uin
         return row_scales.quantize_rows(arguments[0], arguments[1], storage)
     if workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic:
         return _dynamic(workload, arguments)
+    if workload.op in ANCHORS and _weight_only(workload):
+        return _activated(workload, _weight_only_sums(workload, arguments))
     integer = SCHEMES[workload.scheme].domain == "int8"
     if workload.op in PASS_THROUGH:
         y = _pass_through(workload, arguments)
@@ -52,20 +54,22 @@ def float_bound(workload: Workload, arguments: Sequence[Array]) -> Array:
 
     With weights: a sum of n products in any order, fused or not, errs by at most (n + 2) * 2^-24 times the sum of their
     absolute values to first order (Higham, Accuracy and Stability, 3.1), here doubled; in bf16 the products are of
-    rounded values, in the reference as in the kernel, and exact. In dynamic schemes all is exact up to the activation,
-    whose own few operations remain. The activations' slopes are at most 1.5
-    (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones. Without weights:
-    1e-4 of max(1, |value|), the sum of a whole picture of 56 x 56 pixels in any order.
+    rounded values, in the reference as in the kernel, and exact. In dynamic schemes, and those of integer weights with
+    float activations, all is exact up to the activation, whose own few operations remain. The activations' slopes are
+    at most 1.5 (hard_swish's); their polynomials add 1e-6 of values below 1, and as much relative to larger ones.
+    Without weights: 1e-4 of max(1, |value|), the sum of a whole picture of 56 x 56 pixels in any order.
     """
     if workload.cut:
         count = len(workload.input_shapes)
         return float_bound(replace(workload, cut=0), [*arguments[:count], *arguments[count + 1 :]])
     if workload.op in ("row_scale", "quantize_rows"):
         return np.zeros(())
-    if workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic:
+    exact = SCHEMES[workload.scheme].dynamic or _weight_only(workload)
+    if workload.op in ANCHORS and exact:
         if workload.activation.clamps:
             return np.zeros(())
-        sizes = np.abs(_dynamic_sums(workload, arguments))
+        sums = _weight_only_sums if _weight_only(workload) else _dynamic_sums
+        sizes = np.abs(sums(workload, arguments))
         return np.asarray(1.5 * 4 * 2.0**-23 * sizes + 1e-6 * np.maximum(sizes, 1.0))
     if workload.op not in ANCHORS:
         return np.asarray(1e-4 * np.maximum(np.abs(evaluate(workload, arguments)), 1.0))
@@ -157,7 +161,11 @@ def _integer_anchor(workload: Workload, arguments: Sequence[Array]) -> Array:
 
 def _dynamic(workload: Workload, arguments: Sequence[Array]) -> Array:
     """A product on rows of bytes with a scale each: see ``hwq.row_scales``."""
-    value = _dynamic_sums(workload, arguments)
+    return _activated(workload, _dynamic_sums(workload, arguments))
+
+
+def _activated(workload: Workload, value: Array) -> Array:
+    """The activation of float32 values, rounded once."""
     return np.asarray(numerics.activate(workload.activation, value.astype(np.float64)).astype(np.float32))
 
 
@@ -169,6 +177,24 @@ def _dynamic_sums(workload: Workload, arguments: Sequence[Array]) -> Array:
     group = SCHEMES[workload.scheme].group_size
     factors = multiplier if group is None else group_scales.out_of_lanes(multiplier, len(weight))
     value = row_scales.product(x, scales, weight, start, factors, bias, group)
+    return value if residual is None else np.asarray(value + residual)
+
+
+def _weight_only(workload: Workload) -> bool:
+    """Whether weights are integers, and activations floats."""
+    scheme = SCHEMES[workload.scheme]
+    return scheme.weight is not None and scheme.act is None
+
+
+def _weight_only_sums(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """What the activation is taken of, see ``hwq.weight_only``; exact in every bit."""
+    x, rest = arguments[0], list(arguments[1:])
+    residual = rest.pop(0) if workload.residual else None
+    weight, multiplier, *bias = rest
+    group = SCHEMES[workload.scheme].group_size
+    assert group is not None
+    value = weight_only.product(x, weight, group_scales.out_of_lanes(multiplier, len(weight)), group)
+    value = value + bias[0] if bias else value
     return value if residual is None else np.asarray(value + residual)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hwq.errors import HwqError
 from hwq.schedules.arm import smmla
 from hwq.schedules.arm import table as arm_table
-from hwq.schedules.cpu import attention, conv2d, dense, depthwise, grouped
+from hwq.schedules.cpu import attention, conv2d, dense, depthwise, grouped, weight_only
 from hwq.schedules.generic import (
     binary,
     boxes,
@@ -40,6 +40,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     smmla.apply,
     dense.apply,
     grouped.apply,
+    weight_only.apply,
     winograd.apply,
     conv2d.apply,
     depthwise.apply,

@@ -106,6 +106,8 @@ def make_arguments(workload: Workload, target: Target, rng: np.random.Generator)
     residual = workload.input_shapes[1:]
     if KNOWN[workload.scheme].dynamic:
         return _dynamic(workload, target, rng)
+    if workload.scheme == "w4a16_g128":
+        return _weight_only(workload, rng)
     if KNOWN[workload.scheme].domain == "f32":
         floats = [workload.input_shapes[0], *residual, shape, *([(out_c,)] if workload.has_bias else [])]
         return [numbers(rng, each, "float32") for each in floats]
@@ -148,6 +150,17 @@ def _dynamic(workload: Workload, target: Target, rng: np.random.Generator) -> li
     return [rows, scales, *residual, weight, start, factors, numbers(rng, (shape[0],), "float32")]
 
 
+def _weight_only(workload: Workload, rng: np.random.Generator) -> list[Array]:
+    """Rows of floats, each of a size of its own, [residual], weight, multiplier, [bias]; outputs of a few."""
+    shape, size = weight_shape(workload), np.sqrt(workload.input_shapes[0][-1])
+    x, *residual = [numbers(rng, each, "float32") for each in workload.input_shapes]
+    x = x * rng.uniform(0.1, 3.0, (*x.shape[:-1], 1)).astype(np.float32)
+    multiplier = (rng.uniform(0.5, 1.5, (shape[0], -(-shape[1] // 128))) / 9 / size).astype(np.float32)
+    weight = rng.integers(-8, 8, shape).astype(np.int8)
+    bias = [numbers(rng, (shape[0],), "float32")] if workload.has_bias else []
+    return [x, *residual, weight, group_scales.in_lanes(multiplier), *bias]
+
+
 def packed(workload: Workload, kernel: Kernel, arguments: list[Array]) -> list[Array]:
     """``arguments`` with the weight as the kernel reads it."""
     assert kernel.pack is not None
@@ -173,7 +186,8 @@ def check_anchor(
     expected = evaluate(workload, arguments, target.activation_storage)
     assert result.dtype == expected.dtype
     if KNOWN[workload.scheme].domain == "f32":
-        if KNOWN[workload.scheme].dynamic and workload.activation.clamps:
+        exact = KNOWN[workload.scheme].dynamic or KNOWN[workload.scheme].weight is not None
+        if exact and workload.activation.clamps:
             np.testing.assert_array_equal(result, expected)
         assert np.all(np.abs(result - expected) <= float_bound(workload, arguments))
     else:

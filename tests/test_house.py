@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
                 "scheme",
                 "numerics",
                 "group_scales",
+                "weight_only",
                 "operators",
                 "transformer",
                 "row_scales",

@@ -201,10 +201,12 @@ def form(workload: Workload, target: Target, *, grouped: bool = False) -> Form |
 
     grouped: of schemes with groups of inputs, else of the others: their sums are formed differently.
     """
-    row = compute_row(workload, target)
+    row, scheme = compute_row(workload, target), SCHEMES[workload.scheme]
+    if scheme.weight is not None and scheme.act is None:  # integer weights with floats: ``weight_only``
+        return None
     if row is None or grouped != (SCHEMES[workload.scheme].group_size is not None):
         return None
-    way, scheme = WAYS[row.instruction], SCHEMES[workload.scheme]
+    way = WAYS[row.instruction]
     stored = target.activation_storage if scheme.integer else "float32"
     if way.stored not in (None, stored):
         return None
