@@ -201,7 +201,7 @@ def _nibble(word: Expr, j: int, many: int) -> Expr:
 def _spread(plan: Plan, whole: Any, at: Expr) -> Expr:
     """``r`` activations of a row in each lane."""
     if plan.r == 1:
-        return parts.wide(whole[at].astype("int32"), plan.lanes)
+        return parts.wide(whole[at], plan.lanes)
     pair = tirx.reinterpret("int32", parts.loaded(whole, at, 2))
     return tirx.reinterpret(_type("int16", 2 * plan.lanes), tirx.Broadcast(pair, plan.lanes))
 
@@ -209,7 +209,8 @@ def _spread(plan: Plan, whole: Any, at: Expr) -> Expr:
 def _multiplied(plan: Plan, sums: Expr, row: Expr, weights: Expr) -> Expr:
     """Sums and the products of ``r`` activations with the weights of each lane."""
     if plan.r == 1:
-        return sums + row * tirx.Cast(_type("int32", plan.lanes), weights)
+        row, weights = (tirx.Cast(_type("int32", plan.lanes), each) for each in (row, weights))
+        return sums + row * weights
     kind = _type("int32", plan.lanes)
     if plan.accumulates:
         return tirx.call_llvm_pure_intrin(kind, f"llvm.x86.avx512.vpdpwssd.{plan.lanes * 32}", sums, row, weights)

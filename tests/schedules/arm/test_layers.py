@@ -53,7 +53,7 @@ DEPTHWISE: list[tuple[Shape, dict[str, Any]]] = [
 def layers(scheme: str) -> list[Workload]:
     """One of each."""
     products = [anchor("dense", scheme, shape, out_c) for shape, out_c in PRODUCTS]
-    if scheme == "w4a8_g64":
+    if scheme in ("w4a8_g64", "w4a16_g128"):
         return products
     convolutions = [anchor("conv2d", scheme, shape, out_c, **more) for shape, out_c, more in CONVOLUTIONS]
     more = [] if scheme == "f32" else [anchor("conv2d", scheme, (3, 1, 7, 16), 127, out="float32", activation=RELU6)]
@@ -61,12 +61,12 @@ def layers(scheme: str) -> list[Workload]:
     return [*products, *convolutions, *more, *depthwise]
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "f32", "w4a8_g64"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "f32", "w4a8_g64", "w4a16_g128"])
 def test_layers_equal_the_reference(
     board: device.Device, scheme: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     kernels = check_layers(board, Target.load("arm-cortex-a76"), tmp_path, layers(scheme), rng)
-    assert {"f32": "fmla"}.get(scheme, "sdot") in {kernel.instruction for kernel in kernels}
+    assert {"f32": "fmla", "w4a16_g128": "smlal"}.get(scheme, "sdot") in {kernel.instruction for kernel in kernels}
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a8_g64"])
