@@ -181,7 +181,7 @@ def typical_workload(row: Compute, pixels: int | None = None, channels: int = 12
     elif op == "dense":
         inputs, output = ((channels, 2 * channels),), (channels, 2 * channels)
     elif op == "gather":  # rows that stay near
-        inputs, output, attrs = ((size, size),), (size, size, channels), {"ids": "int64", "rows": size}
+        inputs, output, attrs = ((size, size),), (size, size, channels), {"ids": "int64", "rows": channels}
     types = (row.weight, row.act)
     scheme = next((name for name, scheme in SCHEMES.items() if (scheme.weight_type, scheme.act_type) == types), "w8a8")
     return Workload(
