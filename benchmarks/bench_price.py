@@ -141,6 +141,7 @@ def priced(found: Study, pricer: Pricer, packed: Mapping[Workload, int]) -> Stud
         conversions=prices.conversions,
         direct_s=prices.direct_s,
         moved_s=prices.moved_s,
+        rows_s=prices.rows_s,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hwq.device import resolved
 from hwq.errors import HwqError
+from hwq.graph import Graph
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.scheme import Budget, Scheme, parse_schemes
@@ -68,6 +69,19 @@ def schemes_on(machine: Target, names: Iterable[str] | None) -> tuple[Scheme, ..
                 f"accepted: {', '.join(machine.schemes)}",
             )
     return asked
+
+
+# Operators of networks whose activations are rows, one for each token, of very different sizes.
+ROW_OPS = ("attention", "layer_norm", "rms_norm")
+
+
+def schemes_of_network(graph: Graph, asked: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
+    """Of schemes that nobody named those worth trying on a network: float tensors around rounded weights are for
+    networks with norms of rows, as transformers have; behind convolutions one range for a tensor serves.
+    """
+    if any(layer.op in ROW_OPS for layer in graph.layers):
+        return asked
+    return tuple(scheme for scheme in asked if scheme.domain == "int8" or scheme.weight is None)
 
 
 def machine_to_build(target: Target | str | Path) -> Target:

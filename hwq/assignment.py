@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwq.scheme import SCHEMES, Candidate
 
@@ -27,6 +27,7 @@ class Border:
     pays ``dequantize_s`` once. Neither is negative. ``direct_s``, of either sign, is paid instead of the latter where
     it is given and nobody wants int8: the producer then writes float itself. ``moved_s``, of either sign, is paid
     instead of ``quantize_s`` where it is given and nobody wants f32: the conversion then does the producer's work too.
+    ``rows_s``, not negative, is paid once if any of ``by_rows``, some of the consumers, is in a dynamic scheme.
     """
 
     tensor: str
@@ -37,6 +38,8 @@ class Border:
     dequantize_s: float = 0.0
     direct_s: float | None = None
     moved_s: float | None = None
+    by_rows: tuple[str, ...] = ()
+    rows_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +65,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Candidates of every layer, in the order of execution; the tensors between; what layers are to each other."""
+    """Candidates of every layer, in the order of execution; the tensors between; what layers are to each other.
+
+    alike: groups of layers, none of them in two, that take one scheme.
+    """
 
     candidates: tuple[Candidate, ...]
     borders: tuple[Border, ...] = ()
     ties: tuple[Tie, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    alike: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +112,14 @@ def evaluate(problem: Problem, schemes: Mapping[str, str]) -> Solution:
 
 
 def keeps_ties(problem: Problem, schemes: Mapping[str, str]) -> bool:
-    """Whether no layer that only passes values through is int8 between float neighbours, where it could be float."""
+    """Whether no layer that only passes values through is int8 between float neighbours, where it could be float, and
+    layers that are alike have one scheme."""
     able = {one.layer for one in problem.candidates if SCHEMES[one.scheme].domain == "f32"}
 
     def is_integer(layer: str) -> bool:
         return SCHEMES[schemes[layer]].domain == "int8"
 
-    return all(
+    return all(len({schemes[layer] for layer in group}) == 1 for group in problem.alike) and all(
         any(map(is_integer, tie.neighbours)) or not any(is_integer(layer) and layer in able for layer in tie.passing)
         for tie in problem.ties
     )
@@ -119,6 +127,12 @@ def keeps_ties(problem: Problem, schemes: Mapping[str, str]) -> bool:
 
 def conversion_s(border: Border, schemes: Mapping[str, str]) -> float:
     """What the conversions of one tensor take under ``schemes``."""
+    rows_s = border.rows_s if any(SCHEMES[schemes[layer]].dynamic for layer in border.by_rows) else 0.0
+    return rows_s + _domain_s(border, schemes)
+
+
+def _domain_s(border: Border, schemes: Mapping[str, str]) -> float:
+    """What it takes that layers of both domains meet at one tensor."""
     integer = [SCHEMES[schemes[layer]].domain == "int8" for layer in border.consumers]
     if border.producer is None or SCHEMES[schemes[border.producer]].domain == "f32":
         if border.moved_s is not None and integer and all(integer) and not border.output:
@@ -129,23 +143,70 @@ def conversion_s(border: Border, schemes: Mapping[str, str]) -> float:
     return border.dequantize_s if any(integer) or border.direct_s is None else border.direct_s
 
 
-def prune(candidates: tuple[Candidate, ...], pairs: tuple[Pair, ...] = ()) -> tuple[Candidate, ...]:
-    """``candidates`` without those that another of the same layer and domain beats or equals in every quantity.
+def form_of(scheme: str) -> str:
+    """What a layer in ``scheme`` has tensors made into for it: "int8", "rows" or "f32" (nothing)."""
+    return "rows" if SCHEMES[scheme].dynamic else SCHEMES[scheme].domain
 
-    Across domains nothing is dropped, since neighbours decide what a conversion costs; nor by or for one of ``pairs``,
-    whose loss is not its own. Of equals the first stays.
+
+def units_of(candidates: Iterable[Candidate], alike: Iterable[tuple[str, ...]]) -> list[list[Candidate]]:
+    """The choices there are: each layer's candidates; of layers that are ``alike`` those of all together, in the
+    schemes that all of them have, under the first one's name.
     """
-    paired = {unit for pair in pairs for unit in zip(pair.layers, pair.schemes, strict=True)}
+    groups = by_layer(candidates)
+    first = {layer: names[0] for names in alike for layer in names}
+    units: dict[str, list[list[Candidate]]] = {}
+    for layer, group in groups.items():
+        units.setdefault(first.get(layer, layer), []).append(group)
+    found = []
+    for name, members in units.items():
+        tables = [{one.scheme: one for one in group} for group in members]
+        common = [one.scheme for one in members[0] if all(one.scheme in table for table in tables)]
+        found.append([_together(name, [table[scheme] for table in tables]) for scheme in common])
+    return found
+
+
+def _together(layer: str, ones: list[Candidate]) -> Candidate:
+    """Several layers in one scheme as if they were one layer."""
+    if len(ones) == 1:
+        return ones[0]
+    latency_s = math.fsum(one.cost.latency_s for one in ones)
+    cost = replace(ones[0].cost, latency_s=latency_s, weight_bytes=sum(one.cost.weight_bytes for one in ones))
+    return replace(ones[0], layer=layer, loss=math.fsum(one.loss for one in ones), cost=cost)
+
+
+def only(
+    candidates: Iterable[Candidate], kept: Iterable[Candidate], alike: Iterable[tuple[str, ...]]
+) -> tuple[Candidate, ...]:
+    """Those of ``candidates`` that are in ``kept``, of ``units_of`` them."""
+    first = {layer: names[0] for names in alike for layer in names}
+    units = {(one.layer, one.scheme) for one in kept}
+    return tuple(one for one in candidates if (first.get(one.layer, one.layer), one.scheme) in units)
+
+
+def prune(
+    candidates: tuple[Candidate, ...], pairs: tuple[Pair, ...] = (), alike: tuple[tuple[str, ...], ...] = ()
+) -> tuple[Candidate, ...]:
+    """``candidates`` without those that another of the same layer and form beats or equals in every quantity.
+
+    Across forms nothing is dropped, since neighbours decide what a conversion costs; nor by or for one of ``pairs``,
+    whose loss is not its own. Of equals the first stays. Layers that are ``alike`` are judged together.
+    """
+    first = {layer: names[0] for names in alike for layer in names}
+    paired = {
+        (first.get(layer, layer), scheme)
+        for pair in pairs
+        for layer, scheme in zip(pair.layers, pair.schemes, strict=True)
+    }
     kept: list[Candidate] = []
-    for group in by_layer(candidates).values():
+    for group in units_of(candidates, alike):
         alone = [(i, one) for i, one in enumerate(group) if (one.layer, one.scheme) not in paired]
         for i, candidate in enumerate(group):
-            domain = SCHEMES[candidate.scheme].domain
-            rivals = [(j, other) for j, other in alone if SCHEMES[other.scheme].domain == domain and j != i]
+            form = form_of(candidate.scheme)
+            rivals = [(j, other) for j, other in alone if form_of(other.scheme) == form and j != i]
             own = (candidate.layer, candidate.scheme) in paired
             if own or not any(_beats(other, candidate, j < i) for j, other in rivals):
                 kept.append(candidate)
-    return tuple(kept)
+    return only(candidates, kept, alike)
 
 
 def _beats(other: Candidate, candidate: Candidate, wins_ties: bool) -> bool:

@@ -15,16 +15,27 @@ from dataclasses import dataclass, replace
 from typing import overload
 
 from hwq.assign import TIE, assign, near
-from hwq.assignment import Border, Limits, Problem, Solution, by_layer, evaluate, within
+from hwq.assignment import (
+    Border,
+    Limits,
+    Problem,
+    Solution,
+    by_layer,
+    evaluate,
+    form_of,
+    only,
+    units_of,
+    within,
+)
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
-from hwq.graph import WEIGHTED
+from hwq.graph import WEIGHTED, Layer
 from hwq.judge import accuracy_of, open_judge
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, Anchors, anchored, open_runs, reanchor, samples_for
 from hwq.scheme import SCHEMES, Budget, Candidate
 from hwq.study import Study, pool_of
-from hwq.ties import passing_units
+from hwq.ties import passing_units, projections
 from hwq.verify import Accuracy
 from hwq.work import Work
 
@@ -69,36 +80,66 @@ def problem_of(study: Study, fixed: Mapping[str, str] | None = None) -> Problem:
         if dtype != "float32":
             continue
         maker = makers.get(tensor)
+        maker = None if maker is not None and maker.float_residual else maker  # written in float, whatever it is in
         quantize_s, dequantize_s = study.conversions[tensor]
         moved_s = study.moved_s.get(tensor)
         borders.append(
             Border(
                 tensor=tensor,
                 producer=None if maker is None else maker.name,
-                consumers=tuple(dict.fromkeys(layer.name for layer in study.graph.layers if tensor in layer.inputs)),
-                output=tensor in study.graph.outputs,
+                consumers=tuple(
+                    dict.fromkeys(layer.name for layer in study.graph.layers if tensor in _converted(layer))
+                ),
+                output=tensor in study.graph.outputs or any(tensor in _in_float(layer) for layer in study.graph.layers),
                 quantize_s=quantize_s,
                 dequantize_s=dequantize_s,
                 direct_s=study.direct_s.get(tensor),
                 moved_s=None
                 if moved_s is None or maker is None
                 else moved_s - study.costs[maker.name, "f32"].latency_s,
+                by_rows=tuple(
+                    layer.name for layer in study.graph.layers if layer.op == "dense" and layer.inputs[0] == tensor
+                ),
+                rows_s=study.rows_s.get(tensor, 0.0),
             )
         )
     there = {(one.layer, one.scheme) for one in candidates}
     pairs = tuple(pair for pair in study.pairs if there.issuperset(zip(pair.layers, pair.schemes, strict=True)))
-    return Problem(candidates=candidates, borders=tuple(borders), ties=passing_units(study.graph), pairs=pairs)
+    return Problem(
+        candidates=candidates,
+        borders=tuple(borders),
+        ties=passing_units(study.graph),
+        pairs=pairs,
+        alike=tuple(group for group in projections(study.graph) if _common(study, group)),
+    )
 
 
-def leading(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """``candidates`` without those that lead one of less loss, of their layer and domain, by no more than ``LEAD``."""
+def _common(study: Study, group: Sequence[str]) -> set[str]:
+    """The schemes that all layers of ``group`` may be in; a plan that was written by hand may have none."""
+    return set.intersection(*(set(study.candidates[name]) for name in group))
+
+
+def _converted(layer: Layer) -> tuple[str, ...]:
+    """The inputs of ``layer`` that an integer scheme takes in int8."""
+    return layer.inputs[:1] if layer.float_residual else layer.inputs
+
+
+def _in_float(layer: Layer) -> tuple[str, ...]:
+    """The inputs of ``layer`` that it takes as float32 in every scheme."""
+    return layer.inputs[1:] if layer.float_residual else ()
+
+
+def leading(candidates: Sequence[Candidate], alike: Sequence[tuple[str, ...]] = ()) -> tuple[Candidate, ...]:
+    """``candidates`` without those that lead one of less loss, of their layer and form, by no more than ``LEAD``;
+    layers that are ``alike`` together."""
 
     def led(one: Candidate, other: Candidate) -> bool:
-        same = SCHEMES[one.scheme].domain == SCHEMES[other.scheme].domain
+        same = form_of(one.scheme) == form_of(other.scheme)
         return same and other.loss < one.loss and other.cost.latency_s <= one.cost.latency_s * (1 + LEAD)
 
-    groups = by_layer(candidates)
-    return tuple(one for one in candidates if not any(led(one, other) for other in groups[one.layer]))
+    units = units_of(candidates, alike)
+    kept = [one for group in units for one in group if not any(led(one, other) for other in group)]
+    return only(candidates, kept, alike)
 
 
 def uniform(study: Study, scheme: str) -> Solution | None:
@@ -156,7 +197,7 @@ def choose(
     def problem(known: Study) -> Problem:
         found = problem_of(known)
         for_bytes = budget.weight_bytes is not None or small
-        return found if for_bytes else replace(found, candidates=leading(found.candidates))
+        return found if for_bytes else replace(found, candidates=leading(found.candidates, found.alike))
 
     pool = pool_of(study, work)
     judge = None if budget.drop is None or evaluation is None else open_judge(study, work, pool, evaluation)
@@ -318,7 +359,7 @@ def improved(study: Study, budget: Budget, chosen: Solution, latency_ratio: floa
     elif budget.drop is not None:
         limits = replace(limits, loss=now.loss * (1 + TIE))
     elif budget.weight_bytes is None:
-        problem = replace(problem, candidates=leading(problem.candidates))
+        problem = replace(problem, candidates=leading(problem.candidates, problem.alike))
     try:
         found = assign(problem, limits, slack=SLACK)
     except HwqError:  # not within the latency, by these prices

@@ -23,7 +23,7 @@ from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
 from hwq.options import check_output, device_option, json_option, read_dynamic, threads_option
 from hwq.samples import read_file
-from hwq.scheme import SCHEMES, Budget
+from hwq.scheme import SCHEMES, Budget, parse_schemes
 from hwq.shell import Shell, count, emit, stages
 from hwq.switches import debug_wanted
 from hwq.units import parse
@@ -135,8 +135,11 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
 
 
 def _require_calibration(given: Mapping[str, Any]) -> None:
-    if given["calib"] is None and given["schemes"] != "f32":
-        message = "--calib is missing; accepted: an .npz of samples, or --schemes f32, which needs none"
+    names = given["schemes"]
+    asked = parse_schemes(None if names is None else [name.strip() for name in names.split(",") if name.strip()])
+    if given["calib"] is None and any(scheme.needs_samples for scheme in asked):
+        without = ",".join(name for name, scheme in SCHEMES.items() if not scheme.needs_samples)
+        message = f"--calib is missing; accepted: an .npz of samples, or --schemes of {without}, which need none"
         raise HwqError("samples-empty", message)
 
 

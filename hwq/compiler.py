@@ -23,6 +23,7 @@ from hwq.arguments import (
     check_trials,
     machine_of_plan,
     machine_to_build,
+    schemes_of_network,
     schemes_on,
 )
 from hwq.artifact import Artifact
@@ -222,6 +223,8 @@ def studied(
         message = f"trials is {trials}, but no kernel is to be timed, or can be; accepted: 0, or measure"
         raise HwqError("trials-invalid", message)
     allowed = schemes_on(machine, schemes)
+    if schemes is None:
+        allowed = schemes_of_network(model.graph, allowed)
     check_threads(threads)
     work = open_work(model.fingerprint, model.name, work_dir)
     cores = threads or machine.cores

@@ -41,6 +41,10 @@ _TRANSCENDENTAL_MACS = 20
 _TRANSCENDENTAL = ("sigmoid", "silu", "tanh", "gelu", "gelu_tanh")
 
 
+# A sum of integers becomes a float, and is multiplied by its channel's scale and its row's.
+_ROW_MACS = 3
+
+
 def op_macs(workload: Workload) -> int:
     """Multiply-accumulates of one call; for pooling taps, for other operators output elements.
 
@@ -49,7 +53,7 @@ def op_macs(workload: Workload) -> int:
     out = math.prod(workload.output_shape)
     if workload.op in ANCHORS:
         return out * _reduction(workload)
-    if workload.op == "append":
+    if workload.op in ("append", "row_scale"):
         return math.prod(workload.input_shapes[0])
     if workload.op == "attention":
         return _attention_macs(workload)
@@ -101,10 +105,15 @@ def moved_bytes(workload: Workload) -> int:
     result = 4 if workload.out_dtype == "float32" else 1
     if workload.op == "append":  # of its output it writes what it reads
         return 2 * source * math.prod(workload.input_shapes[0])
-    read = source * sum(math.prod(shape) for shape in workload.input_shapes)
     if workload.op == "gather":  # of its table it reads a row for each id
         ids = math.prod(workload.output_shape[:-1])
         return ids * (8 + _row_bytes(workload)) + result * math.prod(workload.output_shape)
+    sizes = [math.prod(shape) for shape in workload.input_shapes]
+    read = source * sum(sizes)
+    if workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic:
+        read -= 3 * sizes[0]  # rows are bytes; scales and residual floats
+    elif workload.float_residual:
+        read += 3 * sizes[-1]
     return read + weight_bytes(workload) + result * math.prod(workload.output_shape)
 
 
@@ -228,6 +237,7 @@ def compute_s(workload: Workload, target: Target) -> float:
         adds = ("add", "none", "int8") if integer else (workload.op, "float32", "float32")
         epilogue = target.instruction(*adds)
         per_output = 1 if integer else _TRANSCENDENTAL_MACS if _is_transcendental(workload) else 0
+        per_output += _ROW_MACS if scheme.dynamic else 0
         if epilogue is not None:
             cycles += per_output * math.prod(workload.output_shape) / epilogue.macs_per_cycle
     return cycles / target.clock_hz

@@ -269,6 +269,11 @@ def packed_sizes(program: Program, packed: Packed) -> dict[str, int]:
 def notes(study: Study, accuracy: Accuracy | None) -> list[str]:
     """What a reader should know: layers that stay in float because nothing else is there, and poor agreement."""
     found = _unmeasured(study)
+    if not study.samples and any(study.losses.values()):
+        found.append(
+            "losses were not measured, for want of samples: they are the noise that rounding adds to each layer's own "
+            "output, of activations a nominal one"
+        )
     if study.model.float_ops:
         rows = ", ".join(f"{op} ({count})" for op, count in study.model.float_ops.items())
         found.append(f"kept in float, no integer kernel: {rows}")

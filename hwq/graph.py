@@ -65,7 +65,8 @@ class Layer:
     strides; transpose: axes; resize_nearest: map_h, map_w (source index for each output row and column); resize_linear:
     none (constants: ``operators.linear_sources`` of rows, then columns); softmax: axis; layer_norm: epsilon; reshape:
     none; float: operator (its name, for reports); reduce: kind ("sum", "mean", "max") and axes, which lie beside each
-    other, behind axes of length 1.
+    other, behind axes of length 1. float_residual: of a dense layer whose output nothing reads in int8, see
+    ``hwq.ties.with_float_residuals``: its residual and its output are float32 in every scheme.
 
     Of transformers (``hwq.transformer`` is their arithmetic):
     attention: inputs q (B, S, H * D), k (B, T, G * D), v (B, T, G * E), and perhaps bias, 4-d, each axis 1 or that of
@@ -96,8 +97,14 @@ class Layer:
     bias: npt.NDArray[np.float32] | None = None
     activation: Activation = field(default_factory=Activation)
     residual: bool = False
+    float_residual: bool = False
     func: Any = None
     constants: tuple[npt.NDArray[Any], ...] = ()
+
+    @property
+    def int8_tensors(self) -> tuple[str, ...]:
+        """The tensors that may be int8 where the layer is in an integer scheme: what it reads, and writes."""
+        return self.inputs[:1] if self.float_residual else (*self.inputs, self.output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -34,7 +34,7 @@ def seen_s(study: Study, artifacts: Iterable[Artifact], x: Any) -> dict[Unit, fl
         for layer in study.graph.layers:
             unit = (layer.name, artifact.plan.schemes[layer.name])
             direct = SCHEMES[unit[1]].domain == "int8" and outputs.get(layer.name) == layer.output
-            if layer.name in times and not direct:
+            if layer.name in times and (layer.float_residual or not direct):
                 found[unit] = min(times[layer.name], found.get(unit, times[layer.name]))
     return found
 

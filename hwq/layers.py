@@ -19,6 +19,7 @@ from hwq.float_ops import NoKernelError, float_layers
 from hwq.graph import ANCHORS, Activation, Graph, Layer
 from hwq.layer_names import VIEWS, name_layers
 from hwq.layer_ops import activation_of, channel_values, layer_of
+from hwq.ties import with_float_residuals
 
 # Operators that bear their ONNX node's name; reshapes and transposes that the passes put beside them do not.
 _NAMED = ("nn.conv2d", "matmul", "nn.max_pool2d", "nn.avg_pool2d", "mean", "max", "take")
@@ -92,7 +93,8 @@ def find_layers(mod: IRModule) -> Graph:
     shapes = {found.tensors[param]: rt.shape_of(param) for param in main.params}
     shapes.update({layer.output: layer.output_shape for layer in layers})
     dtypes = {name: found.dtypes[name] for name in shapes}
-    return name_layers(Graph(inputs=inputs, outputs=outputs, shapes=shapes, dtypes=dtypes, layers=layers))
+    graph = Graph(inputs=inputs, outputs=outputs, shapes=shapes, dtypes=dtypes, layers=layers)
+    return with_float_residuals(name_layers(graph))
 
 
 def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from hwq import cost
 from hwq.boosting import Trees, train
 from hwq.files import write_atomic
+from hwq.graph import ANCHORS
 from hwq.price_features import FEATURES, OPS, describe, shape_of, workload_of
 from hwq.scheme import SCHEMES, Cost
 from hwq.store import Record, everything, tool_versions
@@ -111,11 +112,12 @@ class Learned:
 
 
 def kind_of(workload: Workload) -> tuple[str, str]:
-    """(op, domain): what must have been seen for a price to be learned. Schemes that take float tensors, and multiply
-    integers or unpack them, are kinds of their own."""
+    """(op, domain): what must have been seen for a price to be learned. A dynamic layer is of the kind of integer ones
+    that write float, whose products and stores are its own; weights that become floats are a kind of their own."""
     scheme = SCHEMES[workload.scheme]
-    plain = scheme.domain == "int8" or scheme.weight is None
-    return workload.op, scheme.domain if plain else f"{scheme.weight_type} {scheme.act_type}"
+    if scheme.integer and workload.op in ANCHORS:
+        return workload.op, "int8"
+    return workload.op, scheme.domain if scheme.weight is None or scheme.integer else scheme.weight_type
 
 
 def rows_of(records: Iterable[Record], target: Target, tools: str) -> tuple[Row, ...]:

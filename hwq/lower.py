@@ -2,13 +2,15 @@
 
 Stands after assign and quantize, before schedule and build. Tensors live as float32 (or their own type) under their
 name, and as int8 under ``name@int8``, in the target's storage: where instructions want unsigned activations the stored
-byte is q + 128, and every zero point here carries that offset. Conversions appear only where a producer and a consumer
-differ; an int8 layer with weights whose consumers all want float writes float itself, and a transpose whose consumers
-all want int8 (a picture's, at the network's input) is done by the quantize behind it.
+byte is q + 128, and every zero point here carries that offset. Layers of dynamic schemes read ``name@rows`` and
+``name@scales`` instead, each made once for all who do (``hwq.row_scales``). Conversions appear only where a producer
+and a consumer differ; an int8 layer with weights whose consumers all want float writes float itself, and a transpose
+whose consumers all want int8 (a picture's, at the network's input) is done by the quantize behind it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwq import group_scales, numerics
+from hwq import group_scales, numerics, row_scales
 from hwq.graph import ANCHORS, PASS_THROUGH, Graph, Layer, Shape
 from hwq.lengths import EXTRA, cut_steps
 from hwq.numerics import QParams
@@ -36,8 +38,8 @@ CONVERSIONS = ("quantize", "dequantize")
 class Step:
     """One kernel call: kernel(inputs..., constants..., output). ``workload`` None is a view (reshape), no kernel.
 
-    name: the layer's, or "tensor:quantize" / "tensor:dequantize". constants[weight] goes through the kernel's packing
-    first.
+    name: the layer's, or "tensor:quantize", ":dequantize", ":row_scales" or ":quantize_rows". constants[weight] goes
+    through the kernel's packing first.
     """
 
     name: str
@@ -112,6 +114,29 @@ def convert_workload(op: str, shape: Shape, parallel: int, moved: Layer | None =
     )
 
 
+def row_workloads(shape: Shape, parallel: int) -> tuple[Workload, Workload]:
+    """What makes scales and bytes of the rows of a float tensor of ``shape``: ops "row_scale" and "quantize_rows"."""
+    scales = (math.prod(shape[:-1]),)
+    return (
+        Workload(
+            op="row_scale",
+            scheme="w8a8_dyn",
+            input_shapes=(shape,),
+            output_shape=scales,
+            out_dtype=FLOAT,
+            parallel=parallel,
+        ),
+        Workload(
+            op="quantize_rows",
+            scheme="w8a8_dyn",
+            input_shapes=(shape, scales),
+            output_shape=shape,
+            out_dtype="int8",
+            parallel=parallel,
+        ),
+    )
+
+
 def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> Workload | None:
     """The kernel that ``layer`` needs in ``scheme``; None for a view."""
     if layer.op == "reshape":
@@ -121,15 +146,19 @@ def layer_workload(layer: Layer, scheme: str, out_dtype: str, parallel: int) -> 
     attrs = dict(layer.attrs)
     if layer.op == "float":  # a workload is the key of a compiled kernel, and holds no function
         attrs["func_digest"] = func_digest(layer.func)
+    shapes = layer.input_shapes
+    if SCHEMES[scheme].dynamic and layer.op == "dense":
+        shapes = (shapes[0], (math.prod(shapes[0][:-1]),), *shapes[1:])
     return Workload(
         op=layer.op,
         scheme=scheme,
-        input_shapes=layer.input_shapes,
+        input_shapes=shapes,
         output_shape=layer.output_shape,
         attrs=tuple(sorted(attrs.items())),
         activation=layer.activation,
         has_bias=has_bias,
         residual=layer.residual,
+        float_residual=layer.float_residual and SCHEMES[scheme].domain == "int8",
         out_dtype=out_dtype,
         parallel=parallel,
     )
@@ -181,12 +210,22 @@ def lower(
             )
         )
 
+    def by_rows(tensor: str) -> None:
+        scale, quantize = row_workloads(graph.shapes[tensor], parallel)
+        rows, scales = f"{tensor}@rows", f"{tensor}@scales"
+        values[scales] = (scale.output_shape, FLOAT)
+        values[rows] = (quantize.output_shape, stored)
+        steps.append(Step(name=f"{tensor}:row_scales", workload=scale, inputs=(tensor,), output=scales))
+        steps.append(Step(name=f"{tensor}:quantize_rows", workload=quantize, inputs=(tensor, scales), output=rows))
+
     def arrive(tensor: str) -> None:
         """After a tensor's first form exists, make the other one if somebody wants it."""
         if "int8" in wants[tensor] and f"{tensor}@int8" not in values:
             convert(tensor, "quantize")
         if FLOAT in wants[tensor] and tensor not in values:
             convert(tensor, "dequantize")
+        if "rows" in wants[tensor]:
+            by_rows(tensor)
 
     for tensor in graph.inputs:
         arrive(tensor)
@@ -196,9 +235,11 @@ def lower(
             continue
         scheme = schemes.get(layer.name, "f32")
         integer = SCHEMES[scheme].domain == "int8"
-        to_float = direct and integer and writes_float(layer) and "int8" not in wants[layer.output]
+        alone = direct and writes_float(layer) and "int8" not in wants[layer.output]
+        to_float = integer and (layer.float_residual or alone)
         as_int8 = integer and not to_float
-        names = tuple(f"{tensor}@int8" if integer else tensor for tensor in layer.inputs)
+        read = _read(layer, SCHEMES[scheme])
+        names = tuple(tensor if form == FLOAT else f"{tensor}@{form}" for tensor, form in read)
         output = f"{layer.output}@int8" if as_int8 else layer.output
         workload = layer_workload(layer, scheme, "int8" if as_int8 else FLOAT, parallel)
         constants, weight = _constants(layer, scheme, qparams, weights, offset, to_float)
@@ -221,15 +262,25 @@ def lower(
     return Program(inputs=inputs, outputs=graph.outputs, values=known, steps=cut, state=state)
 
 
+def _read(layer: Layer, scheme: Scheme) -> tuple[tuple[str, str], ...]:
+    """(tensor, form) of each of the layer's inputs, as its kernel takes them: in FLOAT, "int8", "rows" or "scales"."""
+    forms = ["int8" if scheme.domain == "int8" else FLOAT] * len(layer.inputs)
+    if layer.float_residual:
+        forms[-1] = FLOAT
+    read = tuple(zip(layer.inputs, forms, strict=True))
+    if scheme.dynamic and layer.op == "dense":
+        return ((layer.inputs[0], "rows"), (layer.inputs[0], "scales"), *read[1:])
+    return read
+
+
 def _wanted_types(graph: Graph, schemes: Mapping[str, str]) -> dict[str, set[str]]:
-    """For each tensor the forms ("int8", "float32") in which its consumers, the caller included, want it."""
+    """For each tensor the forms in which its consumers, the caller included, want it; rows are made of float."""
     wants: dict[str, set[str]] = {tensor: set() for tensor in graph.shapes}
     for tensor in graph.outputs:
         wants[tensor].add(FLOAT)
     for layer in graph.layers:
-        form = "int8" if SCHEMES[schemes.get(layer.name, "f32")].domain == "int8" else FLOAT
-        for tensor in layer.inputs:
-            wants[tensor].add(form)
+        for tensor, form in _read(layer, SCHEMES[schemes.get(layer.name, "f32")]):
+            wants[tensor] |= {form, FLOAT} if form in ("rows", "scales") else {form}
     return wants
 
 
@@ -249,6 +300,8 @@ def _constants(
     layer: Layer, scheme: str, qparams: Mapping[str, QParams], weights: Weights, offset: int, direct: bool
 ) -> tuple[tuple[Array, ...], int | None]:
     """The constant arguments of a layer's kernel, in the kernel's order, and which of them is the weight."""
+    if SCHEMES[scheme].dynamic and layer.op == "dense":
+        return _dynamic_constants(weights[layer.name, scheme], offset), 0
     if SCHEMES[scheme].domain == "f32":
         if layer.weight is None:
             return layer.constants, None
@@ -259,8 +312,8 @@ def _constants(
             found = weights[layer.name, scheme]
             return (found.values, group_scales.in_lanes(found.scale), found.bias), 0
         return (layer.weight, layer.bias) if layer.bias is not None else (layer.weight,), 0
-    ins = [qparams[tensor] for tensor in layer.inputs]
-    out = qparams[layer.output]
+    ins = [qparams[tensor] for tensor in layer.int8_tensors if tensor in layer.inputs]
+    out = ins[0] if layer.float_residual else qparams[layer.output]  # of no use where float is written
     if layer.op in ANCHORS:
         return _anchor_constants(
             layer, ins, out, qparams.get(f"{layer.name}:pre"), weights[layer.name, scheme], offset, direct
@@ -297,7 +350,7 @@ def _anchor_constants(
     offset: int,
     direct: bool,
 ) -> tuple[Array, ...]:
-    x, residual = ins[0], ins[-1] if layer.residual else None
+    x, residual = ins[0], ins[-1] if layer.residual and not layer.float_residual else None
     assert layer.weight is not None
     table = not layer.activation.clamps
     target = pre if table and pre is not None else out
@@ -328,6 +381,13 @@ def _anchor_constants(
         np.array([residual_scale, lo_f, hi_f], np.float32),
     )
     return (*arrays, _table(layer, target, out, offset)) if table else arrays
+
+
+def _dynamic_constants(weights: IntegerWeights, offset: int) -> tuple[Array, ...]:
+    """Weights, start, multiplier and bias: see ``hwq.row_scales``."""
+    start = row_scales.start_values(weights.values, weights.scale, offset, weights.group_size)
+    multiplier = weights.scale if weights.group_size is None else group_scales.in_lanes(weights.scale)
+    return weights.values, start, multiplier.astype(np.float32), weights.bias
 
 
 def _ints(*values: int, offset: int) -> Array:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from hwq import group_scales, numerics
+from hwq import group_scales, numerics, row_scales
 from hwq.graph import ANCHORS, Shape
 from hwq.numerics import Array
 from hwq.scheme import SCHEMES
@@ -29,6 +29,8 @@ def arguments(workload: Workload, storage: str, rng: np.random.Generator) -> lis
     assert not workload.residual, workload
     if workload.op == "gather":
         return _table(workload, rng)
+    if SCHEMES[workload.scheme].dynamic:
+        return _dynamic(workload, storage, rng)
     if SCHEMES[workload.scheme].domain == "f32":
         shapes = [*workload.input_shapes]
         if workload.op in ANCHORS and SCHEMES[workload.scheme].weight is not None:
@@ -72,6 +74,25 @@ def _weight_only(workload: Workload, rng: np.random.Generator) -> list[Array]:
     weight = rng.integers(-8, 8, shape).astype(np.int8)
     bias = [rng.standard_normal(shape[0]).astype(np.float32)] if workload.has_bias else []
     return [rows, weight, group_scales.in_lanes(scales.astype(np.float32)), *bias]
+
+
+def _dynamic(workload: Workload, storage: str, rng: np.random.Generator) -> list[Array]:
+    """Rows, scales, weight, start, multiplier and bias of a dynamic layer; every operation on them has one result."""
+    rows, scales = workload.input_shapes[:2]
+    shape, group = weight_shape(workload), SCHEMES[workload.scheme].group_size
+    most = 127 if group is None else 7
+    weight = rng.integers(-most, most + 1, shape).astype(np.int8)
+    factors = rng.uniform(
+        0.5, 1.5, (shape[0],) if group is None else (shape[0], group_scales.group_count(shape[1], group))
+    )
+    factors = factors.astype(np.float32)
+    start = row_scales.start_values(weight, factors, 128 if storage == "uint8" else 0, group)
+    bytes_ = rng.integers(0, 256, rows).astype(np.uint8).view(storage)
+    lanes = factors if group is None else group_scales.in_lanes(factors)
+    return [
+        *(bytes_, rng.uniform(0, 0.1, scales).astype(np.float32), weight, start, lanes),
+        rng.uniform(-9, 9, shape[0]).astype(np.float32),
+    ]
 
 
 def weight_shape(workload: Workload) -> Shape:

@@ -1,9 +1,9 @@
 """The mixed-integer program behind ``hwq.assign``: its columns and rows, and SciPy's HiGHS to solve it exactly.
 
-Columns: one binary for each candidate; then for each border five numbers in [0, 1]: the tensor is quantized, converted
-back, written as float by its producer, wanted as int8 by somebody, and quantized by the kernel that makes it; then one
-for each pair: both are so. Once the binaries are set, the rows leave these one value each, or their cost pushes them
-down to it.
+Columns: one binary for each candidate; then for each border six numbers in [0, 1]: the tensor is quantized, converted
+back, written as float by its producer, wanted as int8 by somebody, quantized by the kernel that makes it, and read by
+rows; then one for each pair: both are so. Once the binaries are set, the rows leave these one value each, or their
+cost pushes them down to it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Program:
 def formulate(problem: Problem, *, whole: bool = False) -> Program:
     """The program of ``problem``, dominated candidates left out unless it is to be ``whole``."""
     if not whole:
-        problem = replace(problem, candidates=prune(problem.candidates, problem.pairs))
+        problem = replace(problem, candidates=prune(problem.candidates, problem.pairs, problem.alike))
     groups = by_layer(problem.candidates)
     column = {(c.layer, c.scheme): i for i, c in enumerate(problem.candidates)}
     integer = {
@@ -60,9 +60,18 @@ def formulate(problem: Problem, *, whole: bool = False) -> Program:
     rows: list[Row] = [({column[layer, c.scheme]: 1.0 for c in group}, 1.0, 1.0) for layer, group in groups.items()]
     latency = [c.cost.latency_s for c in problem.candidates]
     for border in problem.borders:
-        quantized, back, direct, wanted, moved = range(len(latency), len(latency) + 5)
+        quantized, back, direct, wanted, moved, by_rows = range(len(latency), len(latency) + 6)
         latency += [border.quantize_s, border.dequantize_s, border.direct_s or 0.0, 0.0, border.moved_s or 0.0]
+        latency.append(border.rows_s)
+        rows += [
+            ({by_rows: 1.0, column[layer, one.scheme]: -1.0}, 0.0, math.inf)
+            for layer in border.by_rows
+            for one in groups[layer]
+            if SCHEMES[one.scheme].dynamic
+        ]
         rows += _border_rows(border, integer, quantized, back, direct, wanted, moved)
+    for names in problem.alike:
+        rows += _alike_rows(names, column)
     for tie in problem.ties:
         rows += _tie_rows(tie, integer, groups)
     pairs: dict[int, float] = {}
@@ -131,6 +140,17 @@ def _border_rows(
     rows.append((_add({direct: 1.0}, _minus(made)), -math.inf, 0.0))
     rows.append(({direct: 1.0, wanted: 1.0}, -math.inf, 1.0 if floats else 0.0))
     return rows
+
+
+def _alike_rows(names: Sequence[str], column: Mapping[tuple[str, str], int]) -> list[Row]:
+    """Each layer is in a scheme just where the first one is; in none that one of them lacks."""
+    first, *others = names
+    schemes = {scheme for layer, scheme in column if layer in names}
+    found: list[Row] = []
+    for scheme in sorted(schemes):
+        there = {layer: {column[layer, scheme]: 1.0} for layer in names if (layer, scheme) in column}
+        found += [(_add(there.get(first, {}), _minus(there.get(layer, {}))), 0.0, 0.0) for layer in others]
+    return [row for row in found if row[0]]
 
 
 def _tie_rows(tie: Tie, integer: Mapping[str, dict[int, float]], groups: Mapping[str, list[Candidate]]) -> list[Row]:

@@ -54,8 +54,11 @@ def calibrated(
 ) -> tuple[dict[str, QParams], Means, tuple[Batch, ...], int, str]:
     """(parameters of every float tensor, channel means, the first batches, how many there were, their digest)."""
     if calibration is None:
-        if any(scheme != "f32" for names in candidates.values() for scheme in names):
-            raise HwqError("samples-empty", "calibration is missing; accepted: samples, or schemes=['f32'] for none")
+        needing = sorted({scheme for names in candidates.values() for scheme in names if SCHEMES[scheme].needs_samples})
+        if needing:
+            without = ", ".join(repr(name) for name, scheme in SCHEMES.items() if not scheme.needs_samples)
+            message = f"calibration is missing, which {', '.join(needing)} needs; accepted: samples, or schemes of"
+            raise HwqError("samples-empty", f"{message} {without}, such as schemes=['f32'] for none")
         return {}, {}, (), 0, ""
     # What can be read twice is read first, so that a finished result is found; a generator is streamed once.
     repeatable = isinstance(calibration, np.ndarray | Mapping | list | tuple)
@@ -71,7 +74,7 @@ def calibrated(
         tensor
         for layer in split.layers
         if any(SCHEMES[scheme].domain == "int8" for scheme in candidates.get(layer.name, ()))
-        for tensor in (*layer.inputs, layer.output)
+        for tensor in layer.int8_tensors
     )
     finished = work.file("ranges", ".json", sorted(tensors), sorted(needed), digest, observer)
     finished_means = work.file("means", ".json", sorted(tensors), digest)
@@ -183,6 +186,8 @@ def rounded(
 
     careful: loss decides, so that it is worth its time; else all are rounded plainly.
     """
+    if calibration is None:
+        return {}
     again = isinstance(calibration, np.ndarray | Mapping | list | tuple)
     total = count if again else len(kept)
 

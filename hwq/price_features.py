@@ -32,6 +32,7 @@ OPS = (
     *("rms_norm", "rope", "gather"),
     *("append", "rows_at", "attention"),
     "reduce",
+    *("row_scale", "quantize_rows"),
 )
 # Their places are categories of the shipped model: what is new comes last.
 FAMILIES = (
@@ -52,6 +53,7 @@ FAMILIES = (
     *("generic/position", "generic/plain", "cpu/attention"),
     "generic/reduce",
     "cpu/weight_only",
+    "generic/rows",
 )
 HOMES = ("l2", "l3", "memory")
 KINDS = (
@@ -93,7 +95,7 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
     home = home if weights >= cost.SMALL_WEIGHTS_BYTES else "l2"
     family = schedule.split(":")[0].split("#")[0]
     scheme = SCHEMES[workload.scheme]
-    integer = scheme.domain == "int8"
+    integer = (scheme.integer and workload.op in ANCHORS) or scheme.domain == "int8"
     workers = max(1, min(workload.parallel, target.cores))
     arithmetic_s = cost.compute_s(workload, target)
     model = modelled(workload, family, target)
@@ -116,7 +118,7 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
     values = (
         *(_index(OPS, workload.op), _index(FAMILIES, family), _index(HOMES, home), integer, scheme.weight_bits),
         *(scheme.group_size or 0, workload.out_dtype == "float32", _index(KINDS, kind)),
-        *(integer and not workload.activation.clamps, workload.residual),
+        *(scheme.domain == "int8" and not workload.activation.clamps, workload.residual),
         *(_log(macs), _log(moved), _log(weights), _log(outputs), _log(inputs)),
         *(_log(macs / max(1, outputs)), _log(channels_out), _log(channels_in), _log(pixels), _log(width)),
         *(math.prod(attrs.get("kernel", (1,))), max(attrs.get("strides", (1,))), any(attrs.get("padding", ()))),

@@ -7,6 +7,7 @@ that nothing was learned of, the roofline. Where measuring is allowed, kernels w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from hwq.execute import KernelSet, packed_constants, resident_bytes
 from hwq.graph import Graph, Layer
 from hwq.learned_price import Learned, refresh, usable_for
 from hwq.lengths import cut_steps
-from hwq.lower import FLOAT, Program, Step, convert_workload, layer_workload, writes_float
+from hwq.lower import FLOAT, Program, Step, convert_workload, layer_workload, row_workloads, writes_float
 from hwq.measure import homes_by, measure_kernels
 from hwq.progress import Callback, Stages
 from hwq.scheme import SCHEMES, Cost
@@ -37,13 +38,15 @@ class Prices:
     """costs: (layer, scheme) -> cost. conversions: tensor -> seconds to (quantize, dequantize) it.
 
     direct_s: tensor -> seconds that its integer producer takes longer to write it as float itself, where it can.
-    moved_s: tensor that a transpose writes -> seconds of the one kernel that transposes and quantizes.
+    moved_s: tensor that a transpose writes -> seconds of the one kernel that transposes and quantizes. rows_s: tensor
+    that a layer may read by rows -> seconds to find their scales and make bytes of them.
     """
 
     costs: Mapping[Unit, Cost]
     conversions: Mapping[str, tuple[float, float]]
     direct_s: Mapping[str, float]
     moved_s: Mapping[str, float]
+    rows_s: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,7 +89,7 @@ def price_network(
     direct: dict[str, float] = {}
     for layer in graph.layers:
         for scheme in candidates[layer.name]:
-            out = FLOAT if SCHEMES[scheme].domain == "f32" else "int8"
+            out = FLOAT if SCHEMES[scheme].domain == "f32" or layer.float_residual else "int8"
             workload = layer_workload(layer, scheme, out, threads)
             if workload is None:
                 costs[layer.name, scheme] = FREE
@@ -106,7 +109,16 @@ def price_network(
         layer.output: pricer.cost(convert_workload("quantize", layer.output_shape, threads, layer)).latency_s
         for layer in transposes(graph, candidates)
     }
-    return Prices(costs=costs, conversions=conversions, direct_s=direct, moved_s=moved_s)
+    by_rows = {
+        layer.inputs[0]: layer.input_shapes[0]
+        for layer in graph.layers
+        if layer.op == "dense" and any(SCHEMES[scheme].dynamic for scheme in candidates[layer.name])
+    }
+    rows_s = {
+        tensor: math.fsum(pricer.cost(workload).latency_s for workload in row_workloads(shape, threads))
+        for tensor, shape in by_rows.items()
+    }
+    return Prices(costs=costs, conversions=conversions, direct_s=direct, moved_s=moved_s, rows_s=rows_s)
 
 
 def _direct_s(layer: Layer, integer: Workload, pricer: Pricer) -> float:

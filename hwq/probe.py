@@ -178,6 +178,9 @@ def typical_workload(row: Compute, pixels: int | None = None, channels: int = 12
         attrs, output = attrs | {"count_include_pad": False}, pooled
     elif op in ("add", "multiply"):
         inputs = (shape, shape)
+    elif op == "attention":
+        inputs, output = ((1, 4 * size, channels),) * 3, (1, 4 * size, channels)
+        attrs = {"heads": 2, "kv_heads": 2, "scale": 1.0, "causal": False}
     elif op == "dense":
         inputs, output = ((channels, 2 * channels),), (channels, 2 * channels)
     elif op == "gather":  # rows that stay near
@@ -187,7 +190,7 @@ def typical_workload(row: Compute, pixels: int | None = None, channels: int = 12
     return Workload(
         op=op,
         scheme=scheme,
-        input_shapes=inputs,
+        input_shapes=(*inputs, (channels,)) if SCHEMES[scheme].dynamic and op == "dense" else inputs,
         output_shape=output,
         attrs=tuple(sorted(attrs.items())),
         has_bias=op in ANCHORS,

@@ -72,6 +72,13 @@ class Scheme:
         return self.act is not None
 
     @property
+    def needs_samples(self) -> bool:
+        """Whether a layer needs calibration: static integers for their ranges, bfloat16 for what it loses. Of weights
+        alone, and of rows as they come, there is a nominal loss (``hwq.nominal``).
+        """
+        return self.domain == "int8" or self.floats != "float32"
+
+    @property
     def weight_type(self) -> str:
         """What weights are, in the words of target files: "float32", "bfloat16", "int8", "int4" or, in groups of 64
         or 128 inputs with a scale each, "int4_g64" or "int4_g128"."""

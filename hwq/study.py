@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hwq import sensitivity
+from hwq import nominal, sensitivity
 from hwq.arguments import can_time
 from hwq.assignment import Pair
 from hwq.cache import default_store_path
@@ -48,13 +48,12 @@ from hwq.work import Work
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Study:
-    """One network on one machine. candidates: layer -> schemes. losses and costs: (layer, scheme) -> value.
-
-    means: tensor -> the means of its channels. roundings: (layer, scheme) -> how its weights are rounded, where not to
-    nearest. conversions, direct_s and moved_s: as in ``hwq.pricing.Prices``. runner: the float network, kernel by
-    kernel. samples: how many calibration batches there were; kept: the first of them. pairs: what layers lose together
-    beyond their own losses, where that is known. noise_per_loss: what turns a loss into the outputs' noise-to-signal
-    ratio, as a rule.
+    """One network on one machine. candidates: layer -> schemes. losses and costs: (layer, scheme) -> value. means:
+    tensor -> the means of its channels. roundings: (layer, scheme) -> how its weights are rounded, where not to
+    nearest. conversions, direct_s, moved_s and rows_s: as in ``hwq.pricing.Prices``. runner: the float network, kernel
+    by kernel. samples: how many calibration batches there were; kept: the first of them. pairs: what layers lose
+    together beyond their own losses, where that is known. noise_per_loss: what turns a loss into the outputs' noise-to-
+    signal ratio, as a rule.
 
     kernels: the target's. here: the machine on which samples run, with its own kernels in ``kernels_here``. left_out:
     schemes that the target has, but not ``here``, so that what they lose is not known. decisions: what tuning decided
@@ -79,6 +78,7 @@ class Study:
     conversions: Mapping[str, tuple[float, float]]
     direct_s: Mapping[str, float]
     moved_s: Mapping[str, float]
+    rows_s: Mapping[str, float]
     kept: tuple[Batch, ...]
     samples: int
     pairs: tuple[Pair, ...] = ()
@@ -204,7 +204,7 @@ def study(
     wanted = {unit: program for unit, program in units.items() if unit[1] != "f32" and unit[0] not in passing}
     for stage, floats in (("sensitivity", False), ("sensitivity bf16", True)):
         chosen = {unit: program for unit, program in wanted.items() if (SCHEMES[unit[1]].weight is None) == floats}
-        if not chosen:
+        if not chosen or not kept:
             continue
         few = sensitivity.samples_for(float_program, len(chosen), floats)
         journal = work.file(
@@ -220,7 +220,7 @@ def study(
         )
         with stages(stage) as progress:
             lost |= sensitivity.measure(runner, chosen, kernels_here, kept[:few], journal, progress)
-    losses.update({unit: sums.loss for unit, sums in lost.items()})
+    losses |= {unit: sums.loss for unit, sums in lost.items()} if kept else nominal.losses(graph, weights, wanted)
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
     found = Study(
         model=model,
@@ -243,6 +243,7 @@ def study(
         conversions={},
         direct_s={},
         moved_s={},
+        rows_s={},
         kept=kept,
         samples=count,
     )
@@ -279,6 +280,7 @@ def _priced(found: Study, programs: Sequence[Program], work: Work, measure: bool
         conversions=new.prices.conversions,
         direct_s=new.prices.direct_s,
         moved_s=new.prices.moved_s,
+        rows_s=new.prices.rows_s,
     )
 
 
@@ -313,7 +315,7 @@ def study_of_plan(
     for layer in graph.layers:
         if SCHEMES[plan.schemes[layer.name]].domain == "f32":
             continue
-        needed = [*layer.inputs, layer.output]
+        needed = [*layer.int8_tensors]
         if layer.weight is not None and not layer.activation.clamps:
             needed.append(f"{layer.name}:pre")
         for tensor in needed:
@@ -377,6 +379,7 @@ def study_of_plan(
         conversions=prices.conversions,
         direct_s=prices.direct_s,
         moved_s=prices.moved_s,
+        rows_s=prices.rows_s,
         kept=(),
         samples=0,
         decisions=decisions,

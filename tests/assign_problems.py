@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,6 +60,32 @@ def random_problem(seed: int, layers: int) -> Problem:
             loss = float(rng.uniform(-0.5, 0.5)) * (first.loss + second.loss)
             pairs.append(Pair(layers=(first.layer, second.layer), schemes=(first.scheme, second.scheme), loss=loss))
     return Problem(candidates=tuple(candidates), borders=tuple(borders), ties=tuple(ties), pairs=tuple(pairs))
+
+
+def dynamic_problem(seed: int, layers: int) -> Problem:
+    """A ``random_problem`` with dynamic schemes, tensors read by rows, and two layers that take one scheme."""
+    found, rng = random_problem(seed, layers), np.random.default_rng([seed, layers, 1])
+    names = list(dict.fromkeys(one.layer for one in found.candidates))
+    unit = 1e-5 if seed % 2 else 1.0
+    more = [
+        candidate(layer, scheme, float(rng.uniform(0.1, 2)) * unit, float(rng.lognormal(-4, 1)), int(rng.integers(999)))
+        for layer in names
+        for scheme in ("w8a8_dyn", "w4a8_g64_dyn")
+        if rng.random() < 0.7
+    ]
+    alike = tuple(str(name) for name in rng.permutation(names)[:2])
+    have = {(one.layer, one.scheme) for one in (*found.candidates, *more)}
+    more += [candidate(name, "f32", unit, 0.0, 500) for name in alike if (name, "f32") not in have]
+    borders = [
+        replace(
+            border,
+            by_rows=tuple(layer for layer in border.consumers if rng.random() < 0.7),
+            rows_s=float(rng.uniform(0, 1)) * unit,
+        )
+        for border in found.borders
+    ]
+    candidates = (*found.candidates, *more)
+    return replace(found, candidates=candidates, borders=tuple(borders), alike=(alike,))
 
 
 def everything_of(problem: Problem) -> list[Solution]:

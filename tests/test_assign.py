@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from assign_problems import candidate, everything_of, random_problem
+from assign_problems import candidate, dynamic_problem, everything_of, random_problem
 
 from hwq.assign import assign, closest, forced, near, pareto
 from hwq.assignment import QUANTITIES, Border, Limits, Pair, Problem, Solution, conversion_s, evaluate, prune, within
@@ -29,7 +29,17 @@ def _limits(everything: list[Solution], shares: tuple[float | None, ...]) -> Lim
 @pytest.mark.parametrize("seed", range(200))
 def test_answer_is_that_of_brute_force(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    problem = random_problem(seed, int(rng.integers(2, 6)))
+    check_answer(random_problem(seed, int(rng.integers(2, 6))), rng)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_so_it_is_with_rows_and_layers_that_are_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    check_answer(dynamic_problem(seed, int(rng.integers(2, 5))), rng)
+
+
+def check_answer(problem: Problem, rng: np.random.Generator) -> None:
+    """``assign`` within random limits gives the best of all assignments."""
     everything = everything_of(problem)
     limits = _limits(everything, tuple(None if rng.random() < 0.6 else rng.random() for _ in QUANTITIES))
     allowed = [one for one in everything if within(one, limits)]
@@ -301,3 +311,23 @@ def test_same_input_same_answer(rng: np.random.Generator) -> None:
         for scheme in ("f32", "w8a8", "w4a8")
     )
     assert pareto(Problem(candidates=candidates), 3) == pareto(Problem(candidates=candidates), 3)
+
+
+def test_rows_are_paid_for_once_and_by_dynamic_readers_only() -> None:
+    border = Border(tensor="t", producer=None, consumers=("a", "b"), by_rows=("a", "b"), rows_s=3.0, quantize_s=1.0)
+    assert conversion_s(border, {"a": "f32", "b": "f32"}) == 0.0
+    assert conversion_s(border, {"a": "w8a8_dyn", "b": "f32"}) == 3.0
+    assert conversion_s(border, {"a": "w8a8_dyn", "b": "w4a8_g64_dyn"}) == 3.0
+    assert conversion_s(border, {"a": "w8a8_dyn", "b": "w8a8"}) == 4.0
+
+
+def test_layers_that_are_alike_are_pruned_together() -> None:
+    """What is worse for one of them and better for the other stays where it is better for both together."""
+    candidates = (
+        *(candidate("q", "w8a8", 1.0), candidate("q", "w4a8", 2.0)),
+        *(candidate("k", "w8a8", 9.0), candidate("k", "w4a8", 1.0)),
+        candidate("k", "f32", 0.1),
+    )
+    problem = Problem(candidates=candidates, alike=(("q", "k"),))
+    assert {(one.layer, one.scheme) for one in prune(candidates, (), problem.alike)} == {("q", "w4a8"), ("k", "w4a8")}
+    assert assign(problem).schemes == {"q": "w4a8", "k": "w4a8"}

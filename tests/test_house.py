@@ -81,7 +81,17 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "stages",
         None,
         (
-            *("calibrate", "moments", "correct", "sensitivity", "measure", "verify", "evaluate", "certificate"),
+            *(
+                "calibrate",
+                "moments",
+                "correct",
+                "sensitivity",
+                "nominal",
+                "measure",
+                "verify",
+                "evaluate",
+                "certificate",
+            ),
             *("trial", "trial_data", "trial_worker"),
             *("lab",),
         ),

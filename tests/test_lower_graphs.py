@@ -17,6 +17,7 @@ from hwq.operators import linear_sources
 from hwq.quantize import quantize_layer
 from hwq.scheme import parse_schemes
 from hwq.target import Target
+from hwq.ties import with_float_residuals
 
 TARGET = Target.load("x86-avx512-vnni")
 NONE, SWISH = Activation(), Activation(kind="hard_swish")
@@ -242,3 +243,57 @@ def test_schemes_that_the_target_lacks_are_not_legal() -> None:
     without = replace(TARGET, compute=tuple(row for row in TARGET.compute if row.weight != "int4"))
     plain = tiny.alone(tiny.conv("x", "y", (3, 4)))
     assert legal_schemes(plain, plain.layers[0], without, parse_schemes(None)) == ("f32", "w8a8")
+
+
+def transformer() -> Graph:
+    """Two projections of a normed tensor, and one back to the stream."""
+    shapes = dict.fromkeys(("x", "n", "y"), (9, 33))
+    constants = (np.ones(33, np.float32), np.zeros(33, np.float32))
+    norm = tiny.layer("layer_norm", ["x"], "n", shapes, attrs={"epsilon": 1e-5}, constants=constants)
+    layers = [
+        norm,
+        tiny.dense("n", "up", (33, 70), rows=9, activation=Activation(kind="gelu")),
+        tiny.dense("n", "side", (33, 7), rows=9, seed=8),
+        tiny.dense("up", "down", (70, 33), rows=9, residual="x", seed=9),
+        tiny.layer("layer_norm", ["down"], "y", shapes | {"down": (9, 33)}, attrs=norm.attrs, constants=constants),
+    ]
+    return with_float_residuals(tiny.graph(layers, ["x"], ["side", "y"]))
+
+
+@pytest.mark.parametrize("scheme", ["w8a8_dyn", "w4a8_g64_dyn"])
+def test_rows_are_made_once_for_all_dynamic_readers(scheme: str, rng: np.random.Generator) -> None:
+    plain = transformer()
+    program, values = lowered(plain, dict.fromkeys(("up", "side", "down"), scheme), rng)
+    of_n, of_up = (tuple(f"{name}:{step}" for step in ("row_scales", "quantize_rows")) for name in ("n", "up"))
+    assert names(program) == ["n", *of_n, "up", *of_up, "side", "down", "y"]
+    up, down = (next(step for step in program.steps if step.name == name) for name in ("up", "down"))
+    assert up.inputs == ("n@rows", "n@scales")
+    assert down.inputs == ("up@rows", "up@scales", "x")
+    assert program.values["n@scales"] == ((9,), "float32")
+    assert program.values["n@rows"] == ((9, 33), "uint8")
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    least = 35 if scheme == "w8a8_dyn" else 15
+    assert all(numerics.sqnr_db(values[name], found[name]) > least for name in ("side", "y"))
+
+
+def test_dynamic_and_static_readers_each_have_their_form(rng: np.random.Generator) -> None:
+    schemes = {"up": "w8a8", "side": "w8a8_dyn", "down": "w8a8"}
+    program, values = lowered(transformer(), schemes, rng)
+    steps = {step.name: step for step in program.steps}
+    assert {"n:quantize", "n:row_scales", "n:quantize_rows"} <= steps.keys()
+    assert "up:quantize" not in steps, "up writes int8 itself"
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    assert all(numerics.sqnr_db(values[name], found[name]) > 30 for name in ("side", "y"))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_float_residual_is_not_quantized(direct: bool, rng: np.random.Generator) -> None:
+    program, values = lowered(transformer(), {"down": "w8a8"}, rng, direct=direct)
+    down = next(step for step in program.steps if step.name == "down")
+    assert down.inputs == ("up@int8", "x")
+    assert down.workload is not None
+    assert down.workload.float_residual
+    assert down.workload.out_dtype == "float32"
+    assert names(program) == ["n", "up", "up:quantize", "side", "down", "y"]
+    found = tiny.interpret(program, {"x": values["x"]}, "uint8")
+    assert numerics.sqnr_db(values["y"], found["y"]) > 35

@@ -129,7 +129,7 @@ def test_the_sum_of_an_assignment_is_that_of_the_kernels_it_becomes(pricer: Pric
         candidates=CANDIDATES,
         losses=dict.fromkeys(prices.costs, 0.0),
         pairs=(),
-        **{key: getattr(prices, key) for key in ("costs", "conversions", "direct_s", "moved_s")},
+        **{key: getattr(prices, key) for key in ("costs", "conversions", "direct_s", "moved_s", "rows_s")},
     )
     problem = problem_of(study)  # type: ignore[arg-type]
     qparams = dict.fromkeys(graph.shapes, SAME)

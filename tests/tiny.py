@@ -101,13 +101,24 @@ def flat(x: str, output: str, channels: int) -> Layer:
     return layer("reshape", (x,), output, {x: (1, 1, 1, channels), output: (1, channels)})
 
 
-def dense(x: str, output: str, channels: tuple[int, int], *, seed: int = 3) -> Layer:
+def dense(
+    x: str,
+    output: str,
+    channels: tuple[int, int],
+    *,
+    rows: int = 1,
+    residual: str | None = None,
+    activation: Activation | None = None,
+    seed: int = 3,
+) -> Layer:
     rng = np.random.default_rng(seed)
     return layer(
         "dense",
-        (x,),
+        (x, residual) if residual else (x,),
         output,
-        {x: (1, channels[0]), output: (1, channels[1])},
+        {x: (rows, channels[0]), output: (rows, channels[1])} | ({residual: (rows, channels[1])} if residual else {}),
+        activation=activation or Activation(),
+        residual=residual is not None,
         weight=rng.standard_normal((channels[1], channels[0])).astype(np.float32),
         bias=rng.standard_normal(channels[1]).astype(np.float32),
     )
