@@ -72,7 +72,17 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "kernels",
         None,
         (
-            *("schedules", "schedule", "lowering", "compile_kernel", "compile_worker", "lower", "execute", "probe"),
+            *(
+                "schedules",
+                "schedule",
+                "lowering",
+                "compile_kernel",
+                "compile_worker",
+                "kernel_constants",
+                "lower",
+                "execute",
+                "probe",
+            ),
             *("board_facts", "device", "space"),
             *("compose", "price_features", "learned_price", "decided", "memory_plan", "library", "placed"),
         ),
