@@ -17,6 +17,8 @@ from hwq.graph import Activation, Layer
 from hwq.layer_functions import layer_attrs
 from hwq.operators import COORDINATES, linear_sources
 
+# From here on a constant masks, and computes nothing.
+_MASKING = 1e4
 Tensors = Mapping[rt.Expr, str]
 
 
@@ -169,13 +171,14 @@ def _binary(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
 
 
 def _per_channel(value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
-    """A product with, or sum of, one constant a channel: a depthwise convolution of one tap."""
+    """A product with, or sum of, one constant a channel: a depthwise convolution of one tap. What makes a mask is none:
+    where (1 - mask) * -3.4e38 is rounded at all, what is to be 0 drowns the scores that it is added to."""
     data, other = (value.args[1], value.args[0]) if rt.is_const(value.args[0]) else tuple(value.args)
     out = rt.shape_of(value)
     if rt.is_const(data) or len(out) != 4 or rt.shape_of(data) != out:
         return None
     channels = channel_values(other, out)
-    if channels is None:
+    if channels is None or np.abs(channels).max() >= _MASKING:
         return None
     scales = rt.op_name(value) == "multiply"
     weight = channels if scales else np.ones_like(channels)

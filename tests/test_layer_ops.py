@@ -72,6 +72,7 @@ def test_what_is_a_layer(call: rt.Expr, name: str, attrs: dict[str, Any]) -> Non
         op.take(X, rt.const(np.array([3, 0])), 3),
         op.take(X, rt.const(np.array([4])), 1),
         op.add(X, Y),
+        op.multiply(X, rt.const(np.float32(-3.4e38))),
         op.image.resize2d(X, (8, 9), layout="NHWC", method="cubic"),
         op.image.resize2d(X, (8, 9)),
         op.image.resize2d(X, (8, 9), layout="NHWC", coordinate_transformation_mode="tf_crop_and_resize"),
