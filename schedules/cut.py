@@ -12,7 +12,7 @@ which is right as well. Rows beyond n are whatever lies in memory; a kernel may 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class _Place:
 
 def cut_function(func: Any, workload: Workload) -> Any:
     """``func``, the scheduled kernel of ``workload``, with the input that counts tokens; itself where it is not cut."""
-    if not workload.cut:
+    if not workload.cut or any(param.name == COUNT for param in func.params):  # or it counts them itself
         return func
     count = tirx.decl_buffer((1,), "int32", COUNT)
     params = list(func.params)
@@ -84,7 +84,7 @@ def _names_of(param: Any, func: Any) -> tuple[Any, ...]:
 
 
 def _walked(stmt: Any, what: _Cut, known: Mapping[Any, Any]) -> Any:
-    """``stmt`` with its loops cut. known: the values of loops around it that have one turn."""
+    """``stmt`` with its loops cut. known: the variables of the loops around it, or their values where they have one."""
     if isinstance(stmt, tirx.SeqStmt):
         return tirx.SeqStmt([_walked(each, what, known) for each in stmt])
     if isinstance(stmt, tirx.AttrStmt):
@@ -106,14 +106,15 @@ def _walked(stmt: Any, what: _Cut, known: Mapping[Any, Any]) -> Any:
     if not isinstance(stmt, tirx.For) or stmt.kind not in (tirx.ForKind.SERIAL, tirx.ForKind.PARALLEL):
         return stmt
     extent, done = _extent(stmt, what, known)
-    known = {**known, stmt.loop_var: stmt.min} if int(stmt.extent) == 1 else known
+    single = isinstance(stmt.extent, tirx.IntImm) and int(stmt.extent) == 1
+    known = {**known, stmt.loop_var: stmt.min if single else stmt.loop_var}
     body = stmt.body if done else _walked(stmt.body, what, known)
     return tirx.For(stmt.loop_var, stmt.min, extent, stmt.kind, body, stmt.thread_binding, stmt.annotations)
 
 
 def _extent(loop: Any, what: _Cut, known: Mapping[Any, Any]) -> tuple[Any, bool]:
     """How many turns of ``loop`` are to be made, and whether the loops within it need not be cut any more."""
-    if int(loop.extent) == 1:
+    if not isinstance(loop.extent, tirx.IntImm) or int(loop.extent) == 1:
         return loop.extent, False
     places = list(_places(loop.body, what, (), known))
     places = [place for place in places if place.written] or places
@@ -123,6 +124,8 @@ def _extent(loop: Any, what: _Cut, known: Mapping[Any, Any]) -> tuple[Any, bool]
         found = list(sym.detect_linear_equation(place.flat, [loop.loop_var, *place.within]))
         *factors, begin = found or [None]
         if not factors or not all(isinstance(each, tirx.IntImm) and int(each) >= 0 for each in factors):
+            return loop.extent, False
+        if not all(var in known for var in tirx.analysis.undefined_vars(begin)):
             return loop.extent, False
         step, size = int(factors[0]), what.out_size if place.written else what.given_size
         behind = isinstance(begin, tirx.IntImm) and int(begin) >= size
@@ -140,6 +143,15 @@ def _places(stmt: Any, what: _Cut, loops: tuple[Any, ...], values: Mapping[Any, 
     """The places of the output and input in ``stmt``. loops: those around it so far; values: of the axes of blocks."""
     if isinstance(stmt, tirx.SeqStmt):
         for each in stmt:
+            if isinstance(each, tirx.Bind):
+                values = {**values, each.var: _replaced(each.value, values)}
+            yield from _places(each, what, loops, values)
+    elif isinstance(stmt, tirx.BufferStore):
+        if any(stmt.buffer.same_as(buffer) for buffer in what.out):
+            first = [index.base if isinstance(index, tirx.Ramp) else index for index in stmt.indices]
+            yield _Place(written=True, flat=_flat(stmt.buffer, first, values), within=loops)
+    elif isinstance(stmt, tirx.IfThenElse):
+        for each in (stmt.then_case, stmt.else_case):
             yield from _places(each, what, loops, values)
     elif isinstance(stmt, tirx.For):
         yield from _places(stmt.body, what, (*loops, stmt.loop_var), values)
@@ -152,15 +164,17 @@ def _places(stmt: Any, what: _Cut, loops: tuple[Any, ...], values: Mapping[Any, 
         for regions, buffers, written in ((block.writes, what.out, True), (block.reads, what.given, False)):
             for region in regions:
                 if any(region.source.same_as(buffer) for buffer in buffers):
-                    yield _Place(written=written, flat=_flat(region, inner), within=loops)
-        yield from _places(block.body, what, loops, inner)
+                    first = [each.min for each in region.region]
+                    yield _Place(written=written, flat=_flat(region.source, first, inner), within=loops)
+        if not isinstance(block.body, tirx.BufferStore):
+            yield from _places(block.body, what, loops, inner)
 
 
-def _flat(region: Any, values: Mapping[Any, Any]) -> Any:
-    """The place in memory of a region's first element."""
+def _flat(buffer: Any, first: Sequence[Any], values: Mapping[Any, Any]) -> Any:
+    """The place in memory of an element of ``buffer``."""
     flat: Any = 0
-    for extent, each in zip(region.source.shape, region.region, strict=True):
-        flat = flat * extent + each.min
+    for extent, index in zip(buffer.shape, first, strict=True):
+        flat = flat * extent + index
     return sym.Analyzer().simplify(_replaced(flat, values))
 
 

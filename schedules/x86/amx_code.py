@@ -27,6 +27,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from hwq.schedules import epilogue as ep
+from hwq.schedules.cut import COUNT
 from hwq.schedules.x86 import amx_tiles as tiles
 from hwq.schedules.x86 import bf16, table
 from hwq.schedules.x86.amx_input import padded_copy
@@ -40,12 +41,15 @@ _NAMES = ("bias", "multiplier", "shift", "ints", "floats", "table")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Buffers:
-    """What the sections read and write. rows: the elements that A tiles are loaded from."""
+    """What the sections read and write. rows: the elements that A tiles are loaded from. pixel_blocks: how many blocks
+    of pixels there are to compute.
+    """
 
     rows: Any
     weight: Any
     ends: Ends
     instruction: str
+    pixel_blocks: Expr
 
 
 def packed_shape(plan: Plan) -> tuple[int, ...]:
@@ -80,6 +84,7 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str, instruction: str, *,
     }
     residual = None if tail.residual is None else tirx.decl_buffer((size,), tail.residual.dtype, "residual")
     scales = None if tail.scales is None else tirx.decl_buffer((size // shape.out_c,), "float32", "scales")
+    tokens = tirx.decl_buffer((1,), "int32", COUNT) if plan.workload.cut and plan.runs == 1 else None
     with IRBuilder() as builder:
         with (
             T.seq_scope(),
@@ -93,11 +98,17 @@ def kernel_code(plan: Plan, tail: ep.Epilogue, stored: str, instruction: str, *,
                 scales=None if scales is None else lambda pixel, _: scales[pixel],
                 **own,
             )
-            buffers = Buffers(rows=rows, weight=weight, ends=_ends(plan, out, over, shuffles), instruction=instruction)
+            buffers = Buffers(
+                rows=rows,
+                weight=weight,
+                ends=_ends(plan, out, over, shuffles),
+                instruction=instruction,
+                pixel_blocks=_pixel_blocks(plan, tokens),
+            )
             with (T.parallel if plan.parallel else T.serial)(0, plan.chunks[0] * plan.chunks[1]) as section:
                 _section(plan, buffers, section)
         body = builder.get().body
-    params = [x, scales, residual, weight, *(own.get(name) for name in _NAMES), out]
+    params = [x, scales, residual, tokens, weight, *(own.get(name) for name in _NAMES), out]
     scalars = [] if tail.numbers is None else tail.numbers.all()
     return tirx.PrimFunc([*(param for param in params if param is not None), *scalars], body)
 
@@ -113,12 +124,33 @@ def _ends(plan: Plan, out: Any, tail: ep.Epilogue, shuffles: bool) -> Ends:
     return Ends(out=out, tail=tail, bounds=bounds, entries=entries)
 
 
+def _pixel_blocks(plan: Plan, tokens: Any) -> Expr:
+    """All blocks of pixels; where tokens are counted, those that hold some."""
+    every = tirx.const(plan.runs * plan.blocks, "int32")
+    if tokens is None:
+        return every
+    pixels = tokens[0] * (plan.length // plan.workload.cut)
+    return T.Bind(tirx.min(tirx.floordiv(pixels + (plan.block_rows - 1), plan.block_rows), every))
+
+
 def _section(plan: Plan, buffers: Buffers, section: Expr) -> None:
     """One part of the pixels with one part of the channels, on tiles of its own."""
+    first_pixels, end_pixels = _part(buffers.pixel_blocks, section // plan.chunks[1], plan.chunks[0])
+    if isinstance(buffers.pixel_blocks, tirx.IntImm):
+        _blocks(plan, buffers, section, first_pixels, end_pixels)
+        return
+    first_pixels, end_pixels = T.Bind(first_pixels), T.Bind(end_pixels)
+    with T.If(first_pixels < end_pixels), T.Then():
+        _blocks(plan, buffers, section, first_pixels, end_pixels)
+
+
+def _blocks(plan: Plan, buffers: Buffers, section: Expr, first_pixels: Expr, end_pixels: Expr) -> None:
+    """Those of a section, of which there is at least one."""
     tiles.configure(plan)
     scratch = T.alloc_buffer((plan.block_rows, plan.block_lanes), _sum_type(plan))
-    first_pixels, end_pixels = _part(plan.runs * plan.blocks, section // plan.chunks[1], plan.chunks[0])
-    first_channels, end_channels = _part(plan.channel_blocks, section % plan.chunks[1], plan.chunks[1])
+    first_channels, end_channels = _part(
+        tirx.const(plan.channel_blocks, "int32"), section % plan.chunks[1], plan.chunks[1]
+    )
     panels = None
     if plan.weight == "int4":
         panels = make_panels(buffers.weight, first_pixels, first_channels, end_channels)
@@ -149,10 +181,10 @@ def _section(plan: Plan, buffers: Buffers, section: Expr) -> None:
     tiles.release()
 
 
-def _part(count: int, index: Expr, parts: int) -> tuple[Expr, Expr]:
+def _part(count: Expr, index: Expr, parts: int) -> tuple[Expr, Expr]:
     """Where part ``index`` of ``parts`` of ``count`` begins and ends, none larger than another by more than one."""
     if parts == 1:
-        return tirx.const(0, "int32"), tirx.const(count, "int32")
+        return tirx.const(0, "int32"), count
     return index * count // parts, (index + 1) * count // parts
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from kernel_runs import at_the_edge, machine, shared
+from amx_runs import amx_target, on_tiles
+from anchor_runs import anchor, make_arguments, result_of
+from kernel_runs import at_the_edge, machine, run, shared
 
 from hwq.execute import BoundStep, bind_step, compile_kernels
 from hwq.graph import Activation, Graph
@@ -16,8 +18,10 @@ from hwq.lengths import EXTRA, Length, counts
 from hwq.lower import Program, lower
 from hwq.numerics import QParams
 from hwq.quantize import quantize_weights
+from hwq.schedule import kernel_for
 from hwq.target import Target
 from hwq.tokens import with_lengths
+from hwq.workload import Workload
 
 S, C = 20, 40
 Q = QParams(scale=0.1, zero_point=3)
@@ -119,3 +123,38 @@ def _behind(value: Any, n: int) -> Any:
     """Which elements are of tokens from n on."""
     axis = value.shape.index(S)
     return (np.arange(S) >= n).reshape([-1 if at == axis else 1 for at in range(value.ndim)])
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "bf16"])
+def test_tiles_of_tokens_that_are_not_there_are_left_out(scheme: str) -> None:
+    target, tokens = amx_target(), 100
+    static = anchor("dense", scheme, (tokens, 65), 31, residual=True)
+    workload = replace(static, cut=tokens)
+    kernel = kernel_for(workload, target)
+    assert kernel.schedule.startswith("x86/amx")
+    arguments = make_arguments(static, target, np.random.default_rng(0))
+    seen = []
+    with on_tiles() as amx:
+        whole = result_of(static, target, kernel_for(static, target), arguments)
+        for n in (1, 33, 64, tokens):
+            before = 0 if amx is None else amx.counts[kernel.instruction]
+            given = [*arguments[:2], np.array([n], np.int32), *arguments[2:]]
+            ready = [*given[:3], kernel.pack(given[3]), *given[4:]]
+            found = run(kernel, target, ready, workload.output_shape, str(whole.dtype))
+            np.testing.assert_array_equal(found[:n], whole[:n])
+            seen.append(0 if amx is None else amx.counts[kernel.instruction] - before)
+    assert amx is None or (seen == sorted(seen) and seen[0] < seen[-1] / 2)
+
+
+def test_a_table_is_read_for_the_tokens_that_are_there(tmp_path: Any) -> None:
+    workload = Workload(
+        op="gather", scheme="f32", input_shapes=((1, S),), output_shape=(1, S, C), cut=S,
+        attrs=(("ids", "int64"), ("rows", 9)),
+    )  # fmt: skip
+    target, table = machine(), np.random.default_rng(0).standard_normal((9, C)).astype(np.float32)
+    ids = np.arange(S)[None] % 9
+    for n in (1, 7, S):
+        given = [np.where(np.arange(S) < n, ids, -(2**62)), np.array([n], np.int32), table]
+        found = run(kernel_for(workload, target), target, given, workload.output_shape, "float32")
+        np.testing.assert_array_equal(found[0, :n], table[ids[0, :n]])
+        assert (found[0, n:] == 99).all()
