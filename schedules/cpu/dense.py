@@ -28,7 +28,8 @@ from hwq import numerics
 from hwq.cost import weight_bytes
 from hwq.schedules import epilogue as ep
 from hwq.schedules.arm import model as arm
-from hwq.schedules.cpu.ends import finished, kernel_function
+from hwq.schedules.cpu import lookup
+from hwq.schedules.cpu.ends import finished, kernel_function, table_entries
 from hwq.schedules.cpu.geometry import Form, compute_row, form, geometry, no_form
 from hwq.schedules.cpu.holding import axes_of, hold_of, reduction, schedule_held
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers, within_range
@@ -42,7 +43,7 @@ from hwq.schedules.x86 import bf16
 from hwq.target import Target
 from hwq.workload import Kernel, Workload
 
-NAME = "cpu/dense:4"
+NAME = "cpu/dense:5"
 # Convolutions of more rows are left to ``conv2d``, whose tiles are wider where rows are not crowded.
 MOST_PIXELS = 16
 # Rows of a tile at most; and of int4 where products are added up by an instruction of their own: LLVM then sums them in
@@ -116,6 +117,13 @@ class Plan:
         """Whether the epilogue goes through a buffer: its first part by vectors, then a table."""
         return common.is_tabled(self.workload)
 
+    @property
+    def shuffle(self) -> str | None:
+        """The instruction that looks bytes up in a table, if there is a table, and tiles hold its vectors."""
+        width = self.vectors * self.lanes
+        able = (name for name in self.form.shuffles if width % lookup.LANES[name] == 0 == self.channels % width)
+        return next(able, None) if self.staged else None
+
 
 def make_plan(workload: Workload, found: Form) -> Plan:
     """The plan with the tile of fewest ``cycles`` that has registers."""
@@ -128,21 +136,16 @@ def ranked(workload: Workload, found: Form) -> list[tuple[float, Plan]]:
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
     vectors = math.ceil(shape.out_c / lanes)
     rows_most, wide_most = min(MOST_ROWS, shape.in_w), min(arm.MOST_VECTORS if found.neon else MOST_VECTORS, vectors)
-    tiles = [(rows, wide) for rows in range(1, rows_most + 1) for wide in range(1, wide_most + 1)]
+    looked_up = [lookup.LANES[name] for name in found.shuffles] if common.is_tabled(workload) else []
+    multiple = next(
+        (it // lanes for it in looked_up if shape.out_c % it == 0 == it % lanes and it <= lanes * wide_most), 1
+    )
+    tiles = [(rows, wide) for rows in range(1, rows_most + 1) for wide in range(multiple, wide_most + 1, multiple)]
+    plan = functools.partial(
+        Plan, workload=workload, form=found, count=shape.in_w, inputs=shape.in_c, channels=shape.out_c, lanes=lanes
+    )
     plans = [
-        (
-            cycles(found, shape.in_w, vectors, rows, wide),
-            Plan(
-                workload=workload,
-                form=found,
-                count=shape.in_w,
-                inputs=shape.in_c,
-                channels=shape.out_c,
-                rows=rows,
-                vectors=wide,
-                lanes=lanes,
-            ),
-        )
+        (cycles(found, shape.in_w, vectors, rows, wide), plan(rows=rows, vectors=wide))
         for rows, wide in tiles
         if fits(found, rows, wide)
     ]
@@ -297,7 +300,9 @@ def computation(plan: Plan) -> tuple[list[Any], ep.Epilogue]:
         total = acc[m, c // (vectors * lanes), c // lanes % vectors, c % lanes]
         return total >> SCALE_BITS if plan.scaled else total
 
-    return tail.arguments(x, weight, finished(tail, sums, out_shape, staged=plan.staged)), tail
+    entries = table_entries(plan.shuffle)
+    out = finished(tail, sums, out_shape, staged=plan.staged, entries=entries)
+    return [*tail.arguments(x, weight, out), *([] if entries is None else [entries])], tail
 
 
 def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT) -> None:
@@ -337,7 +342,7 @@ def schedule(sch: Schedule, plan: Plan, target: Target, choice: Choice = DEFAULT
         sch.vectorize(sch.fuse(w_lane, w_i))
         sch.set_scope(weights, 0, "local")
     sch.set_scope(acc, 0, "local")
-    schedule_tail(sch, m_out, plan.lanes, plan.channels, staged=plan.staged)
+    schedule_tail(sch, m_out, plan.lanes, plan.channels, staged=plan.staged, shuffle=plan.shuffle)
     for loop in (*within, m_in, v):
         sch.unroll(loop)
     if not found.intrinsic:
@@ -371,8 +376,13 @@ def worth_parallel(workload: Workload, target: Target) -> bool:
     return common.worth_threads(workload.parallel, seconds, target)
 
 
-def schedule_tail(sch: Schedule, at: Any, lanes: int, channels: int, *, staged: bool) -> None:
-    """The epilogue of a tile by vectors of channels: the widest that the output's channels divide into."""
+def schedule_tail(
+    sch: Schedule, at: Any, lanes: int, channels: int, *, staged: bool, shuffle: str | None = None
+) -> None:
+    """The epilogue of a tile by vectors of channels: the widest that the output's channels divide into.
+
+    shuffle: what looks its bytes up in a table; None: they go one by one.
+    """
     out = sch.get_sblock("out")
     width = next((n for n in (16, 8, 4) if n <= lanes and channels % n == 0), 1)
     first = sch.get_sblock("staged") if staged else out
@@ -385,3 +395,5 @@ def schedule_tail(sch: Schedule, at: Any, lanes: int, channels: int, *, staged: 
         sch.vectorize(lane)
     if staged:
         sch.reverse_compute_at(out, at, preserve_unit_loops=True)
+    if shuffle is not None:
+        sch.vectorize(sch.split(sch.get_loops(out)[-1], [None, lookup.LANES[shuffle]])[1])
