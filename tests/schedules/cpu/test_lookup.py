@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from kernel_runs import assembly, make
 
+from hwq.graph import Activation
+from hwq.schedule import kernel_for
 from hwq.schedules.cpu import lookup
 from hwq.target import Target
 
@@ -29,14 +32,13 @@ def test_rows_hold_the_table_once_or_more(instruction: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "instruction"), [("x86-avx512-bf16", "vpermi2b"), ("x86-avx2", "vpshufb"), ("arm-cortex-a76", "tbl")]
+    ("name", "instructions"),
+    [("x86-avx512-bf16", {"vpermi2b", "vpermt2b"}), ("x86-avx2", {"vpshufb"}), ("arm-cortex-a76", {"tbl"})],
 )
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
-def test_a_dense_layer_looks_its_bytes_up_by_vectors(name: str, instruction: str, scheme: str) -> None:
+def test_a_dense_layer_looks_its_bytes_up_by_vectors(name: str, instructions: set[str]) -> None:
     gelu = Activation(kind="gelu")
-    workload = make("dense", scheme, [(8, 64)], (8, 128), activation=gelu, has_bias=True)
     target = Target.load(name)
-    kernel = kernel_for(workload, target)
+    kernel = kernel_for(replace(make("dense", "w8a8", [(4, 64)], (4, 128), activation=gelu), has_bias=True), target)
     assert kernel.schedule.startswith("cpu/dense:")
-    text = assembly(kernel, target)
-    assert re.search(rf"\bv?{instruction}\b", text)
+    used = {line.split()[0] for line in assembly(kernel, target) if line.split()}
+    assert instructions & used
