@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hwq.model import Model, load
     from hwq.plan import Plan
     from hwq.scheme import Budget
+    from hwq.session import Session
     from hwq.target import Target
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Model",
     "Plan",
     "Point",
+    "Session",
     "Target",
     "build",
     "compile",
@@ -41,7 +43,7 @@ __all__ = [
 _HOMES = {
     **{"Artifact": "artifact", "Benchmark": "artifact", "Budget": "scheme", "HwqError": "errors", "Model": "model"},
     **{"Plan": "plan", "Target": "target", "build": "compiler", "compile": "compiler", "load": "model"},
-    **{"Point": "explore", "decoder": "decode", "explore": "explore", "plan": "compiler"},
+    **{"Point": "explore", "Session": "session", "decoder": "decode", "explore": "explore", "plan": "compiler"},
 }
 
 

@@ -38,6 +38,15 @@ PROMISED = {
         "the same bits before and after: True",
         "of what it took",
     ),
+    "04_language_model": (
+        "shares           attention",
+        "besides, in steps: ",
+        "steps differ by",
+        "  the boy ",
+        "session-full: the session stands at position",
+        "two sessions, at 9 and 8 of 96 tokens",
+        "caches of a session: 24576 bytes",
+    ),
 }
 
 
