@@ -19,10 +19,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from hwq.schedules.cpu import attention_stages as stages
+from hwq.schedules.cpu import attention_parts as parts
 from hwq.schedules.cpu import attention_step
+from hwq.schedules.cpu.attention_bytes import BYTES
 from hwq.schedules.cpu.attention_plan import Plan
-from hwq.schedules.cpu.attention_stages import Buffers, Task, Tile, ceiling
+from hwq.schedules.cpu.attention_stages import FLOAT, Buffers, Stages, Task, Tile, ceiling, largest, new_task, places
 
 Expr = Any
 
@@ -36,8 +37,15 @@ def kernel_code(plan: Plan) -> Any:
         "bias": 0 if plan.bias is None else math.prod(plan.bias),
         "out": plan.batch * plan.queries * plan.heads * plan.width,
     }
-    arguments = {name: tirx.decl_buffer((size,), "float32", name) if size else None for name, size in sizes.items()}
+    kinds = dict.fromkeys("qkv", plan.stored) | {"out": plan.out_dtype}
+    arguments = {
+        name: tirx.decl_buffer((size,), kinds.get(name, "float32"), name) if size else None
+        for name, size in sizes.items()
+    }
+    ints = tirx.decl_buffer((4,), "int32", "ints") if plan.integer else None
+    floats = tirx.decl_buffer((2,), "float32", "floats") if plan.integer else None
     span = tirx.decl_buffer((2,), "int32", "span") if plan.cut else None
+    stages = BYTES if plan.integer else FLOAT
     with IRBuilder() as builder:
         with T.seq_scope():
             queries: Expr = plan.queries
@@ -45,39 +53,35 @@ def kernel_code(plan: Plan) -> Any:
             if span is not None:  # whatever is in there, nothing is read or written that is not there
                 queries = T.Bind(tirx.min(span[0], plan.queries))
                 keys = T.Bind(tirx.min(span[1], plan.keys))
-            buffers = Buffers(**arguments, queries=queries, keys=keys)
+            buffers = Buffers(**arguments, ints=ints, floats=floats, queries=queries, keys=keys)
             with (T.parallel if plan.parallel else T.serial)(0, plan.tasks) as task:
-                (attention_step.task if plan.by_heads else _task)(plan, buffers, task)
+                (attention_step.task if plan.by_heads else _task)(plan, stages, buffers, task)
         body = builder.get().body
     q, k, v, bias, out = arguments.values()
     others = (span, bias) if plan.constant else (bias, span)
-    return tirx.PrimFunc([each for each in (q, k, v, *others, out) if each is not None], body)
+    return tirx.PrimFunc([each for each in (q, k, v, *others, ints, floats, out) if each is not None], body)
 
 
-def _task(plan: Plan, buffers: Buffers, index: Expr) -> None:
+def _task(plan: Plan, stages: Stages, buffers: Buffers, index: Expr) -> None:
     """A part of the rows of one head of keys."""
-    packed_blocks = plan.blocks if plan.packs_once else 1
-    task = Task(
-        batch=T.Bind(index // (plan.kv_heads * plan.parts)),
-        head=T.Bind(index // plan.parts % plan.kv_heads),
-        packed=T.alloc_buffer((packed_blocks * plan.block * plan.depth,), "float32"),
-        copied=T.alloc_buffer((plan.rows * plan.depth,), "float32"),
-        scores=T.alloc_buffer((plan.rows * plan.pitch,), "float32"),
-    )
+    batch = T.Bind(index // (plan.kv_heads * plan.parts))
+    head = T.Bind(index // plan.parts % plan.kv_heads)
+    task = new_task(plan, batch, head, plan.rows, plan.blocks if plan.packs_once else 1)
     if plan.packs_once:
         with T.serial(0, ceiling(buffers.keys, plan.block)) as block:
             stages.pack(plan, buffers, task, block, block)
+        stages.pack_values(plan, buffers, task)
     tiles = T.Bind(ceiling(buffers.queries, plan.rows)) if plan.cut else ceiling(buffers.queries, plan.rows)
     part = index % plan.parts
     jobs = tiles * plan.group
     first, end = (0, jobs) if plan.parts == 1 else (part * jobs // plan.parts, (part + 1) * jobs // plan.parts)
     with T.serial(first, end) as job:
-        _tile(plan, buffers, task, job % tiles * plan.rows, job // tiles)
+        _tile(plan, stages, buffers, task, job % tiles * plan.rows, job // tiles)
 
 
-def _tile(plan: Plan, buffers: Buffers, task: Task, first: Expr, head: Expr) -> None:
+def _tile(plan: Plan, stages: Stages, buffers: Buffers, task: Task, first: Expr, head: Expr) -> None:
     """The queries from ``first`` on of head ``head`` of the group."""
-    queries = stages.places(first, buffers.queries, plan.rows)
+    queries = places(first, buffers.queries, plan.rows)
     ends = [buffers.keys] * plan.rows
     if plan.causal:
         ends = [T.Bind(tirx.min(query + 1 + (buffers.keys - buffers.queries), buffers.keys)) for query in queries]
@@ -88,7 +92,9 @@ def _tile(plan: Plan, buffers: Buffers, task: Task, first: Expr, head: Expr) -> 
         if not plan.packs_once:
             stages.pack(plan, buffers, task, block, 0)
         stages.scores(plan, task, 0, block, block if plan.packs_once else 0)
-    totals = stages.powers(plan, task, tile, stages.largest(plan, buffers, task, tile))
+    found = stages.shares(plan, buffers, task, tile, largest(plan, buffers, task, tile))
+    totals = [total for total, _ in found]
     for piece in plan.pieces:
-        found = stages.sums(plan, buffers, task, tile, piece, (0, tile.last), kept=None)
-        stages.finish(plan, buffers, task, tile, found, piece, totals)
+        keys = (tirx.const(0, "int32"), tile.last)
+        sums = stages.sums(plan, buffers, task, tile, piece, keys, lambda r, _, lanes: parts.wide(found[r][1], lanes))
+        stages.finish(plan, buffers, task, tile, sums, piece, totals)

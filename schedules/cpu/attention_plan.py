@@ -32,7 +32,7 @@ class Plan:
 
     bias: its shape of four axes, None without; constant: it comes behind the inputs. cut: the last input says how many
     queries and keys there are. lanes: of a vector. rows x vectors: a tile of scores; values: vectors of outputs that
-    are summed at once. parts: how many tasks share the rows of one head of keys.
+    are summed at once. parts: see ``tasks``. stored: the type of q, k and v.
     """
 
     batch: int
@@ -54,6 +54,9 @@ class Plan:
     parts: int
     parallel: bool
     fused: bool
+    integer: bool
+    stored: str
+    out_dtype: str
 
     @property
     def group(self) -> int:
@@ -81,6 +84,11 @@ class Plan:
         return 16 * (lines + (lines % 2 == 0))
 
     @property
+    def summed(self) -> str:
+        """The type of sums."""
+        return "int32" if self.integer else "float32"
+
+    @property
     def tasks(self) -> int:
         """What threads share: parts of a head of keys' rows, or, of one query, of its heads of keys."""
         return self.batch * self.parts * (1 if self.by_heads else self.kv_heads)
@@ -95,12 +103,12 @@ class Plan:
     def packs_once(self) -> bool:
         """Whether a head's keys are packed before its tiles; else there is but one, and each block is when its turn
         comes."""
-        return self.group * math.ceil(self.queries / self.rows) > 1
+        return not self.by_heads and self.group * math.ceil(self.queries / self.rows) > 1
 
     @property
     def shifted(self) -> bool:
         """Whether scores are scaled, and their bias added, before their maximum is known."""
-        return self.added or self.scale <= 0.0
+        return self.added or (self.scale <= 0.0 and not self.integer)
 
     @property
     def added(self) -> bool:
@@ -154,6 +162,9 @@ def make_plan(workload: Workload, target: Target) -> Plan:
         values=values,
         parts=parts,
         parallel=parallel and jobs * parts > 1,
+        integer=common.is_integer(workload),
+        stored=common.element_type(workload, target),
+        out_dtype="float32" if workload.out_dtype == "float32" else target.activation_storage,
         fused=target.architecture != "x86_64" or "fma" in target.cpu_flags,
     )
 

@@ -7,6 +7,7 @@ again, and so are a block's keys: nothing is read or written that is not there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from hwq.schedules.cpu import attention_parts as parts
 from hwq.schedules.cpu.attention_plan import Plan
 
 Expr = Any
+First = Callable[[int, int, int], Any]
 # Steps along the depth that are written out, and rows whose powers are computed side by side.
 UNROLLED, ROWS_BESIDE = 4, 4
 # How far ahead of their use the keys and values of one query are asked for: where memory is read just once.
@@ -25,12 +27,14 @@ KEYS_AHEAD, VALUES_AHEAD = 64, 32
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Buffers:
-    """The arguments, flat, and how many queries and keys there are."""
+    """The arguments, flat, and how many queries and keys there are; ints, floats: of the integer form."""
 
     q: Any
     k: Any
     v: Any
     bias: Any
+    ints: Any
+    floats: Any
     out: Any
     queries: Expr
     keys: Expr
@@ -39,13 +43,31 @@ class Buffers:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Task:
     """One head of keys of a batch. packed: its keys, or a block of them; copied, scores: the queries and scores of rows
-    that are worked on."""
+    that are worked on. Of the integer form: the values packed, if keys are packed once, shares as bytes, and what zero
+    points add to the scores of a key, and of a row."""
 
     batch: Expr
     head: Expr
     packed: Any
     copied: Any
     scores: Any
+    values: Any = None
+    shares: Any = None
+    key_starts: Any = None
+    row_starts: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stages:
+    """The stages of the float form, or the integer one's; see the functions of their names."""
+
+    pack: Callable[..., None]
+    pack_values: Callable[..., None]
+    copy_queries: Callable[..., None]
+    scores: Callable[..., None]
+    shares: Callable[..., list[tuple[Expr, Expr]]]
+    sums: Callable[..., Any]
+    finish: Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +80,22 @@ class Tile:
     ends: list[Expr]
     last: Expr
     origin: Expr
+
+
+def new_task(plan: Plan, batch: Expr, head: Expr, rows: int, blocks: int) -> Task:
+    """A task with room for ``rows`` rows and ``blocks`` blocks of keys."""
+    integer, keys = plan.integer, blocks * plan.block
+    return Task(
+        batch=batch,
+        head=head,
+        packed=T.alloc_buffer((keys * plan.depth // (4 if integer else 1),), plan.summed),
+        copied=T.alloc_buffer((rows * plan.depth,), plan.stored),
+        scores=T.alloc_buffer((rows * plan.pitch,), "float32"),
+        values=T.alloc_buffer((ceiling(plan.keys, 4) * plan.width,), "int32") if integer and plan.packs_once else None,
+        shares=T.alloc_buffer((rows * plan.pitch,), "uint8") if integer else None,
+        key_starts=T.alloc_buffer((keys,), "int32") if integer else None,
+        row_starts=T.alloc_buffer((rows,), "float32") if integer and plan.added else None,
+    )
 
 
 def ceiling(a: Expr, b: int) -> Expr:
@@ -167,9 +205,11 @@ def largest(plan: Plan, buffers: Buffers, task: Task, tile: Tile) -> list[Expr]:
         for r in range(rows):
             at = (tile.origin + r) * plan.pitch + key
             score = parts.loaded(task.scores, at, lanes)
+            if plan.integer and plan.added:  # both are whole numbers
+                score = score + parts.wide(task.row_starts[tile.origin + r], lanes)
             if plan.shifted:
                 addend = _bias_at(plan, buffers, biases[r], key, masked) if biases else parts.wide(0.0, lanes)
-                scale = parts.wide(plan.scale, lanes)
+                scale = parts.wide(buffers.floats[0] if plan.integer else plan.scale, lanes)
                 score = T.Bind(parts.multiply_add(score, scale, addend, lanes, fused=plan.fused))
             if masked:
                 there = tirx.Ramp(key, 1, lanes) < parts.wide(tile.ends[r], lanes, "int32")
@@ -208,8 +248,9 @@ def _bias_at(plan: Plan, buffers: Buffers, start: Expr, key: Expr, masked: bool)
     return buffers.bias[parts.wide(start, lanes) + keys]
 
 
-def powers(plan: Plan, task: Task, tile: Tile, largest: list[Expr]) -> list[Expr]:
-    """Scores become powers; one over their sum, for each row, in every lane."""
+def shares(plan: Plan, _buffers: Buffers, task: Task, tile: Tile, largest: list[Expr]) -> list[tuple[Expr, Expr]]:
+    """Scores become powers, whose shares of their sum they are; of each row (one over their sum, what its sums of
+    values begin with)."""
     lanes = plan.lanes
     factor = parts.wide(parts.LOG2_E * (1.0 if plan.shifted else plan.scale), lanes)
     sums = T.alloc_buffer((plan.rows * lanes,), "float32", scope="local")
@@ -225,25 +266,22 @@ def powers(plan: Plan, task: Task, tile: Tile, largest: list[Expr]) -> list[Expr
                 parts.put(task.scores, value, at, lanes)
                 parts.put(sums, parts.loaded(sums, r * lanes, lanes) + value, r * lanes, lanes)
     totals = [parts.fold(parts.loaded(sums, r * lanes, lanes), lanes, lambda a, b: a + b) for r in range(plan.rows)]
-    return [T.Bind(tirx.const(1.0, "float32") / total) for total in totals]
+    return [(T.Bind(tirx.const(1.0, "float32") / total), tirx.const(0.0, "float32")) for total in totals]
 
 
 def sums(
-    plan: Plan, buffers: Buffers, task: Task, tile: Tile, piece: tuple[int, int], keys: tuple[Expr, Expr], *, kept: Any
+    plan: Plan, buffers: Buffers, task: Task, tile: Tile, piece: tuple[int, int], keys: tuple[Expr, Expr], before: First
 ) -> Any:
     """Sums of shares times values over keys ``keys`` (first, end), for outputs ``piece`` (first, count) of each row.
 
-    kept: what was summed so far, (rows, width) flat; None: nothing. The sums are in registers, row after row.
+    before(row, output, lanes): what they begin with. The sums are in registers, row after row.
     """
     first, size = piece
     columns = parts.pieces(size, plan.lanes)
     found = T.alloc_buffer((plan.rows * size,), "float32", scope="local")
     for r in range(plan.rows):
         for at, lanes in columns:
-            before = parts.wide(0.0, lanes)
-            if kept is not None:
-                before = parts.loaded(kept, (tile.origin + r) * plan.width + first + at, lanes)
-            parts.put(found, before, r * size + at, lanes)
+            parts.put(found, before(r, first + at, lanes), r * size + at, lanes)
     with T.serial(*keys) as key:
         row = (task.batch * plan.keys + key) * plan.kv_heads + task.head
         start = T.Bind(row * plan.width + first)
@@ -273,3 +311,18 @@ def finish(
         for at, lanes in parts.pieces(size, plan.lanes):
             value = parts.loaded(found, r * size + at, lanes) * parts.wide(totals[r], lanes)
             parts.put(buffers.out, value, start + at, lanes)
+
+
+def nothing(*_: Any) -> None:
+    """Values of floats are read where they are."""
+
+
+FLOAT = Stages(
+    pack=pack,
+    pack_values=nothing,
+    copy_queries=copy_queries,
+    scores=scores,
+    shares=shares,
+    sums=sums,
+    finish=finish,
+)

@@ -20,35 +20,37 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwq.schedules.cpu import attention_parts as parts
-from hwq.schedules.cpu import attention_stages as stages
 from hwq.schedules.cpu.attention_plan import Plan
-from hwq.schedules.cpu.attention_stages import Buffers, Task, Tile, ceiling, lesser
+from hwq.schedules.cpu.attention_stages import (
+    Buffers,
+    First,
+    Stages,
+    Task,
+    Tile,
+    ceiling,
+    largest,
+    lesser,
+    new_task,
+    places,
+)
 
 Expr = Any
 # Keys whose values are read before the next head's.
 TOGETHER = 8
 
 
-def task(plan: Plan, buffers: Buffers, index: Expr) -> None:
+def task(plan: Plan, stages: Stages, buffers: Buffers, index: Expr) -> None:
     """A part of the heads of keys of a batch."""
     count = plan.kv_heads // plan.parts
     tiles = math.ceil(plan.group / plan.rows)
     rows = count * tiles * plan.rows
     first = T.Bind(index % plan.parts * count)
-    own = Task(
-        batch=T.Bind(index // plan.parts),
-        head=first,
-        packed=T.alloc_buffer((plan.block * plan.depth,), "float32"),
-        copied=T.alloc_buffer((rows * plan.depth,), "float32"),
-        scores=T.alloc_buffer((rows * plan.pitch,), "float32"),
-    )
+    own = new_task(plan, T.Bind(index // plan.parts), first, rows, 1)
     totals = T.alloc_buffer((rows,), "float32")
-    sums = T.alloc_buffer((rows * plan.width,), "float32")
+    sums = T.alloc_buffer((rows * plan.width,), plan.summed)
 
     def tile(head: Expr, number: Expr) -> tuple[Task, Tile]:
-        heads = [
-            (first + head) * plan.group + place for place in stages.places(number * plan.rows, plan.group, plan.rows)
-        ]
+        heads = [(first + head) * plan.group + place for place in places(number * plan.rows, plan.group, plan.rows)]
         return replace(own, head=first + head), Tile(
             queries=[tirx.const(0, "int32")] * plan.rows,
             heads=heads,
@@ -64,30 +66,33 @@ def task(plan: Plan, buffers: Buffers, index: Expr) -> None:
         with T.serial(0, tiles) as number:
             stages.scores(plan, own, (head * tiles + number) * plan.rows, block, 0)
     with T.grid(count, tiles) as (head, number):
-        some, rows_ = tile(head, number)
-        found = stages.powers(plan, some, rows_, stages.largest(plan, buffers, some, rows_))
-        for r, total in enumerate(found):
-            parts.put(totals, total, rows_.origin + r, 1)
-    for at, lanes in parts.pieces(rows * plan.width, plan.lanes):
-        parts.put(sums, parts.wide(0.0, lanes), at, lanes)
+        some, these = tile(head, number)
+        found = stages.shares(plan, buffers, some, these, largest(plan, buffers, some, these))
+        for r, (total, start) in enumerate(found):
+            parts.put(totals, total, these.origin + r, 1)
+            for at, lanes in parts.pieces(plan.width, plan.lanes):
+                parts.put(sums, parts.wide(start, lanes), (these.origin + r) * plan.width + at, lanes)
     with T.serial(0, ceiling(buffers.keys, TOGETHER)) as chunk:
         keys = (chunk * TOGETHER, lesser((chunk + 1) * TOGETHER, buffers.keys))
         with T.grid(count, tiles) as (head, number):
-            some, rows_ = tile(head, number)
+            some, these = tile(head, number)
             for piece in plan.pieces:
-                summed = stages.sums(plan, buffers, some, rows_, piece, keys, kept=sums)
+                summed = stages.sums(plan, buffers, some, these, piece, keys, _kept(plan, sums, these))
                 for r in range(plan.rows):
                     for at, lanes in parts.pieces(piece[1], plan.lanes):
-                        goal = (rows_.origin + r) * plan.width + piece[0] + at
+                        goal = (these.origin + r) * plan.width + piece[0] + at
                         parts.put(sums, parts.loaded(summed, r * piece[1] + at, lanes), goal, lanes)
     with T.grid(count, tiles) as (head, number):
-        some, rows_ = tile(head, number)
+        some, these = tile(head, number)
         for piece in plan.pieces:
-            found = T.alloc_buffer((plan.rows * piece[1],), "float32", scope="local")
+            whole = T.alloc_buffer((plan.rows * piece[1],), plan.summed, scope="local")
             for r in range(plan.rows):
                 for at, lanes in parts.pieces(piece[1], plan.lanes):
-                    goal = (rows_.origin + r) * plan.width + piece[0] + at
-                    parts.put(found, parts.loaded(sums, goal, lanes), r * piece[1] + at, lanes)
-            stages.finish(
-                plan, buffers, some, rows_, found, piece, [totals[rows_.origin + r] for r in range(plan.rows)]
-            )
+                    parts.put(whole, _kept(plan, sums, these)(r, piece[0] + at, lanes), r * piece[1] + at, lanes)
+            steps = [totals[these.origin + r] for r in range(plan.rows)]
+            stages.finish(plan, buffers, some, these, whole, piece, steps)
+
+
+def _kept(plan: Plan, sums: Any, tile: Tile) -> First:
+    """What was summed so far for a row of the tile, from some output on."""
+    return lambda r, at, lanes: parts.loaded(sums, (tile.origin + r) * plan.width + at, lanes)
