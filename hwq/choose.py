@@ -121,12 +121,12 @@ def _common(study: Study, group: Sequence[str]) -> set[str]:
 
 def _converted(layer: Layer) -> tuple[str, ...]:
     """The inputs of ``layer`` that an integer scheme takes in int8."""
-    return layer.inputs[:1] if layer.float_residual else layer.inputs
+    return layer.inputs[:1] if layer.float_residual else layer.int8_inputs
 
 
 def _in_float(layer: Layer) -> tuple[str, ...]:
     """The inputs of ``layer`` that it takes as float32 in every scheme."""
-    return layer.inputs[1:] if layer.float_residual else ()
+    return layer.inputs[len(_converted(layer)) :]
 
 
 def leading(candidates: Sequence[Candidate], alike: Sequence[tuple[str, ...]] = ()) -> tuple[Candidate, ...]:

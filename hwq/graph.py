@@ -104,7 +104,13 @@ class Layer:
     @property
     def int8_tensors(self) -> tuple[str, ...]:
         """The tensors that may be int8 where the layer is in an integer scheme: what it reads, and writes."""
-        return self.inputs[:1] if self.float_residual else (*self.inputs, self.output)
+        return self.inputs[:1] if self.float_residual else (*self.int8_inputs, self.output)
+
+    @property
+    def int8_inputs(self) -> tuple[str, ...]:
+        """The inputs that are int8 in an integer scheme: of attention q, k and v alone; not a residual in float."""
+        count = 3 if self.op == "attention" else len(self.inputs) - self.float_residual
+        return self.inputs[:count]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,6 +7,8 @@ and their products with the values are whole numbers again. Floats in between ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hwq import numerics
@@ -34,10 +36,21 @@ WHOLE_SHARE = np.float32(255.0)
 MOST_DEPTH = 128
 
 
+def takes(depth: int, width: int, scale: float) -> bool:
+    """Whether heads of ``depth`` and ``width`` have an integer form, with the scores' ``scale``."""
+    return depth % 16 == 0 and width % 16 == 0 and depth <= MOST_DEPTH and scale > 0
+
+
+def counts(bias: Sequence[int] | None) -> bool:
+    """Whether a bias of this shape (four axes) changes shares: one that is the same for all keys does not."""
+    return bias is not None and bias[3] > 1
+
+
 def power(distance: Array, factor: float) -> Floats:
     """2^(distance * factor) of float32 values of at most about 0; below LEAST_POWER, and of -inf, exactly 0."""
     distance, scale = distance.astype(np.float32), np.float32(factor)
-    there = distance * scale >= LEAST_POWER
+    with np.errstate(over="ignore"):
+        there = distance * scale >= LEAST_POWER
     known = np.where(there, distance, np.float32(0))
     whole = numerics.fma32(known, scale, ROUNDER)
     rest = numerics.fma32(known, scale, ROUNDER - whole)
@@ -75,7 +88,7 @@ def attention(
     )
     scores = (a @ b.transpose(0, 1, 3, 2)).astype(np.float32)
     step = float(np.float32(floats[0]))
-    if bias is not None:
+    if bias is not None and counts(bias.shape):
         scores = numerics.fma32(scores, np.float32(step), np.broadcast_to(bias[:, :, :n, :t], scores.shape))
         step = LOG2_E
     if causal:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwq import group_scales, numerics, row_scales
+from hwq import group_scales, integer_attention, numerics, row_scales
 from hwq.graph import ANCHORS, Layer
 from hwq.numerics import QParams
 from hwq.operators import pool_multiplier
@@ -36,8 +36,10 @@ def kernel_constants(
             found = weights[layer.name, scheme]
             return (found.values, group_scales.in_lanes(found.scale), found.bias), 0
         return (layer.weight, layer.bias) if layer.bias is not None else (layer.weight,), 0
-    ins = [qparams[tensor] for tensor in layer.int8_tensors if tensor in layer.inputs]
+    ins = [qparams[tensor] for tensor in layer.int8_inputs]
     out = ins[0] if layer.float_residual else qparams[layer.output]  # of no use where float is written
+    if layer.op == "attention":
+        return (*layer.constants, *_attention_numbers(layer, ins, out, offset, direct)), None
     if layer.op in ANCHORS:
         return _anchor_constants(
             layer, ins, out, qparams.get(f"{layer.name}:pre"), weights[layer.name, scheme], offset, direct
@@ -75,6 +77,22 @@ def _clamp(layer: Layer, out: QParams) -> tuple[int, int]:
     low = bound(0.0) if kind == "relu" else bound(layer.activation.lo) if kind == "clip" else -128
     high = bound(layer.activation.hi) if kind == "clip" else 127
     return low, high
+
+
+def takes_bytes(layer: Layer) -> bool:
+    """Whether the attention ``layer`` has an integer form."""
+    depth, width = (shape[-1] // layer.attrs["kv_heads"] for shape in layer.input_shapes[1:3])
+    return integer_attention.takes(depth, width, layer.attrs["scale"])
+
+
+def _attention_numbers(layer: Layer, ins: list[QParams], out: QParams, offset: int, direct: bool) -> tuple[Array, ...]:
+    """The zero points of q, k, v and the output; what a step of a score is, and of v: see ``integer_attention``."""
+    q, k, v = ins
+    shape = next((shape for shape in layer.input_shapes[3:] if len(shape) == 4), layer.attrs.get("bias"))
+    powers = 1.0 if integer_attention.counts(shape) else integer_attention.LOG2_E
+    step = np.float64(q.scale) * k.scale * layer.attrs["scale"] * powers
+    floats = np.array([step, v.scale / np.float64(1.0 if direct else out.scale)], np.float32)
+    return _ints(q.zero_point, k.zero_point, v.zero_point, out.zero_point, offset=offset), floats
 
 
 def _anchor_constants(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.graph import ANCHORS, PASS_THROUGH, Graph, Layer, Shape
-from hwq.kernel_constants import kernel_constants
+from hwq.kernel_constants import kernel_constants, takes_bytes
 from hwq.lengths import EXTRA, cut_steps
 from hwq.numerics import QParams
 from hwq.quantize import Weights
@@ -81,7 +81,8 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
         floats = tuple(name for name in floating if name == "f32" or name in on_target)
     else:
         floats = ("f32",) if floating or layer.op in PASS_THROUGH else ()
-    native = all(graph.dtypes[tensor] == FLOAT for tensor in (*layer.inputs, layer.output))
+    native = all(graph.dtypes[tensor] == FLOAT for tensor in (*layer.int8_inputs, layer.output))
+    native = native and (layer.op != "attention" or takes_bytes(layer))
     clamped = layer.op in (*ANCHORS, "unary") or layer.activation.clamps
     integers: tuple[str, ...] = ()
     if native and clamped:
@@ -168,7 +169,7 @@ def writes_float(layer: Layer) -> bool:
 
     Depthwise ones do not: their fast kernels write bytes, and what packs for another would have other sizes.
     """
-    return layer.op in ("conv2d", "dense") and layer.activation.clamps
+    return layer.op in ("conv2d", "dense", "attention") and layer.activation.clamps
 
 
 def lower(
@@ -263,9 +264,8 @@ def lower(
 
 def _read(layer: Layer, scheme: Scheme) -> tuple[tuple[str, str], ...]:
     """(tensor, form) of each of the layer's inputs, as its kernel takes them: in FLOAT, "int8", "rows" or "scales"."""
-    forms = ["int8" if scheme.domain == "int8" else FLOAT] * len(layer.inputs)
-    if layer.float_residual:
-        forms[-1] = FLOAT
+    converted = len(layer.int8_inputs) if scheme.domain == "int8" else 0
+    forms = ["int8"] * converted + [FLOAT] * (len(layer.inputs) - converted)
     read = tuple(zip(layer.inputs, forms, strict=True))
     if scheme.dynamic and layer.op == "dense":
         return ((layer.inputs[0], "rows"), (layer.inputs[0], "scales"), *read[1:])

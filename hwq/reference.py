@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hwq import group_scales, numerics, operators, row_scales, transformer, weight_only
+from hwq import group_scales, integer_attention, numerics, operators, row_scales, transformer, weight_only
 from hwq.graph import ANCHORS, PASS_THROUGH, Activation
 from hwq.numerics import Array, QParams
 from hwq.scheme import SCHEMES
@@ -121,6 +121,8 @@ def _integer(workload: Workload, arguments: Sequence[Array]) -> Array:
         return _integer_anchor(workload, arguments)
     if workload.op == "unary":
         return numerics.lookup(x, arguments[1])
+    if workload.op == "attention":
+        return _integer_attention(workload, arguments)
     if workload.op == "avg_pool2d":
         zero_x, _, zero_y, lo, hi = map(int, arguments[2])
         return operators.avg_pool2d(x, arguments[1], (zero_x, zero_y), lo, hi, **_some(workload, _POOL))
@@ -267,12 +269,30 @@ def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
     return np.asarray(x.transpose(workload.attr("axes")))
 
 
+def _without_span(workload: Workload, arguments: Sequence[Array]) -> tuple[list[Array], tuple[int, int] | None]:
+    """The other arguments of attention, and its span, if lengths are cut."""
+    rest = list(arguments)
+    if not dict(workload.attrs).get("cut", False):
+        return rest, None
+    found = rest.pop(len(workload.input_shapes) - 1)
+    return rest, (int(found[0]), int(found[1]))
+
+
+def _integer_attention(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """Inputs as those of ``_attention``, q, k and v in storage; last its whole numbers and its floats."""
+    (q, k, v, *rest, ints, floats), span = _without_span(workload, arguments)
+    bias = rest[0] if rest else None
+    zeros, steps = (int(ints[0]), int(ints[1]), int(ints[2])), (float(floats[0]), float(floats[1]))
+    some = _some(workload, ("heads", "kv_heads", "causal"))
+    value = integer_attention.attention(q, k, v, bias, zeros, steps, span=span, **some)
+    limits = np.iinfo(q.dtype)
+    out = int(ints[3])
+    return value if workload.out_dtype == "float32" else numerics.settle(value, out, limits.min, limits.max, q.dtype)
+
+
 def _attention(workload: Workload, arguments: Sequence[Array]) -> Array:
     """Inputs q, k, v, perhaps a bias, and the span if lengths are cut; then perhaps a constant bias."""
-    q, k, v, *rest = arguments
-    cut = dict(workload.attrs).get("cut", False)
-    found = rest.pop(len(workload.input_shapes) - 4) if cut else None
-    span = None if found is None else (int(found[0]), int(found[1]))
+    (q, k, v, *rest), span = _without_span(workload, arguments)
     tensors = [value.astype(np.float64) for value in (q, k, v, *rest)]
     assert len(tensors) <= 4, workload
     return transformer.attention(

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
                 "weight_only",
                 "operators",
                 "transformer",
+                "integer_attention",
                 "row_scales",
                 "observers",
                 "rounding",

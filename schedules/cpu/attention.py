@@ -7,7 +7,7 @@ causal, 43. One query reads 512 keys of 32 heads of 64 at 36 GB/s, and 4096 keys
 
 from __future__ import annotations
 
-from hwq.integer_attention import MOST_DEPTH
+from hwq.integer_attention import MOST_DEPTH, takes
 from hwq.schedules.cpu import attention_code
 from hwq.schedules.cpu.attention_plan import Plan, make_plan
 from hwq.schedules.cpu.views import with_shapes
@@ -22,7 +22,7 @@ def no_bytes(plan: Plan, row: Compute | None) -> str:
     """Why the integer form cannot compute ``plan``; empty where it can."""
     if row is None or not row.instruction.endswith("vpdpbusd") or plan.stored != "uint8":
         return "no products of unsigned and signed bytes"
-    if plan.depth % 16 or plan.width % 16 or plan.depth > MOST_DEPTH or plan.scale <= 0:
+    if not takes(plan.depth, plan.width, plan.scale):
         return f"heads of {plan.depth} and {plan.width}; accepted: multiples of 16 up to {MOST_DEPTH}, a positive scale"
     return ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hwq import integer_attention
 from hwq.cost import op_macs
 from hwq.graph import Shape
 from hwq.schedules.generic import common
@@ -113,7 +114,7 @@ class Plan:
     @property
     def added(self) -> bool:
         """Whether there is a bias that differs from key to key; else it changes nothing."""
-        return self.bias is not None and (self.bias[3] > 1 or self.keys == 1)
+        return integer_attention.counts(self.bias)
 
 
 def make_plan(workload: Workload, target: Target) -> Plan:
