@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import tiny
 
-from hwq import group_scales
+from hwq import group_scales, integer_attention, reference
+from hwq.graph import Layer, Shape
 from hwq.kernel_constants import kernel_constants
+from hwq.lower import legal_schemes, lower
+from hwq.numerics import QParams
 from hwq.quantize import quantize_layer
+from hwq.scheme import parse_schemes
+from hwq.target import Target
 
 
 @pytest.mark.parametrize("offset", [0, 128])
@@ -48,3 +53,51 @@ def test_a_float_residual_has_no_zero_point_and_needs_no_range(scheme: str) -> N
     scale = weights["y", scheme].scale
     steps = multiplier if scheme == "w8a8" else group_scales.out_of_lanes(multiplier, 5)
     np.testing.assert_allclose(steps, params["x"].scale * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [None, (1, 1, 1, 9), (1, 1, 7, 1)])
+@pytest.mark.parametrize("direct", [True, False])
+def test_attention(bias: Shape | None, direct: bool, rng: np.random.Generator) -> None:
+    """In int8 are q, k and v; the bias and the span stay what they are. The numbers are those of the arithmetic that
+    knows scales and zero points alone, in logical int8."""
+    shapes = ((1, 7, 64), (1, 9, 32), (1, 9, 32), *([] if bias is None else [bias]))
+    names = ("q", "k", "v", "bias")[: len(shapes)]
+    layer = Layer(
+        name="a", op="attention", inputs=names, output="y", input_shapes=shapes, output_shape=(1, 7, 64),
+        attrs={"heads": 4, "kv_heads": 2, "scale": 0.3, "causal": False},
+    )  # fmt: skip
+    steps = {"q": (0.02, 5), "k": (0.03, -7), "v": (0.04, 11), "y": (0.01, -3)}
+    qparams = {name: QParams(scale=scale, zero_point=zero) for name, (scale, zero) in steps.items()}
+    target = Target.load("x86-avx512-vnni")
+    program = lower(tiny.alone(layer), {"a": "w8a8"}, qparams, {}, target, 1, direct=direct)
+    (step,) = [one for one in program.steps if one.name == "a"]
+    assert step.inputs == ("q@int8", "k@int8", "v@int8", "bias")[: len(shapes)]
+    assert program.values[step.output] == ((1, 7, 64), "float32" if direct else "uint8")
+    values = [rng.integers(-128, 128, shape).astype(np.int8) for shape in shapes[:3]]
+    biases = [rng.standard_normal(shape).astype(np.float32) for shape in shapes[3:]]
+    assert step.workload is not None
+    stored = [(value.astype(np.int32) + 128).astype(np.uint8) for value in values]
+    found = reference.evaluate(step.workload, [*stored, *biases, *step.constants])
+    score = 0.02 * 0.03 * 0.3 * (1.0 if bias is not None and bias[3] > 1 else np.log2(np.e))
+    expected = integer_attention.attention(
+        *values,
+        biases[0] if biases else None,
+        (5, -7, 11),
+        (score, 0.04 / (1 if direct else 0.01)),
+        heads=4,
+        kv_heads=2,
+    )
+    if not direct:
+        expected = np.clip(np.rint(expected) - 3, -128, 127) + 128
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_attention_of_odd_heads_is_float() -> None:
+    target, every = Target.load("x86-avx512-vnni"), parse_schemes(None)
+    for depth, able in ((32, ("f32", "w8a8")), (8, ("f32",))):
+        shape = (1, 7, 2 * depth)
+        layer = Layer(
+            name="a", op="attention", inputs=("q", "k", "v"), output="y", input_shapes=(shape,) * 3, output_shape=shape,
+            attrs={"heads": 2, "kv_heads": 2, "scale": 0.3, "causal": False},
+        )  # fmt: skip
+        assert legal_schemes(tiny.alone(layer), layer, target, every) == able
