@@ -114,7 +114,7 @@ def ours(artifact: Artifact, past: int, vocabulary: int) -> Contender:
 
 def compiled(size: Size, schemes: Sequence[str], threads: int, length: int) -> dict[str, Artifact]:
     """The step of the stack in each scheme throughout."""
-    model = hwq.decoder(hwq.load(decoder(size, 16)), length=length)
+    model = hwq.decoder(hwq.load(decoder(size, length)))
     return {scheme: hwq.compile(model, host(), schemes=[scheme], threads=threads) for scheme in schemes}
 
 
