@@ -5,6 +5,7 @@ Everything here looks at a binding's value, and at the definitions of what it re
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from tvm import ir
@@ -93,3 +94,42 @@ def under_root(value: Any, scope: rt.Scope) -> list[tuple[rt.Expr, rt.Expr]]:
         if inner is not None:
             found.append((data, inner))
     return found
+
+
+def polynomial(expr: rt.Expr, x: rt.Expr, scope: rt.Scope) -> dict[int, float] | None:
+    """``expr`` as a polynomial in ``x``: degree -> coefficient; None where it is none, or of a degree above 8."""
+    if expr.same_as(x):
+        return {1: 1.0}
+    number = rt.scalar_of(expr)
+    if number is not None:
+        return {0: number}
+    value = scope.definition(expr)
+    op = rt.op_name(value)
+    if op == "square":
+        parts = [polynomial(value.args[0], x, scope)] * 2
+    elif op == "power":
+        exponent = rt.scalar_of(value.args[1])
+        if exponent not in (2.0, 3.0):
+            return None
+        parts = [polynomial(value.args[0], x, scope)] * int(exponent)
+    elif op in ("add", "subtract", "multiply", "divide"):
+        parts = [polynomial(arg, x, scope) for arg in value.args]
+    else:
+        return None
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    if op in ("add", "subtract"):
+        sign = 1.0 if op == "add" else -1.0
+        return {at: known[0].get(at, 0.0) + sign * known[1].get(at, 0.0) for at in {*known[0], *known[1]}}
+    if op == "divide":
+        if set(known[1]) != {0} or not known[1][0]:
+            return None
+        known[1] = {0: 1.0 / known[1][0]}
+    product = {0: 1.0}
+    for part in known:
+        terms: dict[int, float] = {}
+        for (a, left), (b, right) in itertools.product(product.items(), part.items()):
+            terms[a + b] = terms.get(a + b, 0.0) + left * right
+        product = terms
+    return product if max(product) <= 8 else None

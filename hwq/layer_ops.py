@@ -21,6 +21,9 @@ from hwq.operators import COORDINATES, linear_sources
 _MASKING = 1e4
 Tensors = Mapping[rt.Expr, str]
 
+# Operators that are activations of the same name.
+_ACTIVATIONS = ("nn.relu", "sigmoid", "tanh", "nn.silu", "nn.gelu", "nn.gelu_tanh")
+
 
 def activation_of(mod: IRModule, value: rt.Expr) -> Activation | None:
     """The activation that a call is, None if it is none."""
@@ -39,12 +42,14 @@ def activation_of(mod: IRModule, value: rt.Expr) -> Activation | None:
         return Activation(kind="clip", lo=float(value.args[1].value), hi=float(value.args[2].value))
     if op == "nn.leakyrelu":
         return Activation(kind="leaky_relu", alpha=float(value.attrs.alpha))
-    kind = {"nn.relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "nn.silu": "silu", "nn.gelu": "gelu"}.get(op)
-    return None if kind is None else Activation(kind=kind)
+    kind = op.removeprefix("nn.")
+    return Activation(kind=kind) if op in _ACTIVATIONS else None
 
 
 def layer_of(mod: IRModule, value: rt.Expr, name: str, tensors: Tensors) -> Layer | None:
     """The layer (its output named as itself) that a call is; None where it has no place in ``hwq.graph``."""
+    if rt.op_name(value) == "reshape":  # a view, whatever its elements are
+        return _layer(value, name, tensors, "reshape")
     if not _all_float32(value):
         return None
     activation = activation_of(mod, value)
@@ -320,7 +325,6 @@ _MAKERS: Mapping[str, Callable[[rt.Expr, str, Tensors], Layer | None]] = {
     "strided_slice": _slice,
     "take": _take,
     "image.resize2d": _resize2d,
-    "reshape": _plain("reshape"),
     "nn.softmax": _plain("softmax", axis=lambda value: int(value.attrs.axis) % len(rt.shape_of(value))),
     "nn.layer_norm": _layer_norm,
     "nn.rms_norm": _rms_norm,

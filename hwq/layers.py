@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from tvm import IRModule, ir, relax
 
 from hwq import relax_tools as rt
 from hwq.errors import HwqError
 from hwq.float_ops import NoKernelError, float_layers
-from hwq.graph import ANCHORS, Activation, Graph, Layer
+from hwq.graph import ANCHORS, TRANSFORMER_OPS, Activation, Graph, Layer
 from hwq.layer_names import VIEWS, name_layers
 from hwq.layer_ops import activation_of, channel_values, layer_of
 from hwq.ties import with_float_residuals
@@ -101,6 +102,8 @@ def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
     """A new layer for a call."""
     name = rt.origin(value) or rt.op_name(value).replace(".", "_") or "layer"
     layer = layer_of(found.mod, value, name, found.tensors)
+    if layer is not None and rt.op_name(value) in ("add", "multiply") and layer.weight is not None:
+        layer = layer if _of_picture(found, layer) else None
     if layer is not None:
         if layer.op in VIEWS and (
             rt.MODULE in name or (layer.op != "slice" and (not rt.origin(value) or name in found.named))
@@ -125,6 +128,26 @@ def _append(found: _Found, var: rt.Expr, value: rt.Expr) -> None:
         found.tuples[var] = made.results
     else:
         found.tensors[var] = made.results[0]
+
+
+def _of_picture(found: _Found, layer: Layer) -> bool:
+    """Whether the 4-d tensor that a layer of one constant a channel reads is a picture: a depthwise convolution serves
+    those. The scores of attention, masks, and heads are none; one constant for all channels is taken for a mask's where
+    its tensor had another rank before.
+    """
+    assert layer.weight is not None
+    constants = layer.weight if layer.bias is None else layer.bias
+    tensor = layer.inputs[0]
+    while tensor in found.layers:
+        source = found.layers[tensor]
+        if source.op in ("dense", *TRANSFORMER_OPS) or source.attrs.get("operator") == "matmul":
+            return False
+        if source.op in ANCHORS or source.op.endswith("pool2d"):
+            return True
+        if len({len(shape) for shape in (source.input_shapes[0], source.output_shape)}) > 1 and np.ptp(constants) == 0:
+            return False
+        tensor = source.inputs[0]
+    return True
 
 
 def _fuse(found: _Found, var: rt.Expr, value: rt.Expr) -> bool:

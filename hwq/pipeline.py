@@ -27,6 +27,7 @@ from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.share_views import ShareViews
 from hwq.passes.simplify_layout import SimplifyLayout
 from hwq.passes.sink_reshape import SinkReshape
+from hwq.passes.split_dense import SplitDense
 from hwq.passes.to_nhwc import ToNHWC
 from hwq.switches import dump_folder, verify_wanted
 
@@ -34,9 +35,11 @@ PASSES: tuple[Any, ...] = (
     # Clean up what the importer wrote.
     RemoveIdentity(),
     FoldConstants(),
+    ShareViews(),
     # Weights: batch norms, scales and shifts go into convolutions and dense layers; norms, attention and activations
     # are named before their arithmetic is pulled apart.
     FoldBatchNorm(),
+    SplitDense(),
     RecognizeLayerNorm(),
     RecognizeRMSNorm(),
     RecognizeRope(),

@@ -79,7 +79,7 @@ def _merge_backward(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
     op, (data, other) = rt.op_name(value), value.args
     factor = _per_channel(data, other)
     if factor is None:
-        return None
+        return _merge_sums(value, scope) if op == "add" else None
     added = scope.sole_reader(data, "add")
     inner = _per_channel(added.args[0], added.args[1]) if added is not None else None
     if added is not None and inner is not None:
@@ -104,6 +104,18 @@ def _merge_backward(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
             shape[axis] = -1
             return _with_weight(made, made.args[0], weight * factor.reshape(shape))
     return None
+
+
+def _merge_sums(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:
+    """x + a + b with constants that vary along any axes, positions and types of tokens, as x + (a + b)."""
+    data, other = value.args
+    added = scope.sole_reader(data, "add")
+    if added is None or not (rt.is_const(other) and rt.is_const(added.args[1])):
+        return None
+    inner = added.args[0]
+    if rt.is_const(inner) or not (rt.shape_of(inner) == rt.shape_of(data) == rt.shape_of(value)):
+        return None
+    return relax.op.add(inner, rt.const(rt.value_of(added.args[1]) + rt.value_of(other)))
 
 
 def _merge_forward(value: ir.Call, scope: rt.Scope) -> rt.Expr | None:

@@ -4,9 +4,9 @@ Before:  lv = R.add(x, 3); lv1 = R.clip(lv, 0, 6); lv2 = R.divide(lv1, 6); gv = 
 After:   gv = hard_swish(x)              a private function of the module with that very body, attribute "activation"
 
 Stands before fold_scale, which would pull the arithmetic apart. Likewise hard_sigmoid; ``x * sigmoid(x)`` becomes
-R.nn.silu; GELU by erf R.nn.gelu; maximum and minimum by constants, and chains of clips, one R.clip, from 0 to infinity
-R.nn.relu; ``maximum(x, a * x)`` and a parametric ReLU of one slope R.nn.leakyrelu. Where a value in between has another
-reader, the arithmetic is left alone.
+R.nn.silu; GELU by erf R.nn.gelu, by tanh R.nn.gelu_tanh; maximum and minimum by constants, and chains of clips, one
+R.clip, from 0 to infinity R.nn.relu; ``maximum(x, a * x)`` and a parametric ReLU of one slope R.nn.leakyrelu. Where a
+value in between has another reader, the arithmetic is left alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tvm import IRModule, ir, relax, tirx
 from tvm.ir.transform import PassContext, module_pass
 
 from hwq import relax_tools as rt
+from hwq.arithmetic import polynomial
+from hwq.numerics import GELU_CUBIC, GELU_LINEAR
 
 
 @module_pass(opt_level=0, name="RecognizeActivations")
@@ -50,7 +52,7 @@ class _Named:
         if op in ("maximum", "minimum", "clip", "nn.relu", "nn.relu6", "nn.prelu"):
             return rt.first_of((_clamp, self._hard_sigmoid), value, scope)
         if op in ("multiply", "divide"):
-            return rt.first_of((_silu, _gelu, self._hard_sigmoid, self._hard_swish), value, scope)
+            return rt.first_of((_silu, _gelu, _gelu_tanh, self._hard_sigmoid, self._hard_swish), value, scope)
         return None
 
     def _hard_sigmoid(self, value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
@@ -240,6 +242,30 @@ def _silu(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
 
 def _gelu(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
     """x / 2 * (1 + erf(x / sqrt 2)), its factors in any order."""
+    found = _gated(value, scope, "erf")
+    if found is None:
+        return None
+    data, inner = found
+    inside = polynomial(inner, data, scope)
+    exact = inside is not None and set(inside) == {1} and math.isclose(inside[1], math.sqrt(0.5), rel_tol=1e-4)
+    return relax.op.nn.gelu(data) if exact else None
+
+
+def _gelu_tanh(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))), its factors in any order."""
+    found = _gated(value, scope, "tanh")
+    if found is None:
+        return None
+    data, inner = found
+    inside = polynomial(inner, data, scope)
+    wanted = {1: GELU_LINEAR, 3: GELU_CUBIC}
+    exact = inside is not None and {at for at, factor in inside.items() if factor} == set(wanted)
+    close = exact and all(math.isclose((inside or {})[at], factor, rel_tol=1e-4) for at, factor in wanted.items())
+    return relax.op.nn.gelu_tanh(data) if close else None
+
+
+def _gated(value: rt.Expr, scope: rt.Scope, op: str) -> tuple[rt.Expr, rt.Expr] | None:
+    """(x, y) of x / 2 * (1 + op(y)), its factors in any order; None for anything else."""
     scale, factors = 1.0, list[rt.Expr]()
     _factors(value, scope, factors)
     gate = None
@@ -250,15 +276,12 @@ def _gelu(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
         if number is not None:
             scale *= number
         elif added is not None and _with_scalar(added)[1] == 1.0 and gate is None:
-            gate = scope.sole_reader(_with_scalar(added)[0], "erf")
+            gate = scope.sole_reader(_with_scalar(added)[0], op)
         else:
             rest.append(factor)
     if gate is None or len(rest) != 1 or not math.isclose(scale, 0.5, rel_tol=1e-6):
         return None
-    inner = scope.definition(gate.args[0])
-    data, factor = _scaled(inner) if isinstance(inner, ir.Call) else (None, 1.0)
-    exact = math.isclose(factor, math.sqrt(0.5), rel_tol=1e-4)
-    return relax.op.nn.gelu(data) if data is not None and data.same_as(rest[0]) and exact else None
+    return rest[0], gate.args[0]
 
 
 def _factors(value: rt.Expr, scope: rt.Scope, found: list[rt.Expr]) -> None:

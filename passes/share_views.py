@@ -3,9 +3,9 @@
 Before:  lv = R.reshape(x, [6, 4]); a = R.matmul(lv, w); lv1 = R.reshape(x, [6, 4]); b = R.matmul(lv1, v)
 After:   lv = R.reshape(x, [6, 4]); a = R.matmul(lv, w); b = R.matmul(lv, v)
 
-Stands last: the passes before it put a reshape in front of each reader, and what is made of one tensor for all its
-readers is to see one tensor. Only operators that are cheap and common in masks are looked at, besides views: a network
-that computes a layer twice keeps both.
+Stands first, since what is recognized may be cut twice from one tensor, and last: the passes before it put a reshape in
+front of each reader, and what is made of one tensor for all its readers is to see one tensor. Only operators that are
+cheap and common in masks are looked at, besides views: a network that computes a layer twice keeps both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from tvm.ir.transform import PassContext, module_pass
 from hwq import relax_tools as rt
 
 _SHARED = (
-    *("reshape", "permute_dims", "broadcast_to", "astype", "where", "negative", "logical_not", "logical_and"),
+    *(
+        "reshape",
+        "permute_dims",
+        "broadcast_to",
+        "strided_slice",
+        "astype",
+        "where",
+        "negative",
+        "logical_not",
+        "logical_and",
+    ),
     *("add", "subtract", "multiply", "divide", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal"),
 )
 # Elements of a constant that are compared; larger ones are never the same.
@@ -63,6 +73,8 @@ def _key(value: rt.Expr) -> tuple[Hashable, ...] | None:
             parts.append(arg)
         elif rt.is_const(arg) and rt.value_of(arg).size <= _SMALL:
             parts.append((rt.dtype_of(arg), rt.shape_of(arg), rt.value_of(arg).tobytes()))
-        elif not isinstance(arg, relax.ShapeExpr | ir.prim.IntImm):
+        elif isinstance(arg, ir.Tuple) and all(isinstance(item, ir.prim.IntImm) for item in arg.fields):
+            parts.append(rt.ints(arg.fields))
+        elif not isinstance(arg, relax.ShapeExpr):
             return None
     return tuple(parts)

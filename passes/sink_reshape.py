@@ -22,9 +22,9 @@ from hwq.graph import Shape
 
 _UNARY = (
     *("nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "sigmoid", "tanh", "clip", "erf"),
-    *("exp", "sqrt", "abs", "negative"),
+    *("exp", "sqrt", "abs", "negative", "square"),
 )
-_BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum")
+_BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
 
 
 @module_pass(opt_level=0, name="SinkReshape")
@@ -71,9 +71,12 @@ def _residual(
 def _is_dense(expr: rt.Expr, scope: rt.Scope) -> bool:
     """Whether a value is a dense layer's, perhaps with a bias, that nothing else reads."""
     made = scope.definition(expr)
-    if rt.op_name(made) in ("add", "multiply") and rt.is_const(made.args[1]) and scope.readers.get(expr, 0) == 1:
-        return _is_dense(made.args[0], scope)
-    return rt.op_name(made) == "matmul" and rt.is_const(made.args[1]) and scope.readers.get(expr, 0) == 1
+    if scope.readers.get(expr, 0) != 1:
+        return False
+    if rt.op_name(made) in ("add", "multiply"):
+        data, other = made.args if rt.is_const(made.args[1]) else reversed(made.args)
+        return rt.is_const(other) and not rt.is_const(data) and _is_dense(data, scope)
+    return rt.op_name(made) == "matmul" and rt.is_const(made.args[1])
 
 
 def _source(arg: rt.Expr, out: Shape, scope: rt.Scope) -> rt.Expr | None:

@@ -8,7 +8,17 @@ import pytest
 from tvm import relax
 
 from hwq import relax_tools as rt
-from hwq.arithmetic import added_number, inverse_root_of, mean_of, orders, root_of, scaled, square_of, under_root
+from hwq.arithmetic import (
+    added_number,
+    inverse_root_of,
+    mean_of,
+    orders,
+    polynomial,
+    root_of,
+    scaled,
+    square_of,
+    under_root,
+)
 
 op = relax.op
 X = relax.Var("x", relax.TensorType((2, 4), "float32"))
@@ -79,3 +89,17 @@ def test_quotients_by_roots() -> None:
         assert data.same_as(Y)
         assert inner.same_as(X)
     assert not under_root(_made(scope, op.multiply(Y, root)), scope)
+
+
+def test_polynomials() -> None:
+    scope = rt.Scope()
+    emit = scope.emit
+    cube = emit(op.multiply(emit(op.square(X)), X))
+    difference = emit(op.subtract(emit(op.power(X, _number(3.0))), emit(op.multiply(cube, _number(3.0)))))
+    whole = emit(op.divide(difference, _number(2.0)))
+    assert polynomial(whole, X, scope) == {3: -1.0}
+    assert polynomial(emit(op.add(X, _number(2.0))), X, scope) == {0: 2.0, 1: 1.0}
+    for call in (op.tanh(X), op.divide(_number(1.0), X), op.add(X, Y), op.power(X, _number(0.5))):
+        assert polynomial(emit(call), X, scope) is None
+    high = emit(op.power(emit(op.power(X, _number(3.0))), _number(3.0)))
+    assert polynomial(high, X, scope) is None

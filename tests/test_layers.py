@@ -216,3 +216,23 @@ def test_a_module_without_onnx() -> None:
 
     x = (np.random.default_rng(0).standard_normal((1, 5, 5, 8)) * 3).astype("float32")
     np.testing.assert_allclose(run_graph(graph, {"x": x})[graph.outputs[0]], run(Module)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_masks_and_scores_are_no_pictures() -> None:
+    """A number times a 4-d tensor is a depthwise convolution of pictures only."""
+    shape = {"s": np.array([1, 1, 8, 6], np.int64)}
+    mask = [node("Reshape", ["x", "s"], ["r"]), node("Softmax", ["r"], ["t"]), node("Mul", ["t", "n"], ["y"])]
+    model = _model(*mask, x=(8, 6), consts={**shape, "n": np.float32(-1e4)})
+    assert ops(model) == ["reshape", "softmax", "float"]
+    scores = [node("MatMul", ["x", "x"], ["p"]), node("Mul", ["p", "n"], ["y"])]
+    assert ops(_model(*scores, x=(1, 2, 6, 6), consts={"n": np.float32(0.5)})) == ["float", "float"]
+
+
+def test_a_reshape_of_whole_numbers_is_a_view() -> None:
+    net = network(
+        [node("Reshape", ["x", "s"], ["r"]), node("Cast", ["r"], ["y"], to=1)],
+        x=(2, 6), consts={"s": np.array([3, 4], np.int64)}, dtypes={"x": 7},
+    )  # fmt: skip
+    model = same_as_onnxruntime(net)
+    assert ops(model) == ["reshape", "float"]
+    assert model.graph.dtypes[model.graph.layers[0].output] == "int64"

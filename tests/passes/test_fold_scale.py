@@ -250,3 +250,29 @@ def test_left_alone(case: str) -> None:
         "between two tensors": BetweenTensors,
     }
     assert_left_alone(FoldScale(), cases[case])
+
+
+def test_constants_of_any_axes_that_are_added_one_after_another_are_one() -> None:
+    places, kind = RNG.integers(-4, 5, (5, 4)).astype("float32"), RNG.integers(-4, 5, (1, 1, 4)).astype("float32")
+    both = places + kind
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 5, 4), "float32")):
+            with R.dataflow():
+                lv = R.add(x, R.const(kind))
+                gv = R.add(lv, R.const(places))
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 5, 4), "float32")):
+            with R.dataflow():
+                gv = R.add(x, R.const(both))
+                R.output(gv)
+            return gv
+
+    assert_pass(FoldScale(), Before, Expected)

@@ -49,6 +49,16 @@ def _gelu(e: Any, x: rt.Expr, order: int) -> rt.Expr:
     return e(op.multiply(e(op.multiply(_number(0.5), x)), erf))
 
 
+def _gelu_tanh(e: Any, x: rt.Expr, cube: rt.Expr, *, outside: bool) -> rt.Expr:
+    """As GPT-2 spells it, or with the root inside of the brackets."""
+    root, small = math.sqrt(2 / math.pi), 0.044715
+    if outside:
+        inner = e(op.multiply(_number(root), e(op.add(x, e(op.multiply(cube, _number(small)))))))
+    else:
+        inner = e(op.add(e(op.multiply(_number(root), x)), e(op.multiply(_number(root * small), cube))))
+    return e(op.multiply(e(op.multiply(x, _number(0.5))), e(op.add(_number(1.0), e(op.tanh(inner))))))
+
+
 SPELLINGS: list[tuple[str, Activation, Any]] = [
     ("relu by maximum", Activation(kind="relu"), lambda e, x: e(op.maximum(x, _number(0.0)))),
     ("relu by clip", Activation(kind="relu"), lambda e, x: e(op.clip(x, 0.0, INF))),
@@ -62,6 +72,13 @@ SPELLINGS: list[tuple[str, Activation, Any]] = [
     e(op.multiply(x, _number(0.125)))))), ("silu", Activation(kind="silu"), lambda e, x: e(op.multiply(e(op.sigmoid(x)),
     x))), ("gelu", Activation(kind="gelu"), lambda e, x: _gelu(e, x, 0)), ("gelu, half first", Activation(kind="gelu"),
     lambda e, x: _gelu(e, x, 1)), (
+        "gelu by tanh, a power", Activation(kind="gelu_tanh"),
+        lambda e, x: _gelu_tanh(e, x, e(op.power(x, _number(3.0))), outside=True),
+    ),
+    (
+        "gelu by tanh, products", Activation(kind="gelu_tanh"),
+        lambda e, x: _gelu_tanh(e, x, e(op.multiply(e(op.multiply(x, x)), x)), outside=False),
+    ), (
         "hard sigmoid", Activation(kind="hard_sigmoid", alpha=0.25, beta=0.5),
         lambda e, x: e(op.clip(e(op.add(e(op.multiply(_number(0.25), x)), _number(0.5))), 0.0, 1.0)),
     ),
