@@ -148,7 +148,9 @@ def test_names_are_those_of_the_folder() -> None:
 
 def test_schemes_come_from_the_compute_rows() -> None:
     found = Target.load("x86-avx512-vnni")
-    assert found.schemes_for("dense") == ("f32", "w8a8", "w4a8", "w4a8_g64")
+    by_rows = ("w8a8_dyn", "w4a8_g64_dyn", "w4a16_g128")
+    assert found.schemes_for("dense") == ("f32", "w8a8", "w4a8", "w4a8_g64", *by_rows)
+    assert found.schemes_for("gather") == ("f32", "w8a8_dyn", "w4a16_g128")
     assert all(found.schemes_for(op) == ("f32", "w8a8", "w4a8") for op in ANCHORS if op != "dense")
     assert all(found.schemes_for(op) == ("f32", "w8a8") for op in INTEGER_OPS)
     assert found.schemes_for("softmax") == ("f32",)
