@@ -3,7 +3,9 @@
 Activations become whole numbers of 16 bits at the kernel's head, so a multiply takes two of them for each sum, with no
 conversion of weights to floats: half the multiplies of float32, and a vector of 32 weights costs a shift and a mask.
 
-Limit: bytes at one row, the multiplier from some rows on.
+Limit: bytes at one row, the multiplier from some rows on. On a busy Zen 4 core, 4096 x 4096: one row from memory at 27
+GB/s where float32 has 24 and w4a8_g64 27 (from the L3 at 46, of which unpacking is the limit); 64 rows at 104 GMAC/s,
+where float32 has 53.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from hwq.schedules.generic.float_math import ROUNDER, ROUNDER_BITS, activate
 from hwq.weight_only import LARGEST, SHARE
 
 Expr = Any
+# Words of a cache line.
+LINE_WORDS = 32
 
 
 def kernel_code(plan: Plan) -> Any:
@@ -163,6 +165,8 @@ def _group(
         words = [
             T.Bind(parts.loaded(given["weight"], first + (chunk * vectors + v) * many, many)) for v in range(vectors)
         ]
+        for at in range(0, vectors * many, LINE_WORDS):
+            _ask_for(given["weight"], first + (chunk + plan.ahead) * vectors * many + at)
         for j in range(NIBBLES):
             unpacked = [T.Bind(_nibble(word, j, many)) for word in words]
             for r in range(rows):
@@ -189,6 +193,12 @@ def _group(
             at = (r * vectors + v) * lanes
             total = parts.multiply_add(scaled, scales[v], parts.loaded(totals, at, lanes), lanes, fused=True)
             parts.put(totals, total, at, lanes)
+
+
+def _ask_for(weight: Any, at: Expr) -> None:
+    """Has the line of ``weight`` brought to the second level of cache; beyond its end this has no effect."""
+    how = [tirx.const(each, "int32") for each in (0, 2, 1)]  # a read, to the second level, of data
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(weight[at]), *how))
 
 
 def _nibble(word: Expr, j: int, many: int) -> Expr:

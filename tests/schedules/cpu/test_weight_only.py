@@ -91,6 +91,7 @@ def test_sums_stay_in_registers(name: str, mnemonic: str, rows: int) -> None:
     assert sum(mnemonic in line for line in body) >= 4 * rows
     assert [line for line in body if re.search(r"%[xyz]mm\d+, -?\w*\(", line) or "cvt" in line] == []
     assert any("vpsrlw" in line for line in body)
+    assert sum("prefetch" in line for line in body) >= 1
 
 
 def test_arm_multiplies_words() -> None:
