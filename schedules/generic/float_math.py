@@ -2,7 +2,7 @@
 
 Built of arithmetic, rounding, selects and bit moves only. ``activate`` is every kind of ``hwq.graph.Activation`` on a
 float32 expression; kernels fuse it. Relative error of exp: below 2e-7; of tanh and sigmoid: below 5e-7; of erf: below
-5e-7 absolute.
+3e-7 absolute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 # Cephes' tanhf: tanh(x) = x + x^3 * p(x^2) for |x| < 0.625.
 _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
-_ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+_ERF_END = 3.8
+# erf(x) / x by powers of 2 (x / 3.8)^2 - 1, fitted for the least largest error (Lawson's algorithm); 1 at the end.
+_ERF = (
+    *(1.0284984353e-03, -2.6744073709e-03, 2.3465678898e-03, -3.3635349238e-03, 9.9756141723e-03),
+    *(-1.8259851183e-02, 2.6676857363e-02, -3.8979709879e-02, 5.5061654272e-02, -7.2504979098e-02),
+    *(9.0831952771e-02, -1.1118674561e-01, 1.3773955789e-01, -1.8564116454e-01, 3.7210762018e-01),
+)
 
 
 def _f32(value: float) -> Any:
@@ -100,21 +106,14 @@ def tanh(x: Any) -> Any:
 
 
 def erf(x: Any) -> Any:
-    """Abramowitz and Stegun 7.1.26, absolute error below 5e-7 in float32."""
+    """A polynomial up to 3.8, behind which it is 1 or -1; absolute error below 3e-7 in float32. No exponential and no
+    division: a third of what those take.
+    """
 
-    def positive(size: Any, t: Any) -> Any:
-        return _f32(1.0) - polynomial(t, _ERF) * t * exp(_f32(0.0) - size * size)
+    def odd(x: Any) -> Any:
+        return let(x * x * _f32(2.0 / _ERF_END**2) - _f32(1.0), lambda at: clamp(polynomial(at, _ERF) * x, -1.0, 1.0))
 
-    def sized(size: Any) -> Any:
-        return let(_f32(1.0) / (_f32(1.0) + _f32(0.3275911) * size), partial(positive, size))
-
-    def signed(x: Any, value: Any) -> Any:
-        return tirx.Select(x < _f32(0.0), _f32(0.0) - value, value)
-
-    def whole(x: Any) -> Any:
-        return let(let(tirx.abs(x), sized), partial(signed, x))
-
-    return let(x, whole)
+    return let(clamp(x, -_ERF_END, _ERF_END), odd)
 
 
 def activate(activation: Activation, x: Any) -> Any:
