@@ -6,10 +6,12 @@ module is never changed, and no gradients are recorded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ KEPT = (
 )
 # Layers that behave otherwise while a network is trained: the place of the flag among their arguments.
 _TRAINING = {"batch_norm.default": 5, "dropout.default": 2, "dropout_.default": 2}
+_TYPES = ("float16", "float32", "float64", "bfloat16", "int", "uint", "bool")
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -66,6 +69,7 @@ def export(source: Any, example_inputs: Any, *, batch: int | None, shapes: Mappi
     Raises HwqError "torch-missing", "torch-export", "model-missing", "model-invalid", "model-training", "model-kind",
     "model-dynamic", "example-inputs", "shapes-invalid".
     """
+    source = getattr(source, "_orig_mod", source)  # what torch.compile wraps
     name = type(source).__name__
     if isinstance(source, str | Path):
         name, source = Path(source).stem, _read(Path(source))
@@ -105,7 +109,8 @@ def _read(path: Path) -> Any:
             "torch-missing", f"PyTorch, which reads {str(path)!r}, is not installed; accepted: pip install 'hwq[torch]'"
         ) from None
     try:
-        return torch.export.load(path)
+        with _quiet():
+            return torch.export.load(path)
     except Exception as error:  # torch raises whatever its zip and JSON readers do
         raise HwqError(
             "model-invalid",
@@ -126,8 +131,7 @@ def _capture(module: Any, example_inputs: Any) -> Any:
         )
     args, kwargs = _arguments(module, example_inputs)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet():
             return torch.export.export(module, args, kwargs, strict=False)
     except Exception as error:  # whatever the user's forward, or torch while it follows it, raises
         raise HwqError(
@@ -209,7 +213,13 @@ def _inputs(
     known: dict[Any, int] = {}
     found = []
     for name, key in tensors.items():
-        own = tuple(values[key].shape)
+        own, dtype = tuple(values[key].shape), str(values[key].dtype).removeprefix("torch.")
+        if not dtype.startswith(_TYPES) or 0 in own:
+            found_there = f"of shape {_text(own)}" if 0 in own else f"of {dtype}"
+            raise HwqError(
+                "model-kind",
+                f"input {name!r} is {found_there}; accepted: float, integer or bool tensors with numbers in them",
+            )
         wanted = shapes.get(name, [None] * len(own))
         if name in shapes and (len(wanted) != len(own) or not all(isinstance(dim, int) and dim > 0 for dim in wanted)):
             raise HwqError("shapes-invalid", f"shapes[{name!r}] is {wanted!r}; accepted by the module: {_text(own)}")
@@ -311,8 +321,7 @@ def _decompose(program: Any, name: str) -> Any:
         if target.__name__ in KEPT:
             table.pop(target)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet():
             return program.run_decompositions(table)
     except Exception as error:
         raise HwqError(
@@ -358,6 +367,19 @@ def tensor_of(program: Any, spec: Any) -> Any:
     return program.constants.get(spec.target)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings, and without its log of what is raised anyway."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    return (lines[0] if lines else type(error).__name__).split(". ")[0].rstrip(".")

@@ -36,6 +36,13 @@ class Forked(nn.Module):
         return x + 1 if x.sum() > 0 else x - 1
 
 
+class Plus(nn.Module):
+    """What takes anything."""
+
+    def forward(self, x: Any) -> Any:
+        return x + 1
+
+
 class Counting(nn.Module):
     """A network with a state."""
 
@@ -96,6 +103,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "control flow": ("torch-export", ("Forked", "control flow"), lambda: load(Forked().eval(), (x(1, 6),))),
     "a state": ("model-kind", ("'calls'", "keeps no state"), lambda: load(Counting().eval(), (x(1, 6),))),
     "a shape that depends on data": ("model-dynamic", ("depends on data",), lambda: load(Picky().eval(), (x(1, 6),))),
+    "an input of another kind": ("model-kind", ("'x'", "complex64"), lambda: load(Plus().eval(), (x(1, 6) * 1j,))),
+    "an empty input": ("model-kind", ("'x'", "(0, 6)"), lambda: load(Plus().eval(), (x(0, 6),))),
     "a free dimension": ("model-dynamic", ("dimension 1", "'x'", "shapes={'x'"), lambda: load(free())),
     "a dimension out of range": ("shapes-invalid", ("(1, 65, 6)",), lambda: load(free(), shapes={"x": (1, 65, 6)})),
     "another fixed dimension": ("shapes-invalid", ("(free, free, 6)",), lambda: load(free(), shapes={"x": (1, 5, 7)})),

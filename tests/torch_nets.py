@@ -37,7 +37,7 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, 2, 1)
         self.pool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2))
+        self.layer1 = nn.Sequential(Block(16, 32, 2))
         self.avg = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(32, 10)
         for norm in self.modules():
