@@ -274,6 +274,12 @@ def _split(node: Node) -> Any:
     ]
 
 
+def _tile(node: Node) -> Any:
+    """TVM's importer makes a kernel of it, through which no pass sees."""
+    repeats = node.constants("repeats", 1)
+    return None if repeats is None else [relax.op.tile(node.inputs[0], list(repeats))]
+
+
 def _gemm(node: Node) -> Any:
     data, weight = node.inputs[0], node.arrays[1]
     if weight is None or weight.dtype != np.float32:
@@ -370,6 +376,7 @@ CONVERTERS: Mapping[str, Callable[[Node], Any]] = {
     "Slice": _slice,
     "Gather": _gather,
     "Split": _split,
+    "Tile": _tile,
     "Gemm": _gemm,
     "Sum": _fold_binary,
     "Max": _fold_binary,

@@ -26,6 +26,7 @@ from hwq.passes.recognize_rope import RecognizeRope
 from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.share_views import ShareViews
 from hwq.passes.simplify_layout import SimplifyLayout
+from hwq.passes.sink_broadcast import SinkBroadcast
 from hwq.passes.sink_reshape import SinkReshape
 from hwq.passes.split_dense import SplitDense
 from hwq.passes.to_nhwc import ToNHWC
@@ -40,6 +41,7 @@ PASSES: tuple[Any, ...] = (
     # are named before their arithmetic is pulled apart.
     FoldBatchNorm(),
     SplitDense(),
+    SinkBroadcast(),
     RecognizeLayerNorm(),
     RecognizeRMSNorm(),
     RecognizeRope(),

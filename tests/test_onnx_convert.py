@@ -371,3 +371,9 @@ def test_activation_alone_and_fused(op: str, kind: str) -> None:
 def test_clip(consts: dict[str, Any], attrs: dict[str, Any], opset: int, kind: str) -> None:
     model = same_as_onnxruntime(network([node("Clip", ["x", *consts], ["y"], **attrs)], consts=consts, opset=opset))
     assert [layer.activation.kind for layer in model.graph.layers] == [kind]
+
+
+def test_a_tile_is_an_operator_that_passes_know() -> None:
+    consts = {"n": np.array([1, 2, 1, 3], np.int64)}
+    model = same_as_onnxruntime(network([node("Tile", ["x", "n"], ["y"])], consts=consts))
+    assert [layer.attrs.get("operator") for layer in model.graph.layers] == ["tile"]
