@@ -53,8 +53,11 @@ def op_macs(workload: Workload) -> int:
     out = math.prod(workload.output_shape)
     if workload.op in ANCHORS:
         return out * _reduction(workload)
-    if workload.op in ("append", "row_scale"):
+    if workload.op in ("append", "append_int8", "row_scale"):
         return math.prod(workload.input_shapes[0])
+    if workload.op == "attention_cache":
+        keys, values = workload.input_shapes[1], workload.input_shapes[3]
+        return (math.prod(keys) + math.prod(values)) * int(workload.attr("heads")) // int(workload.attr("kv_heads"))
     if workload.op == "attention":
         return _attention_macs(workload)
     if workload.op in ("max_pool2d", "avg_pool2d"):
@@ -105,6 +108,11 @@ def moved_bytes(workload: Workload) -> int:
     result = 4 if workload.out_dtype == "float32" else 1
     if workload.op == "append":  # of its output it writes what it reads
         return 2 * source * math.prod(workload.input_shapes[0])
+    if workload.op == "append_int8":
+        return (source + 1) * math.prod(workload.input_shapes[0])
+    if workload.op == "attention_cache":
+        keys, values = workload.input_shapes[1], workload.input_shapes[3]
+        return math.prod(keys) + math.prod(values) + 8 * math.prod(workload.input_shapes[2])
     if workload.op == "gather":  # of its table it reads a row for each id
         ids = math.prod(workload.output_shape[:-1])
         return ids * (8 + _row_bytes(workload)) + result * math.prod(workload.output_shape)

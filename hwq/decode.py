@@ -23,15 +23,16 @@ import numpy.typing as npt
 
 from hwq.arguments import check_model
 from hwq.errors import HwqError
-from hwq.graph import SPAN, Graph, Layer, Shape
+from hwq.graph import SPAN, STATE_OPS, Graph, Layer, Shape
 from hwq.model import Model
 from hwq.plan import Plan
 from hwq.token_func import TokenAxis
 from hwq.tokens import Tokens, find_tokens
 
 Array = npt.NDArray[Any]
-# What a decoder has besides the layers of the whole network.
-STATEFUL_OPS = ("append", "rows_at")
+# What a decoder has in float whatever the plan of the whole network says, or besides it.
+STATEFUL_OPS = (*STATE_OPS, "rows_at", "row_scale", "attention", "attention_cache")
+CACHES = ("float32", "int8")
 # Operators with a constant that "float" layers compute element by element, as the layers of two tensors they are.
 _ELEMENTWISE = ("add", "multiply")
 
@@ -43,6 +44,7 @@ class _Found:
     graph: Graph
     tokens: Tokens
     length: int
+    cache: str
     layers: list[Layer] = field(default_factory=list)
     shapes: dict[str, Shape] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
@@ -59,17 +61,20 @@ class _Found:
         return tuple(axes.get(axis, size) for axis, size in enumerate(shape))
 
 
-def decoder(model: Model, length: int | None = None) -> Model:
+def decoder(model: Model, length: int | None = None, *, cache: str = "float32") -> Model:
     """The network of one token that computes what ``model`` computes for whole sequences, row by row.
 
     model: token ids (1, T) to outputs with the tokens along axis 1, such as logits (1, T, V). length: how many tokens a
     session can hold; None is T, and T is the most where the network has constants along tokens (positions). What is
-    built of it is called by ``Artifact.start``. A plan of ``model`` is one of the result too, ranges included.
+    built of it is called by ``Artifact.start``. A plan of ``model`` is one of the result too, ranges included. cache:
+    "float32", or "int8": a quarter of the bytes, each row of a head of keys and values rounded by a scale of its own.
 
-    Raises HwqError "model-type", "decoder-model" for inputs or outputs of another kind, "length-invalid",
-    "tokens-mixed" and "decoder-layer" naming the layer that cannot go token by token.
+    Raises HwqError "cache-unknown", "model-type", "decoder-model" for inputs or outputs of another kind,
+    "length-invalid", "tokens-mixed" and "decoder-layer" naming the layer that cannot go token by token.
     """
     check_model(model)
+    if cache not in CACHES:
+        raise HwqError("cache-unknown", f"cache is {cache!r}; accepted: {', '.join(CACHES)}")
     graph, name = model.graph, _ids(model)
     tokens = find_tokens(graph, {name: 1}, least=0)
     most = tokens.most
@@ -78,13 +83,13 @@ def decoder(model: Model, length: int | None = None) -> Model:
         if tokens.axes.get(tensor) != (TokenAxis(axis=1),):
             message = f"output {spec.name!r} of shape {spec.shape} does not have the {most} tokens along axis 1"
             raise HwqError("decoder-model", f"{message}; accepted: outputs (1, T, ...), a row for each token")
-    found = _Found(graph=graph, tokens=tokens, length=length)
+    found = _Found(graph=graph, tokens=tokens, length=length, cache=cache)
     found.shapes |= {name: (1, 1), SPAN: (2,)}
     found.dtypes |= {name: graph.dtypes[name], SPAN: "int32"}
     for layer in graph.layers:
         _step(found, layer)
     small = replace(graph, inputs=(name, SPAN), shapes=found.shapes, dtypes=found.dtypes, layers=tuple(found.layers))
-    key = json.dumps([model.fingerprint, "decoder", length])
+    key = json.dumps([model.fingerprint, "decoder", length, cache])
     return replace(
         model,
         graph=small,
@@ -158,8 +163,10 @@ def _attention(found: _Found, layer: Layer) -> Layer:
     q, k, v, *rest = layer.inputs
     if rest:
         raise _refuse(layer, f"its bias {rest[0]!r} is not constant", "a constant bias, or none")
-    names: tuple[str, ...] = (q, *(_cached(found, tensor) for tensor in (k, v)))
+    caches = [_cached(found, tensor, layer.attrs["kv_heads"]) for tensor in (k, v)]
+    names: tuple[str, ...] = (q, *caches[0], *caches[1])
     attrs = {key: value for key, value in layer.attrs.items() if key != "bias"} | {"cut": True}
+    op = layer.op if found.cache == "float32" else "attention_cache"
     constants = layer.constants
     if constants:
         bias = constants[0][..., : found.length]
@@ -173,25 +180,31 @@ def _attention(found: _Found, layer: Layer) -> Layer:
             attrs, constants = attrs | {"bias": bias.shape}, (np.ascontiguousarray(bias),)
     names = (*names, SPAN)
     shapes = (found.small(q, layer.input_shapes[0]), *(found.shapes[name] for name in names[1:]))
-    return _rows(found, layer, inputs=names, input_shapes=shapes, attrs=attrs, constants=constants)
+    return _rows(found, layer, op=op, inputs=names, input_shapes=shapes, attrs=attrs, constants=constants)
 
 
-def _cached(found: _Found, tensor: str) -> str:
-    """The cache of a tensor (1, T, C), written at the token's position."""
+def _cached(found: _Found, tensor: str, heads: int) -> tuple[str, ...]:
+    """The cache of a tensor (1, T, C) of ``heads``, written at the token's position; of int8 its scales' too."""
     cache = f"{tensor}@cache"
-    if cache not in found.shapes:
-        width = found.graph.shapes[tensor][-1]
-        found.add(
-            Layer(
-                name=cache,
-                op="append",
-                inputs=(tensor, SPAN),
-                output=cache,
-                input_shapes=((1, 1, width), (2,)),
-                output_shape=(1, found.length, width),
-            )
-        )
-    return cache
+    width = found.graph.shapes[tensor][-1]
+    if found.cache == "float32":
+        _made(found, "append", (tensor, SPAN), cache, (1, found.length, width))
+        return (cache,)
+    apart, scale, row, scales = (f"{cache}:{name}" for name in ("heads", "scale", "row", "scales"))
+    _made(found, "reshape", (tensor,), apart, (heads, width // heads))
+    _made(found, "row_scale", (apart,), scale, (heads,))
+    _made(found, "reshape", (scale,), row, (1, 1, heads))
+    _made(found, "append", (row, SPAN), scales, (1, found.length, heads))
+    _made(found, "append_int8", (tensor, scale, SPAN), cache, (1, found.length, width), "int8")
+    return cache, scales
+
+
+def _made(found: _Found, op: str, inputs: tuple[str, ...], output: str, shape: Shape, dtype: str = "float32") -> None:
+    """A layer that the whole network has not; once, however often it is read."""
+    if output not in found.shapes:
+        shapes = tuple(found.shapes[name] for name in inputs)
+        layer = Layer(name=output, op=op, inputs=inputs, output=output, input_shapes=shapes, output_shape=shape)
+        found.add(layer, dtype)
 
 
 def _rope(found: _Found, layer: Layer) -> Layer:
@@ -262,9 +275,14 @@ _MAKERS: Mapping[str, Callable[[_Found, Layer], Layer]] = {
 def plan_for(model: Model, plan: Plan) -> Plan:
     """``plan`` as one of ``model``: that of the network of whole sequences gets the layers that a decoder has besides.
 
-    What it says of them is float; any other plan, and any other model, is left as it is.
+    They are float, and so is attention, whose caches hold floats or have scales of their own; any other plan, and any
+    other model, is left as it is.
     """
     if model.whole is None or plan.model != model.whole:
         return plan
-    more = {layer.name: "f32" for layer in model.graph.layers if layer.op in STATEFUL_OPS}
+    more = {
+        layer.name: "f32"
+        for layer in model.graph.layers
+        if layer.op in STATEFUL_OPS or (layer.name not in plan.schemes and "@cache" in layer.name)
+    }
     return replace(plan, model=model.fingerprint, schemes={**plan.schemes, **more})

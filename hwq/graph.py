@@ -29,6 +29,8 @@ INTEGER_OPS = (*PASS_THROUGH, "avg_pool2d", "add", "multiply", "unary")
 TRANSFORMER_OPS = ("attention", "rms_norm", "rope", "gather")
 # The input of a network that goes token by token: int32 (2,), (n, t), the last n of the t tokens that there are by now.
 SPAN = "@span"
+# What writes rows of a tensor that lives across calls, and leaves the others alone.
+STATE_OPS = ("append", "append_int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,9 @@ class Layer:
     and rows (V). Ids outside of [0, V) are wrapped once where negative, then clamped: nothing is read outside of it.
     Token by token (``hwq.decoder``): "append" (1, n, C), SPAN -> a cache (1, length, C) that lives across calls, its
     rows from t - n on written; "rows_at" SPAN -> (n, C) in any shape, the rows from t - n on of its constant (rows,
-    width); attrs rows, width.
+    width); attrs rows, width. With caches of int8: "append_int8" x (1, n, C), the scales (n * G,) of its heads, SPAN ->
+    int8 (1, length, C); "attention_cache" q (1, 1, H * D), keys int8, their scales (1, length, G), values, their
+    scales, [bias], SPAN -> (1, 1, H * E), attrs as attention's; "row_scale" (rows, C) -> (rows,): ``row_scales``.
     """
 
     name: str

@@ -92,7 +92,10 @@ def count_at_most(name: str, workload: Workload) -> Array | None:
     if name == COUNT:
         return np.array([workload.cut], np.int32)
     if name == SPAN:
-        return np.array([shape[1] for shape in workload.input_shapes[:2]], np.int32)
+        if workload.op == "rows_at":
+            return np.array([1, workload.attr("rows")], np.int32)
+        keys = workload.input_shapes[1] if "attention" in workload.op else workload.output_shape
+        return np.array([workload.input_shapes[0][1], keys[1]], np.int32)
     return None
 
 

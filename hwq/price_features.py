@@ -33,6 +33,7 @@ OPS = (
     *("append", "rows_at", "attention"),
     "reduce",
     *("row_scale", "quantize_rows"),
+    *("append_int8", "attention_cache"),
 )
 # Their places are categories of the shipped model: what is new comes last.
 FAMILIES = (
@@ -54,6 +55,7 @@ FAMILIES = (
     "generic/reduce",
     "cpu/weight_only",
     "generic/rows",
+    "cpu/attention_cache",
 )
 HOMES = ("l2", "l3", "memory")
 KINDS = (

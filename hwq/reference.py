@@ -42,6 +42,10 @@ def evaluate(workload: Workload, arguments: Sequence[Array], storage: str = "uin
         return _dynamic(workload, arguments)
     if workload.op in ANCHORS and _weight_only(workload):
         return _activated(workload, _weight_only_sums(workload, arguments))
+    if workload.op == "append_int8":
+        x, scales, span = arguments
+        heads = x.reshape(*x.shape[:2], len(scales) // x.shape[1], -1)
+        return _at_position(workload, row_scales.quantize_rows(heads, scales, "int8").reshape(x.shape), span)
     integer = SCHEMES[workload.scheme].domain == "int8"
     if workload.op in PASS_THROUGH:
         y = _pass_through(workload, arguments)
@@ -265,6 +269,8 @@ def _float_plain(workload: Workload, x: Array, rest: list[Array]) -> Array:
         return transformer.rope(x, rest[0], rest[1], **_some(workload, ("heads", "style")))
     if op in ("append", "rows_at"):
         return _at_position(workload, x, rest[0])
+    if op == "attention_cache":
+        return _attention_cache(workload, x, rest)
     assert op == "transpose", f"no reference for {op}"
     return np.asarray(x.transpose(workload.attr("axes")))
 
@@ -298,6 +304,25 @@ def _attention(workload: Workload, arguments: Sequence[Array]) -> Array:
     return transformer.attention(
         *tensors, span=span, **_some(workload, ("heads", "kv_heads", "scale", "causal"))
     ).astype(np.float32)
+
+
+def _attention_cache(workload: Workload, q: Array, rest: list[Array]) -> Array:
+    """Keys and values in int8, each with its scales; then perhaps a bias, the span, perhaps a constant bias."""
+    groups = workload.attr("kv_heads")
+
+    def floats(values: Array, scales: Array) -> Array:
+        apart = values.reshape(*values.shape[:2], groups, -1)
+        return np.asarray((apart * scales[..., None]).reshape(values.shape))
+
+    k, v = floats(rest[0], rest[1]), floats(rest[2], rest[3])
+    span = rest.pop(len(workload.input_shapes) - 2)
+    bias = rest[4] if len(rest) > 4 else None
+    where = (1, int(span[1]))
+    if bias is not None:
+        bias = np.broadcast_to(bias, (*bias.shape[:3], k.shape[1]))
+    return transformer.attention(
+        q, k, v, bias, span=where, causal=False, **_some(workload, ("heads", "kv_heads", "scale"))
+    )
 
 
 def _at_position(workload: Workload, x: Array, other: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 from hwq.errors import HwqError
 from hwq.schedules.arm import smmla
 from hwq.schedules.arm import table as arm_table
-from hwq.schedules.cpu import attention, conv2d, dense, depthwise, grouped, weight_only
+from hwq.schedules.cpu import attention, attention_cache, conv2d, dense, depthwise, grouped, weight_only
 from hwq.schedules.generic import (
     binary,
     boxes,
@@ -65,6 +65,7 @@ FAMILIES: tuple[Callable[[Workload, Target], Kernel | None], ...] = (
     embedding.apply,
     attention.apply,
     position.apply,
+    attention_cache.apply,
 )
 
 

@@ -26,7 +26,7 @@ OPS = (
     *("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "reduce", "transpose", "quantize", "dequantize", "float"),
     *TRANSFORMER_OPS,
     *("rms_norm", "rope", "gather"),
-    *("append", "rows_at"),
+    *("append", "append_int8", "attention_cache", "rows_at"),
 )
 # The instruction a row's kernels are built on. "*.vector" is plain vector arithmetic and moves, "generic.table" a
 # table look-up, and "generic.*" whatever the compiler finds on any machine.

@@ -15,8 +15,12 @@ import hwq
 from hwq.decode import decoder, plan_for
 from hwq.errors import HwqError
 from hwq.graph import SPAN
+from hwq.lower import legal_schemes
 from hwq.model import Model
+from hwq.scheme import SCHEMES
+from hwq.target import Target
 
+HOST = Target.load("host")
 # Without records or measuring: what is compiled here is the same everywhere.
 PLAIN: dict[str, Any] = {"threads": 1, "measure": False}
 
@@ -75,6 +79,39 @@ def test_constant_biases_are_read_at_the_position(queries: int) -> None:
     assert np.abs(whole - floats(language.positions())(ids)).max() > 0.01, "the bias does nothing"
 
 
+@pytest.mark.parametrize("model", [language.llama(), language.positions()], ids=lambda model: model.name)
+def test_caches_of_int8_lose_little_and_take_less(model: Model) -> None:
+    """A row of a head is off by half a step in 127 of its largest value, independently: of 6 values some 0.3% of their
+    size, and as much of what attention adds to each of two blocks. The scales are a float for 6 bytes here."""
+    ids = tokens_of(model)
+    full = floats(decoder(model))
+    less = floats(decoder(model, cache="int8"))
+    expected, found = full(ids), less(ids)
+    assert not np.array_equal(found, expected)
+    assert np.square(found - expected).mean() < 1e-4 * np.square(expected).mean()
+    cached = sum(np.prod(one.output_shape) for one in decoder(model).graph.layers if one.op == "append")
+    room = sum(
+        np.prod(one.output_shape) * (1 if one.op == "append_int8" else 4)
+        for one in decoder(model, cache="int8").graph.layers
+        if one.op in ("append", "append_int8")
+    )
+    assert 6 * room == 10 * cached
+    assert less.library.state_bytes < 0.6 * full.library.state_bytes
+
+
+def test_an_unknown_cache_is_refused() -> None:
+    with pytest.raises(HwqError, match="cache is 'int4'; accepted: float32, int8") as caught:
+        decoder(language.llama(), cache="int4")
+    assert caught.value.code == "cache-unknown"
+
+
+def test_kernels_of_steps_can_be_timed() -> None:
+    for cache in ("float32", "int8"):
+        step = hwq.compile(decoder(language.llama(), cache=cache), "host", schemes=["f32"], threads=1, measure=True)
+        sources = {row["op"]: row["price_source"] for row in step.report["layers"]}
+        assert {sources[op] for op in sources if op.startswith(("append", "attention", "rows_at"))} == {"measured"}
+
+
 def test_a_plan_of_the_whole_is_built_for_steps() -> None:
     """Integer layers, their ranges from calibration of the whole: one step in 256 of what rounds the other way, where a
     float sum before it differs in its last bit."""
@@ -88,6 +125,19 @@ def test_a_plan_of_the_whole_is_built_for_steps() -> None:
     assert np.array_equal(step(ids).argmax(axis=-1), whole(ids).argmax(axis=-1))
     again = hwq.build(decoder(model), step.plan)
     assert np.array_equal(again(ids), step(ids))
+
+
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+def test_attention_on_caches_is_float_whatever_the_plan_says(cache: str) -> None:
+    model = language.llama()
+    plan = hwq.plan(model, "host", schemes=["f32"], **PLAIN)
+    bytes_ = replace(plan, schemes={**plan.schemes, "0.attention": "w8a8", "0.q:rows": "w8a8_dyn"})
+    found = plan_for(decoder(model, cache=cache), bytes_).schemes
+    assert (found["0.attention"], found["0.q:rows"]) == ("f32", "w8a8_dyn")
+    every = tuple(SCHEMES.values())
+    for layer in decoder(model, cache=cache).graph.layers:
+        legal = legal_schemes(decoder(model, cache=cache).graph, layer, HOST, every)
+        assert legal == ("f32",) or not layer.op.startswith(("attention", "append", "rows_at"))
 
 
 def test_only_a_plan_of_the_same_network_is_taken() -> None:

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from hwq import row_scales
 from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.generic import common
 from hwq.target import Target
@@ -26,9 +27,12 @@ NAME = "generic/position:1"
 
 
 def apply(workload: Workload, target: Target) -> Kernel | None:
-    """append: x (1, S, C), span, cache (1, length, C). rows_at: span, constant (T, C), out (S, C) in any shape."""
+    """append: x (1, S, C), span, cache (1, length, C). append_int8: x float32, scales (S * G,) of its rows' G heads,
+    span, cache int8. rows_at: span, constant (T, C), out (S, C) in any shape."""
     if workload.op == "append":
         return common.finish(workload, _append(workload, common.element_type(workload, target)), NAME)
+    if workload.op == "append_int8":
+        return common.finish(workload, _append_int8(workload), NAME)
     if workload.op == "rows_at":
         return common.finish(workload, _rows_at(workload), NAME)
     return None
@@ -46,6 +50,31 @@ def _append(workload: Workload, dtype: str) -> Any:
             with T.If(tirx.all(row < span[0], at >= 0, at < length)), T.Then(), T.serial(0, width) as column:
                 T.buffer_store(cache, x[row, column], [at, column])
     return with_shapes(builder.get(), {0: workload.input_shapes[0], 2: workload.output_shape})
+
+
+def _append_int8(workload: Workload) -> Any:
+    """Quantized as ``hwq.row_scales`` has it, to signed bytes whatever the target's storage."""
+    (_, count, width), (_, length, _) = workload.input_shapes[0], workload.output_shape
+    heads = workload.input_shapes[1][0] // count
+    zero, one, least = (tirx.const(value, "float32") for value in (0.0, 1.0, float(row_scales.LEAST)))
+    none = tirx.const(0, "int32")
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        x = T.arg("x", T.buffer((count, width), "float32"))
+        scales = T.arg("scales", T.buffer((count * heads,), "float32"))
+        span = T.arg("span", T.buffer((2,), "int32"))
+        cache = T.arg("cache", T.buffer((length, width), "int8"))
+        with T.serial(0, count) as row:
+            at = span[1] - span[0] + row
+            there = tirx.all(row < span[0], at >= 0, at < length)
+            with T.If(there), T.Then(), T.serial(0, heads) as head:
+                scale = T.Bind(scales[row * heads + head])
+                factor = T.Bind(tirx.Select(scale < least, zero, one / tirx.max(scale, least)))
+                with T.serial(0, width // heads) as column:
+                    place = head * (width // heads) + column
+                    value = common.round_clamp(x[row, place] * factor, none - 127, none + 127, none, "int8")
+                    T.buffer_store(cache, value, [at, place])
+    return with_shapes(builder.get(), {0: workload.input_shapes[0], 3: workload.output_shape})
 
 
 def _rows_at(workload: Workload) -> Any:

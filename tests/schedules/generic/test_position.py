@@ -10,6 +10,7 @@ import pytest
 import tvm
 from kernel_runs import Array, at_the_edge, machine, make, shared
 
+from hwq import row_scales
 from hwq.cost import moved_bytes, op_macs, price_roofline
 from hwq.lowering import pipeline
 from hwq.reference import evaluate
@@ -58,6 +59,24 @@ def test_append_takes_bytes_too(rng: np.random.Generator) -> None:
     found = _call(make("append", "w8a8", [(1, 1, 24), (2,)], (1, 4, 24)))(x, _span(1, 3), cache)
     np.testing.assert_array_equal(found[0, 2], x[0, 0])
     np.testing.assert_array_equal(np.delete(found, 2, 1), np.delete(cache, 2, 1))
+
+
+@pytest.mark.parametrize(("heads", "depth"), [(1, 7), (3, 8), (2, 33)])
+def test_append_to_int8_rounds_by_the_scale_of_each_head(heads: int, depth: int, rng: np.random.Generator) -> None:
+    """A scale of 0 is of a head of zeros."""
+    width = heads * depth
+    workload = make("append_int8", "f32", [(1, 2, width), (2 * heads,), (2,)], (1, 5, width))
+    x = rng.standard_normal((1, 2, width)).astype(np.float32)
+    x[0, 1, :depth] = 0
+    scales = row_scales.row_scale(x.reshape(-1, depth))
+    assert scales[heads] == 0
+    assert (np.delete(scales, heads) > 0).all()
+    cache = rng.integers(-128, 128, (1, 5, width)).astype(np.int8)
+    found = _call(workload)(x, scales, _span(2, 4), cache)
+    np.testing.assert_array_equal(found[0, 2:4], evaluate(workload, [x, scales, _span(2, 4)])[0, 2:4])
+    np.testing.assert_array_equal(np.delete(found, (2, 3), 1), np.delete(cache, (2, 3), 1))
+    back = found[0, 2:4].reshape(-1, depth) * scales[:, None]
+    assert (np.abs(back - x.reshape(-1, depth)) <= scales[:, None] * 0.501).all()
 
 
 def test_the_reference_of_append_writes_into_zeros(rng: np.random.Generator) -> None:
