@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,34 +14,100 @@ from onnx_nets import network, node, weights
 
 import hwq
 from hwq.errors import HwqError
+from hwq.verify import outputs_of
 
-MOST, C, V = 9, 32, 50
-LENGTHS = range(1, MOST + 1) if os.environ.get("HWQ_FULL") == "1" else (1, 4, MOST)
+MOST, C, V, HEADS = 9, 32, 50, 2
+FULL = os.environ.get("HWQ_FULL") == "1"
+LENGTHS = range(1, MOST + 1) if FULL else (1, 6)
+CASES = [("plain", "w8a8"), ("masked", "w8a8_dyn"), ("causal", "f32")]
+ALL = list(itertools.product(("plain", "masked", "causal"), ("f32", "w8a8", "w8a8_dyn")))
 DYNAMIC = {"ids": {1: (1, MOST)}}
+MASKED = {"ids": {1: (1, MOST)}, "mask": {1: (1, MOST)}}
+
+
+def _consts(size: int) -> dict[str, Any]:
+    shapes = {"words": (V, C), "pos": (MOST, C), "w1": (C, 2 * C), "b1": (2 * C,), "w2": (2 * C, C), "b2": (C,)}
+    shapes |= {name: (C, C) for name in ("wq", "wk", "wv", "wo")}
+    consts = {name: weights(*shape, seed=at) * np.float32(0.3) for at, (name, shape) in enumerate(shapes.items())}
+    consts["pos"] = consts["pos"][:size]
+    consts |= {"s": np.ones(C, np.float32), "t": np.zeros(C, np.float32)}
+    consts |= {"future": np.triu(np.full((size, size), -1e9, np.float32), 1)}
+    for name, value in {"one": 1.0, "far": -1e4, "root": (C / HEADS) ** 0.5}.items():
+        consts[name] = np.array(value, np.float32)
+    whole = {
+        "split": (1, size, HEADS, C // HEADS),
+        "join": (1, size, C),
+        "keys": (1, 1, 1, size),
+        "column": (1, size, 1),
+    }
+    return consts | {name: np.array(shape, np.int64) for name, shape in whole.items()} | {"over": np.array([1])}
+
+
+ATTENTION = [
+    *(node("MatMul", ["n0", f"w{x}"], [f"p{x}"], name=x) for x in "qkv"),
+    *(node("Reshape", [f"p{x}", "split"], [f"r{x}"]) for x in "qkv"),
+    *(node("Transpose", [f"r{x}"], [f"t{x}"], perm=[0, 2, 3, 1] if x == "k" else [0, 2, 1, 3]) for x in "qkv"),
+    node("MatMul", ["tq", "tk"], ["qk"]),
+    node("Div", ["qk", "root"], ["scores"]),
+    node("Add", ["scores", "bias"], ["seen"]),
+    node("Softmax", ["seen"], ["shares"], axis=-1),
+    node("MatMul", ["shares", "tv"], ["context"]),
+    node("Transpose", ["context"], ["back"], perm=[0, 2, 1, 3]),
+    node("Reshape", ["back", "join"], ["flat"]),
+    node("MatMul", ["flat", "wo"], ["mixed"], name="out"),
+    node("Add", ["mixed", "n0"], ["n"]),
+]
+BLOCK = [
+    node("MatMul", ["n", "w1"], ["m1"], name="up"),
+    node("Add", ["m1", "b1"], ["a1"]),
+    node("Relu", ["a1"], ["r"]),
+    node("MatMul", ["r", "w2"], ["m2"], name="down"),
+    node("Add", ["m2", "b2"], ["a2"]),
+    node("Add", ["a2", "n"], ["z"]),
+    node("LayerNormalization", ["z", "s", "t"], ["y"], axis=-1),
+]
+MASK = [
+    node("Cast", ["mask"], ["m"], to=1),
+    node("Reshape", ["m", "keys"], ["m4"]),
+    node("Sub", ["one", "m4"], ["hidden"]),
+    node("Mul", ["hidden", "far"], ["bias"]),
+]
+POOL = [
+    node("Reshape", ["m", "column"], ["m3"]),
+    node("Mul", ["y", "m3"], ["real"]),
+    node("ReduceSum", ["real", "over"], ["total"], keepdims=0),
+    node("ReduceSum", ["m", "over"], ["count"], keepdims=1),
+    node("Div", ["total", "count"], ["pooled"]),
+]
+
+
+def _network(kind: str, length: int | str) -> Any:
+    """Embedding, positions, norm, a feed-forward block with a residual; "masked": with attention whose keys an input
+    hides, and the mean of what it shows; "causal": with attention that sees what was before.
+    """
+    size = MOST if isinstance(length, str) else length
+    start = [
+        node("Gather", ["words", "ids"], ["e"]),
+        node("Add", ["e", "pos"], ["h"]),
+        node("LayerNormalization", ["h", "s", "t"], ["n" if kind == "plain" else "n0"], axis=-1),
+    ]
+    causal = [node("Identity", ["future"], ["bias"])]
+    middle = {"plain": [], "masked": [*MASK, *ATTENTION], "causal": [*causal, *ATTENTION]}[kind]
+    nodes = [*start, *middle, *BLOCK, *(POOL if kind == "masked" else [])]
+    read = {name for item in nodes for name in item.input}
+    given = {"ids": (1, length)} | ({"mask": (1, length)} if kind == "masked" else {})
+    return network(
+        nodes, inputs=given, consts={name: value for name, value in _consts(size).items() if name in read},
+        dtypes=dict.fromkeys(given, 7), opset=17, outputs=["y", "pooled"] if kind == "masked" else ["y"],
+    )  # fmt: skip
 
 
 def _encoder(length: int | str) -> Any:
-    """Embedding, positions, norm, a feed-forward block with a residual; positions end where the sequence does."""
-    scaled = lambda *shape, seed: weights(*shape, seed=seed) * np.float32(0.3)  # noqa: E731
-    size = MOST if isinstance(length, str) else length
-    consts = {
-        "words": scaled(V, C, seed=1), "pos": scaled(MOST, C, seed=2)[:size], "w1": scaled(C, 2 * C, seed=3),
-        "b1": scaled(2 * C, seed=4), "w2": scaled(2 * C, C, seed=5), "b2": scaled(C, seed=6),
-        "s": np.ones(C, np.float32), "t": np.zeros(C, np.float32),
-    }  # fmt: skip
-    nodes = [
-        node("Gather", ["words", "ids"], ["e"]),
-        node("Add", ["e", "pos"], ["h"]),
-        node("LayerNormalization", ["h", "s", "t"], ["n"], axis=-1),
-        node("MatMul", ["n", "w1"], ["m1"], name="up"),
-        node("Add", ["m1", "b1"], ["a1"]),
-        node("Relu", ["a1"], ["r"]),
-        node("MatMul", ["r", "w2"], ["m2"], name="down"),
-        node("Add", ["m2", "b2"], ["a2"]),
-        node("Add", ["a2", "n"], ["z"]),
-        node("LayerNormalization", ["z", "s", "t"], ["y"], axis=-1),
-    ]
-    return network(nodes, inputs={"ids": (1, length)}, consts=consts, dtypes={"ids": 7}, opset=17)
+    return _network("plain", length)
+
+
+def _masked(x: Any) -> dict[str, Any]:
+    return {"ids": x, "mask": (np.arange(x.shape[1]) < max(1, x.shape[1] - 2)).astype(np.int64)[None]}
 
 
 def _samples() -> list[Any]:
@@ -48,20 +115,23 @@ def _samples() -> list[Any]:
     return [rng.integers(0, V, (1, 1 + at % MOST)) for at in range(12)]
 
 
-@pytest.mark.parametrize("scheme", ["f32", "w8a8"])
-def test_every_length_is_the_artifact_of_that_length(scheme: str, tmp_path: Path) -> None:
-    model = hwq.load(_encoder("n"), dynamic=DYNAMIC)
-    made = hwq.compile(model, "host", calibration=_samples(), schemes=[scheme], threads=1)
+@pytest.mark.parametrize(("kind", "scheme"), ALL if FULL else CASES)
+def test_every_length_is_the_artifact_of_that_length(kind: str, scheme: str, tmp_path: Path) -> None:
+    masked = kind == "masked"
+    model = hwq.load(_network(kind, "n" if kind == "plain" else MOST), dynamic=MASKED if masked else DYNAMIC)
+    assert [layer.op for layer in model.graph.layers].count("attention") == (kind != "plain")
+    samples = [_masked(x) if masked else x for x in _samples()]
+    made = hwq.compile(model, "host", calibration=samples, schemes=[scheme], threads=1)
     assert scheme in made.plan.schemes.values()
     made.save(tmp_path / "any.hwq")
     artifact = hwq.Artifact.load(tmp_path / "any.hwq")
-    for x in [_samples()[n - 1] for n in LENGTHS]:
-        fixed = hwq.load(_encoder(x.shape[1]))
+    for n in LENGTHS:
+        fixed = hwq.load(_network(kind, n))
         plan = replace(artifact.plan, model=fixed.fingerprint, dynamic={})
-        expected = hwq.build(fixed, plan, "host", threads=1)(x)
-        assert artifact(x).shape == (1, x.shape[1], C)
-        assert artifact(x).tobytes() == expected.tobytes()
-    assert artifact.benchmark(_samples()[0], runs=2).runs == 2
+        expected, found = (outputs_of(each, samples[n - 1]) for each in (hwq.build(fixed, plan, threads=1), artifact))
+        assert found[0].shape == (1, n, C)
+        assert [each.tobytes() for each in found] == [each.tobytes() for each in expected]
+    assert artifact.benchmark(samples[0], runs=2).runs == 2
 
 
 def test_a_plan_keeps_what_varies(tmp_path: Path) -> None:
