@@ -269,6 +269,11 @@ def packed_sizes(program: Program, packed: Packed) -> dict[str, int]:
 def notes(study: Study, accuracy: Accuracy | None) -> list[str]:
     """What a reader should know: layers that stay in float because nothing else is there, and poor agreement."""
     found = _unmeasured(study)
+    for name, axes in study.model.dynamic.items():
+        ((axis, (least, most)),) = axes.items()
+        found.append(
+            f"axis {axis} of input {name!r} may be {least} to {most} long; prices and times are those of {most}"
+        )
     if not study.samples and any(study.losses.values()):
         found.append(
             "losses were not measured, for want of samples: they are the noise that rounding adds to each layer's own "

@@ -132,6 +132,7 @@ def test_every_length_is_the_artifact_of_that_length(kind: str, scheme: str, tmp
         assert found[0].shape == (1, n, C)
         assert [each.tobytes() for each in found] == [each.tobytes() for each in expected]
     assert artifact.benchmark(samples[0], runs=2).runs == 2
+    assert any(f"'ids' may be 1 to {MOST} long" in note for note in artifact.report["notes"])
 
 
 def test_a_plan_keeps_what_varies(tmp_path: Path) -> None:
