@@ -65,10 +65,11 @@ def test_large_ones_are_split_over_threads(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("style", ["half", "interleaved"])
+@pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize(("name", "register"), [("x86-avx2", "%ymm"), ("x86-avx512-vnni", "%zmm")])
-def test_is_vectorized(name: str, register: str, style: str) -> None:
+def test_is_vectorized(name: str, register: str, size: int, style: str) -> None:
     target = Target.load(name)
-    lines = assembly(kernel_for(_make((1, 64, 8, 64), style), target), target)
+    lines = assembly(kernel_for(_make((1, 64, 8, size), style), target), target)
     for wanted in ("vmulps", "vfn?m(add|sub)"):
         assert any(re.match(rf"\s*({wanted})", line) and register in line for line in lines), wanted
     assert [line for line in lines if re.match(r"\s*v?movss\s.*\)$", line)] == []
