@@ -141,6 +141,8 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
 
 def _split(workload: Workload, workers: int, arithmetic_s: float, model: Modelled | None, target: Target) -> bool:
     """Whether the schedules split it over threads: anchors by their products or weights, others by their bytes."""
+    if workload.op == "attention":
+        return worth_threads(workers, arithmetic_s, target)
     if workload.op not in ANCHORS:
         return worth_parallel(workers, cost.moved_bytes(workload), target)
     far = target.l3_bytes_per_s or target.memory_bytes_per_s

@@ -2,7 +2,8 @@
 
 Limit: multiply-adds. Of 58 GMAC/s that one Zen 4 core does, 64 queries and keys of 12 heads of 32 have 44 (71 us; of 64
 products for a score, 14 cycles a vector are for its exponential), 128 of 12 heads of 64 have 47, 512 of heads of 64,
-causal, 43. One query reads 512 keys of 32 heads of 64 at 36 GB/s, and 4096 keys from L3 at 24 to 30.
+causal, 43. One query reads 512 keys of 32 heads of 64 at 36 GB/s, and 4096 keys from L3 at 24 to 30. By products of
+bytes the same take 32 and 180 us, 2.2 and 3.0 times as fast, and one query of 4096 keys in eight heads 125 us for 677.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from hwq import integer_attention
-from hwq.cost import op_macs
+from hwq.cost import compute_s
 from hwq.graph import Shape
 from hwq.schedules.generic import common
 from hwq.target import Target
@@ -138,8 +138,7 @@ def make_plan(workload: Workload, target: Target) -> Plan:
     )
     most_keys = MOST_KEYS_OF_ONE if queries == 1 else MOST_KEYS
     rows, vectors, values = best_tile(problem, registers(target), most_keys)
-    work_s = seconds(workload, target)
-    parallel = common.worth_threads(workload.parallel, work_s, target)
+    parallel = common.worth_threads(workload.parallel, compute_s(workload, target), target)
     tiles = group * math.ceil(queries / rows)
     jobs = batch if queries == 1 else batch * kv_heads
     counts = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0] if queries == 1 else list(range(1, tiles + 1))
@@ -178,11 +177,6 @@ def _even(tasks: int, threads: int) -> bool:
 def registers(target: Target) -> int:
     """Vector registers of the target: 32 with AVX-512 and on ARM."""
     return 32 if target.vector_bits == 512 or target.architecture != "x86_64" else 16
-
-
-def seconds(workload: Workload, target: Target) -> float:
-    """What one core takes for the products, at two vectors' worth in three cycles."""
-    return op_macs(workload) / (target.lanes() * target.clock_hz)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

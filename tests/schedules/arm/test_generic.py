@@ -60,6 +60,10 @@ def cases(channels: int, rng: np.random.Generator) -> Iterator[tuple[Workload, l
     planes = (2, channels, 5, 7)
     picture = make("quantize", "w8a8", [planes], shape, axes=(0, 2, 3, 1))
     yield picture, [8 * numbers(rng, planes, "float32"), zero, np.float32([2.7])], 0.0
+    heads = [(2, 5, 2 * channels), (2, 9, channels), (2, 9, channels)]
+    seen = {"heads": 2, "kv_heads": 1, "scale": 0.05 / channels, "causal": True}
+    # Scores are sums of up to 127 products of 12 and 12 at most: off by 133 * 2^-24 * 0.05 * 12 * 12; values are 14.
+    yield make("attention", "f32", heads, heads[0], **seen), [numbers(rng, each, "float32") for each in heads], 2e-3
     axes = (0, 3, 1, 2)
     yield make("transpose", "f32", [shape], tuple(shape[axis] for axis in axes), axes=axes), [floats], 0.0
 
