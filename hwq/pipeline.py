@@ -28,6 +28,7 @@ from hwq.passes.share_views import ShareViews
 from hwq.passes.simplify_layout import SimplifyLayout
 from hwq.passes.sink_broadcast import SinkBroadcast
 from hwq.passes.sink_reshape import SinkReshape
+from hwq.passes.sink_transpose import SinkTranspose
 from hwq.passes.split_dense import SplitDense
 from hwq.passes.to_nhwc import ToNHWC
 from hwq.switches import dump_folder, verify_wanted
@@ -40,6 +41,7 @@ PASSES: tuple[Any, ...] = (
     # Weights: batch norms, scales and shifts go into convolutions and dense layers; norms, attention and activations
     # are named before their arithmetic is pulled apart.
     FoldBatchNorm(),
+    SinkTranspose(),
     SplitDense(),
     SinkBroadcast(),
     RecognizeLayerNorm(),
