@@ -29,7 +29,7 @@ from hwq.arguments import (
 from hwq.artifact import Artifact
 from hwq.cache import default_store_path
 from hwq.choose import choose
-from hwq.decode import plan_for
+from hwq.decode import check_samples, plan_for
 from hwq.deliver import deliver, plan_of, priced
 from hwq.dispose import dispose
 from hwq.errors import HwqError
@@ -171,6 +171,7 @@ def build(
         model = varying(model, plan.dynamic)
     check_threads(threads)
     machine = machine_of_plan(plan) if target is None else machine_to_build(target)
+    check_samples(model, "evaluate", evaluate)
     graph = model.graph
     plan = plan_for(model, plan)
     plan.check_layers([layer.name for layer in graph.layers])
@@ -214,6 +215,7 @@ def studied(
 ) -> tuple[Study, Work]:
     """The arguments of compile, plan and explore checked, then studied."""
     check_model(model)
+    check_samples(model, "calibration", calibration)
     if dynamic is not None:
         model = varying(model, dynamic)
     check_trials(trials)
@@ -233,6 +235,7 @@ def studied(
 
 def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:
     """The samples to judge by, with float's outputs on them; None where there are none."""
+    check_samples(found.model, "evaluate", evaluate)
     with progress("evaluate float"):
         return evaluation_of.prepare(evaluate, found.kept, found.runner, inputs_of(found.graph))
 

@@ -286,3 +286,13 @@ def plan_for(model: Model, plan: Plan) -> Plan:
         if layer.op in STATEFUL_OPS or (layer.name not in plan.schemes and "@cache" in layer.name)
     }
     return replace(plan, model=model.fingerprint, schemes={**plan.schemes, **more})
+
+
+def check_samples(model: Model, what: str, given: Any) -> None:
+    """Raises HwqError "decoder-samples" for samples, called ``what``, of a decoder: it sees one token at a time."""
+    if model.length is not None and given is not None:
+        raise HwqError(
+            "decoder-samples",
+            f"{what} is given for {model.name!r}, a decoder, which takes one token at a time; accepted: {what} for "
+            "hwq.plan of the network of whole sequences, then hwq.build of the decoder and that plan",
+        )

@@ -99,6 +99,23 @@ def test_caches_of_int8_lose_little_and_take_less(model: Model) -> None:
     assert less.library.state_bytes < 0.6 * full.library.state_bytes
 
 
+def test_samples_belong_to_the_whole() -> None:
+    model = language.llama()
+    step, ids = decoder(model), tokens_of(model)
+    plan = hwq.plan(model, "host", schemes=["f32"], **PLAIN)
+    for what, use in (
+        ("calibration", lambda: hwq.compile(step, calibration=ids, **PLAIN)),
+        ("calibration", lambda: hwq.plan(step, calibration=ids, **PLAIN)),
+        ("evaluate", lambda: hwq.compile(step, evaluate=lambda run: 1.0, schemes=["f32"], **PLAIN)),
+        ("evaluate", lambda: hwq.build(step, plan, evaluate=lambda run: 1.0)),
+    ):
+        with pytest.raises(
+            HwqError, match=f"{what} is given for .* one token at a time; accepted: {what} for"
+        ) as caught:
+            use()
+        assert caught.value.code == "decoder-samples"
+
+
 def test_an_unknown_cache_is_refused() -> None:
     with pytest.raises(HwqError, match="cache is 'int4'; accepted: float32, int8") as caught:
         decoder(language.llama(), cache="int4")

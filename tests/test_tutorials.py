@@ -46,6 +46,7 @@ PROMISED = {
         "session-full: the session stands at position",
         "two sessions, at 9 and 8 of 96 tokens",
         "caches of a session: 24576 bytes",
+        "in int8 they take 6912 bytes: when the ",
     ),
 }
 

@@ -198,6 +198,12 @@ for name, found in times.items():
     print(f"{name:<18} {found.median_s * 1e6:6.1f} us")
 print(f"caches of a session: {writer.library.state_bytes} bytes; weights: {writer.report['measured']['weight_bytes']}")
 
+# Long texts make long caches. In int8 they take a quarter, and a float for each row of a head; attention reads them as
+# they are.
+
+less = hwq.build(hwq.decoder(model, cache="int8"), plan)
+print(f"in int8 they take {less.library.state_bytes} bytes: {write(less.start(), 'when the ', 40, 1)}")
+
 # %% A network that was trained
 #
 # stories260K, a LLaMA with 260 thousand weights (RMS norms, rotary positions, grouped queries, SwiGLU), if it is here.
