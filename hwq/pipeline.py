@@ -42,6 +42,8 @@ PASSES: tuple[Any, ...] = (
     # are named before their arithmetic is pulled apart.
     FoldBatchNorm(),
     SinkTranspose(),
+    # Before projections are cut: those of pairs that lie side by side would come apart into the two of each pair.
+    RecognizeRope(),
     SplitDense(),
     SinkBroadcast(),
     RecognizeLayerNorm(),

@@ -52,20 +52,31 @@ class _Found:
 
 
 def _rule(value: rt.Expr, scope: rt.Scope, functions: Functions) -> rt.Expr | None:
-    if rt.op_name(value) not in _ENDS or rt.dtype_of(value) != "float32" or len(rt.shape_of(value)) not in (3, 4):
+    if rt.op_name(value) not in _ENDS or rt.dtype_of(value) != "float32":
+        return None
+    shape = rt.shape_of(value)
+    core = _without_ones(shape)
+    if len(core) not in (3, 4):
         return None
     made = made_of(relax.Var("end", value.ty), scope, value=value)
     if made is None or not {"multiply"} < {rt.op_name(step) for _, step in made.steps}:
         return None
-    shape = rt.shape_of(value)
     for source in made.stems():
         if prod(rt.shape_of(source)) != prod(shape):
             continue
         terms = terms_of(made, source)
-        found = None if terms is None or len(terms) != 2 else _read(terms, shape)
+        found = None if terms is None or len(terms) != 2 else _read(terms, core)
         if found is not None:
             return _call(source, found, shape, scope, functions)
     return None
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(B, S, H, 1, D), as keys are made ready to be repeated for groups of queries, as (B, S, H, D)."""
+    while len(shape) > 4 and 1 in shape[1:-1]:
+        at = shape.index(1, 1)
+        shape = (*shape[:at], *shape[at + 1 :])
+    return shape
 
 
 def _call(source: rt.Expr, found: _Found, shape: tuple[int, ...], scope: rt.Scope, functions: Functions) -> rt.Expr:

@@ -20,7 +20,7 @@ torch_nets = pytest.importorskip("torch_nets")
 
 Array = np.ndarray[Any, Any]
 SCHEMES = ("f32", "w8a8")
-NETS = ("residual", "encoder", "transformer", "decoder", "perceptron")
+NETS = ("residual", "encoder", "transformer", "decoder", "paired", "perceptron")
 
 
 @functools.cache
@@ -79,6 +79,11 @@ def test_layers_bear_their_modules_names() -> None:
     assert names >= {"stem", "pool", "layer1.0.conv1", "layer1.0.down.0", "layer1.0.conv2", "avg", "fc"}
     names = {layer.name for layer in loaded("decoder").graph.layers if layer.op in ("dense", "gather")}
     assert names == {"embed", "gate", "up", "down", "head", *(f"attn.{key}_proj" for key in "qkvo")}
+
+
+def test_attention_and_positions_are_one_layer_each() -> None:
+    kinds = [layer.op for layer in loaded("paired").graph.layers if layer.op != "reshape"]
+    assert sorted(kinds) == ["attention", *["dense"] * 4, "rms_norm", "rope", "rope"]
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -156,6 +156,43 @@ class Decoder(nn.Module):
         return {"logits": self.head(self.norm(x))}
 
 
+class Paired(nn.Module):
+    """Causal attention with rotary positions on pairs that lie side by side, and repeated keys, as in llama2.c."""
+
+    def __init__(self, width: int = 32, heads: int = 4, groups: int = 2, length: int = 16) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = heads, groups, width // heads
+        self.norm = nn.RMSNorm(width)
+        self.wq = nn.Linear(width, width, bias=False)
+        self.wk = nn.Linear(width, groups * self.size, bias=False)
+        self.wv = nn.Linear(width, groups * self.size, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+        angles = torch.outer(torch.arange(length).float(), 1e4 ** -(torch.arange(0, self.size, 2) / self.size))
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+        self.register_buffer("mask", torch.full((1, 1, length, length), float("-inf")).triu(1))
+
+    def turned(self, x: Tensor) -> Tensor:
+        real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+        cos, sin = (table[: x.shape[1]].view(1, x.shape[1], 1, -1) for table in (self.cos, self.sin))
+        return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(3)
+
+    def repeated(self, x: Tensor) -> Tensor:
+        b, t, g, size = x.shape
+        return x[:, :, :, None, :].expand(b, t, g, self.heads // g, size).reshape(b, t, self.heads, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        y = self.norm(x)
+        q = self.turned(self.wq(y).view(b, t, self.heads, self.size))
+        k = self.repeated(self.turned(self.wk(y).view(b, t, self.groups, self.size)))
+        v = self.repeated(self.wv(y).view(b, t, self.groups, self.size))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        scores = q @ k.transpose(2, 3) / self.size**0.5 + self.mask[:, :, :t, :t]
+        y = functional.softmax(scores.float(), -1).type_as(q) @ v
+        return x + self.wo(y.transpose(1, 2).contiguous().view(b, t, c))
+
+
 class Perceptron(nn.Module):
     """Two inputs, one by keyword only, two outputs."""
 
@@ -188,6 +225,7 @@ def module(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
                 {"src": torch.randn(1, 10, 32)},
             ),
             "decoder": lambda: (Decoder(), {"input": torch.randint(0, 50, (1, 12))}),
+            "paired": lambda: (Paired(), {"x": torch.randn(1, 12, 32)}),
             "perceptron": lambda: (Perceptron(), {"left": torch.randn(5, 8), "right": torch.randn(5, 4)}),
         }
         net, inputs = made[name]()
