@@ -1,12 +1,17 @@
 """What quantizing costs in accuracy: hwq's schemes and mixes beside ONNX Runtime's and NNCF's int8, in one run.
 
-    python benchmarks/bench_accuracy.py [--networks mobilenetv2,resnet32,resnet20] [--pictures 600] [--json FILE]
+    python benchmarks/bench_accuracy.py [--networks mobilenetv2,resnet32,resnet20,minilm,stories260k] [--pictures 600]
+        [--json FILE]
 
 For each real network, on pictures that nothing was calibrated on: w8a8 and w4a8 throughout, w4a8 with weights rounded
 to the nearest, and the mix that ``hwq.compile`` finds within a share of w8a8's bytes and a drop (``MIXES``). The peers'
 int8 comes from the same calibration pictures: ONNX Runtime's is QDQ, static, per channel; NNCF's both presets. Printed:
 top-1 and what is lost of float's, the share of pictures with float's class, the logits' SQNR, bytes of weights. Times
 have no part in the choice but for the mix's; the engine's wall time is printed beside it.
+
+Of the language networks (``text_data``), without peers: w8a8, w8a8_dyn and mixes of int8 and int4 within shares of
+w8a8_dyn's bytes (``TEXTS``), MiniLM calibrated on the dev split and judged on the test split, stories260K on its last
+stories and judged on those before. MiniLM takes an hour on one core.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from hwq.progress import lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import peers
+import text_data
 from race import Network
 from real_data import Case, case
 
@@ -52,6 +58,22 @@ MIXES = {
     "resnet32": Mix(calibrate=256, pictures=2000, share=0.55, drop=0.007),
     "resnet20": Mix(calibrate=256, pictures=2000, share=0.60, drop=0.007),
 }
+
+
+# Shares of w8a8_dyn's bytes for the mixes of each language network.
+TEXTS = {"minilm": (0.65,), "stories260k": (0.9, 0.85, 0.75)}
+MIXED = ("w8a8_dyn", "w4a8_g64_dyn", "w4a16_g128")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRow:
+    """A language network's figure, and float's: Spearman's rho (higher is better), or bits per byte (lower is)."""
+
+    network: str
+    contender: str
+    figure: float
+    in_float: float
+    weight_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +140,47 @@ def rows_of(data: Case, mix: Mix, folder: Path, threads: int) -> list[Row]:
     return found
 
 
+def text_rows(name: str, folder: Path, most: int | None, threads: int) -> list[TextRow]:
+    """Every contender on the language network ``name``, on at most so many samples."""
+    calibration: list[text_data.Feed]
+    if name == "minilm":
+        model = hwq.load(text_data.minilm(folder))
+        one, other, scores = text_data.sentences("test", most)
+        calibration = text_data.sentences_to_calibrate(64)
+
+        def judge(artifact: hwq.Artifact) -> float:
+            pair = (text_data.embeddings(artifact, feeds) for feeds in (one, other))
+            return text_data.rank_correlation(*pair, scores)
+    else:
+        model = hwq.load(text_data.stories260k())
+        samples = text_data.stories(0, min(most or 100, 100 - text_data.CALIBRATE))
+        calibration = text_data.stories(-text_data.CALIBRATE)[0]
+
+        def judge(artifact: hwq.Artifact) -> float:
+            return text_data.bits_per_byte(artifact, *samples)
+
+    found: list[TextRow] = []
+
+    def compiled(contender: str, schemes: tuple[str, ...], **more: Any) -> int:
+        given = None if schemes == ("f32",) else calibration
+        artifact = hwq.compile(model, calibration=given, schemes=schemes, measure=False, threads=threads, **more)
+        figure, size = judge(artifact), artifact.report["measured"]["weight_bytes"]
+        clean = found[0].figure if found else figure
+        row = TextRow(network=name, contender=contender, figure=figure, in_float=clean, weight_bytes=size)
+        print(f"| {name} | {contender} | {figure:.4f} | {figure - clean:+.4f} | {figure / clean - 1:+.2%} | {size} |")
+        found.append(row)
+        return size
+
+    for scheme in ("f32", "w8a8"):
+        compiled(scheme, (scheme,))
+    int8 = compiled("w8a8_dyn", ("w8a8_dyn",))
+    compiled("w4a8_g64_dyn", ("w4a8_g64_dyn",))
+    for share in TEXTS[name]:
+        budget = hwq.Budget(weight_bytes=share * int8)
+        compiled(f"mix, at most {share:.0%} of w8a8_dyn's bytes", MIXED, budget=budget)
+    return found
+
+
 def onnx_outputs(path: Path, inputs: Array) -> Array:
     """The first output of the ONNX file on each sample, by ONNX Runtime."""
     import onnxruntime
@@ -164,17 +227,26 @@ def main() -> None:
     given = parser.parse_args()
     names = given.networks.split(",")
     for name in names:
-        if name not in MIXES:
-            parser.error(f"--networks has {name!r}; accepted: {', '.join(MIXES)}")
+        if name not in (*MIXES, *TEXTS):
+            parser.error(f"--networks has {name!r}; accepted: {', '.join([*MIXES, *TEXTS])}")
     print("; ".join([f"hwq {hwq.Target.load('host').name}", peers.versions(), *peers.absent()]))
     print("| network | contender | top-1 | points lost | agreement | SQNR, dB | bytes of weights |")
     print("|---|---|---:|---:|---:|---:|---:|")
-    rows: list[Row] = []
-    for name in names:
+    rows: list[Row | TextRow] = []
+    for name in (one for one in names if one in MIXES):
         mix = MIXES[name]
         data = case(name, evaluate=min(given.pictures or mix.pictures, mix.pictures), calibrate=mix.calibrate)
         with tempfile.TemporaryDirectory() as folder:
             rows += rows_of(data, mix, Path(folder), given.threads)
+    if texts := [name for name in names if name in TEXTS]:
+        print("\n| network | contender | Spearman's rho, or bits per byte | to float | | bytes of weights |")
+        print("|---|---|---:|---:|---:|---:|")
+    for name in texts:
+        if name == "minilm" and (missing := text_data.minilm_missing()):
+            print(f"minilm left out: {missing}")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows += text_rows(name, Path(folder), given.pictures, given.threads)
     if given.json:
         Path(given.json).write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
