@@ -6,6 +6,7 @@ residual add, activation), or one operator without weights. Every 4-d tensor is 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -127,3 +128,17 @@ class Graph:
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
     layers: tuple[Layer, ...]
+
+
+@functools.lru_cache(maxsize=16)
+def data_tensors(graph: Graph) -> frozenset[str]:
+    """The float32 tensors that a float input or a layer with weights went into.
+
+    What is left is made of whole numbers and constants, as masks are: often one value on all samples, and then all at
+    once another, which no range of integers holds.
+    """
+    found = {name for name in graph.inputs if graph.dtypes[name] == "float32"}
+    for layer in graph.layers:
+        if layer.op in WEIGHTED or found & set(layer.inputs):
+            found.add(layer.output)
+    return frozenset(name for name in found if graph.dtypes[name] == "float32")

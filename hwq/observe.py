@@ -21,7 +21,7 @@ from hwq.correct import MOST_MACS, Roundings, correct
 from hwq.errors import HwqError
 from hwq.execute import Runner
 from hwq.files import write_atomic
-from hwq.graph import Graph, Layer
+from hwq.graph import ANCHORS, Graph, Layer, data_tensors
 from hwq.numerics import QParams
 from hwq.progress import Callback, Stages
 from hwq.quantize import Means
@@ -70,11 +70,13 @@ def calibrated(
     if not integers:
         return {}, {}, first, total or 0, digest
     tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
+    data = data_tensors(split)
     needed = frozenset(
         tensor
         for layer in split.layers
         if any(SCHEMES[scheme].domain == "int8" for scheme in candidates.get(layer.name, ()))
         for tensor in layer.int8_tensors
+        if layer.op in ANCHORS or tensor in data  # a mask may well be the same on all samples
     )
     finished = work.file("ranges", ".json", sorted(tensors), sorted(needed), digest, observer)
     finished_means = work.file("means", ".json", sorted(tensors), digest)
