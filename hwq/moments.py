@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq import numerics
-from hwq.execute import Runner, quiet, run, to_device
+from hwq.execute import Runner, quiet, run, seen, to_device
 from hwq.graph import Layer
 from hwq.lengths import COUNT, leading
 from hwq.numerics import QParams
@@ -174,7 +174,7 @@ def rows_of(
         rng = np.random.default_rng(done)
         held = done % HELD == HELD - 1
         for tensor in tensors:
-            rows = env[tensor].numpy().reshape(-1, env[tensor].shape[-1])
+            rows = seen(runner, env, tensor).reshape(-1, env[tensor].shape[-1])
             at = np.sort(
                 rng.choice(len(rows), min(len(rows), wanted if held else -(-wanted // (HELD - 1))), replace=False)
             )

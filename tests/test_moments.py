@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny
+from transformer_networks import Size, encoder
 
+import hwq
+from hwq.cache import default_cache_dir
 from hwq.correct import correct_layer
-from hwq.moments import Moments, Part
+from hwq.execute import bind, compile_kernels, run, seen, to_device
+from hwq.lower import lower
+from hwq.moments import Moments, Part, rows_of
 from hwq.numerics import QParams
+from hwq.samples import stream
+from hwq.study import inputs_of
+from hwq.target import Target
 
 INPUTS = 130
 
@@ -44,3 +52,22 @@ def test_means_of_a_sigmoid_can_be_rounded_for(rng: np.random.Generator, samples
     moments = Moments(fitted=part_of(rows[~held]), held=part_of(rows[held]))
     texts = correct_layer(layer, ["w8a8", "w4a8"], QParams(scale=1 / 255, zero_point=-128), moments)
     assert texts.keys() == {"w8a8", "w4a8"}
+
+
+def test_rows_are_those_of_tokens_that_are_there() -> None:
+    """What lies behind them in a buffer of the most is nobody's."""
+    size, most = Size(layers=1, width=32, heads=4, inner=64, vocabulary=50), 9
+    dynamic = {name: {1: (1, most)} for name in ("input_ids", "attention_mask")}
+    model = hwq.load(encoder(size, most), dynamic=dynamic)
+    inputs = inputs_of(model.graph)
+    words = np.random.default_rng(0).integers(0, size.vocabulary, (8, 3))
+    batches = list(stream({"input_ids": words, "attention_mask": np.ones_like(words)}, inputs))
+    target = Target.load("host")
+    program = lower(model.graph, {}, {}, {}, target, 1)
+    runner = bind(program, compile_kernels([program], target, default_cache_dir()))
+    run(runner, to_device(next(stream({name: np.ones((1, most), np.int64) for name in dynamic}, inputs))))  # dirt
+    (tensor,) = [layer.inputs[0] for layer in model.graph.layers if layer.name == "layer.0.query.matmul"]
+    real = {row.tobytes() for batch in batches for row in seen(runner, run(runner, to_device(batch)), tensor)}
+    for rows in rows_of(runner, [tensor], batches, 64)[tensor]:
+        assert len(rows)
+        assert {row.tobytes() for row in rows} <= real

@@ -37,7 +37,7 @@ from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_register
 from hwq.schedules.cpu.native import dot
 from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
 from hwq.schedules.cpu.prefetch import mark, prefetched
-from hwq.schedules.cpu.tiling import CHAIN_CYCLES, SET_BYTES, WAYS, divisors
+from hwq.schedules.cpu.tiling import CHAIN_CYCLES, crowd, divisors
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86 import bf16
@@ -55,6 +55,8 @@ MOST_VECTORS = 4
 # A load or broadcast beside a cycle's multiply; and as much again where int4 is unpacked, whose masks and shifts want
 # the same ports. (Fitted to tiles of 2 to 8 rows by 1 to 4 vectors.)
 LOAD_CYCLES, UNPACK_CYCLES = 0.3, 0.3
+# A byte that is looked up in a table alone (64x384->1536 with GELU: 30 us of it, and up to 48 inside a network).
+LOOKUP_CYCLES = 1.0
 # Steps ahead of their use, by which weights may be asked for.
 STEPS_AHEAD = (0, 8, 32)
 # Multiplies that are written out in a row.
@@ -137,20 +139,22 @@ def ranked(workload: Workload, found: Form) -> list[tuple[float, Plan]]:
     lanes = next((n for n in found.vectors if n <= shape.out_c), found.vectors[-1])
     vectors = math.ceil(shape.out_c / lanes)
     rows_most, wide_most = min(MOST_ROWS, shape.in_w), min(arm.MOST_VECTORS if found.neon else MOST_VECTORS, vectors)
-    looked_up = [lookup.LANES[name] for name in found.shuffles] if common.is_tabled(workload) else []
-    multiple = next(
-        (it // lanes for it in looked_up if shape.out_c % it == 0 == it % lanes and it <= lanes * wide_most), 1
-    )
-    tiles = [(rows, wide) for rows in range(1, rows_most + 1) for wide in range(multiple, wide_most + 1, multiple)]
+    tiles = [(rows, wide) for rows in range(1, rows_most + 1) for wide in range(1, wide_most + 1)]
     plan = functools.partial(
         Plan, workload=workload, form=found, count=shape.in_w, inputs=shape.in_c, channels=shape.out_c, lanes=lanes
     )
     plans = [
-        (cycles(found, shape.in_w, vectors, rows, wide), plan(rows=rows, vectors=wide))
+        (cycles(found, shape.in_w, vectors, rows, wide) + one_by_one(it), it)
         for rows, wide in tiles
         if fits(found, rows, wide)
+        for it in [plan(rows=rows, vectors=wide)]
     ]
     return sorted(plans, key=lambda plan: plan[0])
+
+
+def one_by_one(plan: Plan) -> float:
+    """What looking bytes up one by one takes, as a share of each step; 0.0 where it is not done."""
+    return LOOKUP_CYCLES * plan.count * plan.channels / plan.steps if plan.staged and plan.shuffle is None else 0.0
 
 
 def fits(found: Form, rows: int, vectors: int) -> bool:
@@ -178,11 +182,6 @@ def tile_cycles(found: Form, rows: int, wide: int) -> float:
     if found.neon:
         return arm.step_cycles(found, rows, wide)
     return max(rows * wide, CHAIN_CYCLES) + LOAD_CYCLES * (rows + wide)
-
-
-def crowd(rows: int, row_bytes: int) -> bool:
-    """Whether so many rows lie so that they would drive each other, and the weights, out of few sets of the L1."""
-    return math.ceil(rows / (SET_BYTES // math.gcd(row_bytes, SET_BYTES))) > WAYS // 2
 
 
 def apply(workload: Workload, target: Target, *, seed: int | None = None) -> Kernel | None:

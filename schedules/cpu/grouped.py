@@ -31,7 +31,6 @@ from hwq.schedules.cpu import dense
 from hwq.schedules.cpu.dense import (
     MOST_VECTORS,
     UNPACK_CYCLES,
-    crowd,
     schedule_tail,
     set_apart,
     tile_cycles,
@@ -43,6 +42,7 @@ from hwq.schedules.cpu.holding import axes_of, reduction, run_axes, schedule_hel
 from hwq.schedules.cpu.int4 import SCALE_BITS, scaled_nibble, unpacking_registers
 from hwq.schedules.cpu.native import dot
 from hwq.schedules.cpu.packing import pack_nibbles, pack_stream
+from hwq.schedules.cpu.tiling import crowd
 from hwq.schedules.generic import common
 from hwq.schedules.template import DEFAULT, Choice, Draft, Template, first
 from hwq.schedules.x86.intrinsics import scaled_sum

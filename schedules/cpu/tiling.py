@@ -143,3 +143,8 @@ def ranked_tiles(geometry: Geometry, form: Form, core: Core, *, multiple: int = 
 def divisors(extent: int, largest: int) -> list[int]:
     """Those of ``extent`` up to ``largest``, rising."""
     return [size for size in range(1, min(extent, largest) + 1) if extent % size == 0]
+
+
+def crowd(rows: int, row_bytes: int) -> bool:
+    """Whether so many rows lie so that they would drive each other, and the weights, out of few sets of the L1."""
+    return math.ceil(rows / (SET_BYTES // math.gcd(row_bytes, SET_BYTES))) > WAYS // 2

@@ -38,7 +38,7 @@ from hwq.schedule import kernel_for
 from hwq.schedules.cpu.dense import MOST_PIXELS, apply, computation, make_plan, schedule, templates
 from hwq.schedules.cpu.geometry import form
 from hwq.schedules.cpu.int4 import scaled_nibble, within_range
-from hwq.target import Target
+from hwq.target import Target, names
 from hwq.workload import Workload
 
 # name: (input shape, output channels, the rest of ``anchor``)
@@ -199,3 +199,30 @@ def test_declines_what_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("declined") == 5
     assert kernel_for(anchor("dense", "w4a8", (1, 65794), 16), vnni).schedule.startswith("cpu/conv2d")
     assert kernel_for(anchor("dense", "w4a8", (1, 100), 16), vnni).schedule.startswith("cpu/dense")
+
+
+@pytest.mark.parametrize("name", [name for name, _ in names() if Target.load(name).builds])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("channels", [31, 32, 64, 96, 128])
+def test_a_table_behind_the_sums_takes_no_tile_away(name: str, scheme: str, channels: int) -> None:
+    plain = Workload(
+        op="dense", scheme=scheme, input_shapes=((4, 64),), output_shape=(4, channels), has_bias=True, out_dtype="int8"
+    )
+    found, tabled = (
+        {template.variant for template in templates(workload, Target.load(name))}
+        for workload in (plain, replace(plain, activation=Activation(kind="gelu")))
+    )
+    assert found
+    assert found == tabled
+
+
+@pytest.mark.parametrize(("kind", "shuffle"), [("gelu", "vpermi2b"), ("relu", None)])
+def test_tiles_that_hold_a_shuffles_vectors_are_taken_behind_tables(kind: str, shuffle: str | None) -> None:
+    target = Target.load("x86-avx512-bf16")
+    workload = Workload(
+        op="dense", scheme="w8a8", input_shapes=((64, 384),), output_shape=(64, 1536), has_bias=True, out_dtype="int8",
+        activation=Activation(kind=kind),
+    )  # fmt: skip
+    found = form(workload, target)
+    assert found is not None
+    assert make_plan(workload, found).shuffle == shuffle
