@@ -28,7 +28,7 @@ LANES = 16
 
 
 def apply(workload: Workload, target: Target) -> Kernel | None:
-    """x, out, both float32; where it is cut, between them how many tokens of x there are."""
+    """x, out, both float32; where it is cut, between them how many tokens of x there are: 1 to all of them."""
     if workload.op != "reduce":
         return None
     if common.is_integer(workload) or workload.activation.kind != "none":
@@ -52,7 +52,10 @@ def _function(workload: Workload, rows: int, columns: int, width: int, *, parall
         x = T.arg("x", T.buffer((rows * columns,), "float32"))
         given = T.arg(COUNT, T.buffer((1,), "int32")) if workload.cut else None
         out = T.arg("out", T.buffer((columns,), "float32"))
-        count: Any = tirx.const(rows, "int32") if given is None else T.Bind(given[0] * (rows // workload.cut))
+        count: Any = tirx.const(rows, "int32")
+        if given is not None:
+            tokens = tirx.max(tirx.min(given[0], workload.cut), 1)
+            count = T.Bind(tokens * (rows // workload.cut))
         first = tirx.const(-math.inf if kind == "max" else 0.0, "float32")
 
         def finished(total: Any) -> Any:

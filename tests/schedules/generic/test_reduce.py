@@ -40,6 +40,15 @@ def test_rows_that_are_there(kind: str, columns: int, parallel: int) -> None:
         np.testing.assert_allclose(alone, exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "columns"), [("mean", 7), ("max", 1)])
+@pytest.mark.parametrize(("given", "taken"), [(MOST + 1, MOST), (2**31 - 1, MOST), (0, 1), (-5, 1)])
+def test_a_count_of_tokens_that_cannot_be_is_the_nearest(kind: str, columns: int, given: int, taken: int) -> None:
+    target, x = machine(), _numbers(columns)
+    cut = kernel_for(replace(_workload(kind, MOST, columns), cut=MOST), target)
+    found, nearest = (run(cut, target, [x, np.array([n], np.int32)], (1, columns), "float32") for n in (given, taken))
+    assert found.tobytes() == nearest.tobytes()
+
+
 @pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean", "ReduceMax"])
 def test_a_reduction_over_tokens_is_a_layer(op: str) -> None:
     given = {"keepdims": 0} | ({} if op == "ReduceSum" else {"axes": [1]})
