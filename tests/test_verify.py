@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import tvm
 from demo_study import demo_pictures, demo_study, demo_work, random_schemes
+from kernel_runs import machine
 
 from hwq.errors import HwqError
-from hwq.execute import Runner, bind, compile_kernels
+from hwq.execute import BoundStep, Runner, bind, compile_kernels
+from hwq.graph import Activation
+from hwq.lower import lower
+from hwq.quantize import quantize_weights
 from hwq.scheme import SCHEMES
 from hwq.study import inputs_of
 from hwq.verify import Accuracy, check_labels, compare, differing_steps, outputs_of, require_equal, top1
@@ -66,6 +72,48 @@ def test_a_kernel_that_differs_is_named_with_the_number_of_elements(runner: Runn
     with pytest.raises(HwqError, match=rf"block2.conv2 \({found['block2.conv2']} elements\)") as caught:
         require_equal(broken, batch(), demo_study().target)
     assert caught.value.code == "kernel-differs"
+
+
+@pytest.mark.parametrize("scheme", ["w8a8_dyn", "w4a8_g64_dyn", "w4a16_g128"])
+def test_integer_weights_whose_layers_write_floats_are_compared(scheme: str, tmp_path: Path) -> None:
+    """A table, a layer with a clamp and one without: the last is a float's polynomial."""
+    found = _differing(scheme, tmp_path, change=False)
+    expected = {"table": 0, "relu": 0} if scheme != "w4a8_g64_dyn" else {"relu": 0}
+    assert {name: count for name, count in found.items() if ":" not in name} == expected
+    wrong = _differing(scheme, tmp_path, change=True)
+    assert all(wrong[name] > 0 for name in expected)
+
+
+def _differing(scheme: str, cache: Path, *, change: bool) -> dict[str, int]:
+    """change: the scales that a step has on the device are not those that it says it has."""
+    rng, target = np.random.default_rng(0), machine()
+    shapes = {"ids": (1, 5), "table": (1, 5, 64), "relu": (1, 5, 40), "gelu": (1, 5, 40)}
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((9, 64), (40, 64), (40, 64))]
+    graph = tiny.graph(
+        [
+            tiny.layer("gather", ["ids"], "table", shapes, weight=weights[0], attrs={"ids": "int64", "rows": 9}),
+            tiny.layer("dense", ["table"], "relu", shapes, weight=weights[1], activation=Activation(kind="relu")),
+            tiny.layer("dense", ["table"], "gelu", shapes, weight=weights[2], activation=Activation(kind="gelu")),
+        ],
+        ["ids"],
+        ["relu", "gelu"],
+    )
+    graph = replace(graph, dtypes={**graph.dtypes, "ids": "int64"})
+    schemes = {name: scheme for name in ("relu", "gelu")} | {"table": "f32" if scheme == "w4a8_g64_dyn" else scheme}
+    allowed = {name: (one,) for name, one in schemes.items()}
+    program = lower(graph, schemes, {}, quantize_weights(graph, allowed, {}, {}), target, 1)
+    runner = bind(program, compile_kernels([program], target, cache))
+    if change:
+        steps = [_doubled(one) if one.step.name in schemes else one for one in runner.steps]
+        runner = Runner(program=program, steps=tuple(steps))
+    return differing_steps(runner, {"ids": np.arange(5)[None]}, target)
+
+
+def _doubled(bound: BoundStep) -> BoundStep:
+    """Float constants on the device twice what they are."""
+    arrays = [value.numpy() for value in bound.constants]
+    doubled = [tvm.runtime.tensor(array * 2 if array.dtype == np.float32 else array) for array in arrays]
+    return replace(bound, constants=tuple(doubled))
 
 
 # Outputs
