@@ -2,7 +2,8 @@
 
 q, k and v are quantized per tensor, in any storage, zero points in the same. Scores are whole numbers, exact; a row's
 shares are bytes, p = rint(255 * 2^d), where d is the distance to the row's largest score in powers of two; their sum
-and their products with the values are whole numbers again. Floats in between are float32 with explicit fused products.
+and their products with the values are whole numbers again. Floats in between are float32 with explicit fused products. A row
+that sees no key, or only keys that -inf masks, has no shares, and its outputs are 0.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ LOG2_E = 1.4426950408889634
 WHOLE_SHARE = np.float32(255.0)
 # A score and its parts, of at most so many products of bytes, are whole numbers that float32 holds.
 MOST_DEPTH = 128
+# A row's sums of shares, 0 to 255, times values, 255 from their zero point at most, of so many keys are int32.
+MOST_KEYS = (2**31 - 1) // 255**2
 
 
-def takes(depth: int, width: int, scale: float) -> bool:
-    """Whether heads of ``depth`` and ``width`` have an integer form, with the scores' ``scale``."""
-    return depth % 16 == 0 and width % 16 == 0 and depth <= MOST_DEPTH and scale > 0
+def takes(depth: int, width: int, scale: float, keys: int) -> bool:
+    """Whether heads of ``depth`` and ``width`` have an integer form on ``keys`` keys, with the scores' ``scale``."""
+    return depth % 16 == 0 and width % 16 == 0 and depth <= MOST_DEPTH and scale > 0 and keys <= MOST_KEYS
 
 
 def counts(bias: Sequence[int] | None) -> bool:
@@ -93,10 +96,14 @@ def attention(
         step = LOG2_E
     if causal:
         scores = np.where(np.arange(t) <= np.arange(n)[:, None] + t - n, scores, np.float32(-np.inf))
-    shares = numerics.fma32(power(scores - scores.max(axis=-1, keepdims=True), step), WHOLE_SHARE, ROUNDER)
+    with np.errstate(invalid="ignore"):  # of a row that is -inf, whose powers are 0
+        distance = scores - scores.max(axis=-1, keepdims=True)
+    shares = numerics.fma32(power(distance, step), WHOLE_SHARE, ROUNDER)
     bytes_ = (shares.view(np.int32) - ROUNDER.view(np.int32)).astype(np.int64)
-    found = (bytes_ @ c).astype(np.int32).astype(np.float32)
-    total = bytes_.sum(axis=-1, keepdims=True).astype(np.float32)
+    sums = bytes_ @ c
+    assert np.abs(sums).max() < 2**31, f"sums of {t} keys are no int32"
+    found = sums.astype(np.float32)
+    total = np.maximum(bytes_.sum(axis=-1, keepdims=True), 1).astype(np.float32)
     values = found * (np.float32(floats[1]) / total)
     out = np.zeros((*q.shape[:2], heads * values.shape[-1]), np.float32)
     out[:, :n] = values.transpose(0, 2, 1, 3).reshape(len(q), n, -1)

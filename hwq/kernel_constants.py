@@ -82,7 +82,7 @@ def _clamp(layer: Layer, out: QParams) -> tuple[int, int]:
 def takes_bytes(layer: Layer) -> bool:
     """Whether the attention ``layer`` has an integer form."""
     depth, width = (shape[-1] // layer.attrs["kv_heads"] for shape in layer.input_shapes[1:3])
-    return integer_attention.takes(depth, width, layer.attrs["scale"])
+    return integer_attention.takes(depth, width, layer.attrs["scale"], layer.input_shapes[1][1])
 
 
 def _attention_numbers(layer: Layer, ins: list[QParams], out: QParams, offset: int, direct: bool) -> tuple[Array, ...]:

@@ -1,7 +1,7 @@
 """What the scores of attention are made of: a product of queries with keys, a scale, and what is added for masks.
 
 Used by the pass that recognizes attention. Masks become sums: where(seen, s, fill) is s + where(seen, 0, fill), which
-is the same to a softmax where the fill leaves nothing of s beside it.
+is the same to a softmax where the fill leaves nothing of s beside it, or where every query sees some key.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from hwq.arithmetic import orders, scaled
 
 # A score that has this much less than others counts for nothing.
 FAR = -9e3
+# In a sum with this, nothing is left of a score: a query that sees no key weighs all alike, whatever their scores.
+SWALLOWS = -1e9
 # Where a mask says -infinity, this is added: less than any score, and still finite if a few masks come together.
 LEAST = -1e30
 
@@ -32,6 +34,7 @@ class Scores:
     scale: float = 1.0
     masks: tuple[rt.Expr, ...] = ()
     split: tuple[int, int] | None = None
+    lone: bool = False
 
 
 def scores_of(expr: rt.Expr, scope: rt.Scope) -> Scores | None:
@@ -46,7 +49,7 @@ def scores_of(expr: rt.Expr, scope: rt.Scope) -> Scores | None:
     if op in ("add", "subtract"):
         for data, other in orders(value):
             found = scores_of(data, scope) if rt.shape_of(data) == rt.shape_of(value) else None
-            if found is not None:
+            if found is not None and not found.lone:
                 other = _narrow(other, scope)
                 mask = other if op == "add" else _factored(other, -1.0, scope)
                 return replace(found, masks=(*found.masks, mask))
@@ -121,25 +124,31 @@ def _factored(mask: rt.Expr, factor: float, scope: rt.Scope) -> rt.Expr:
 
 
 def _where(value: ir.Call, scope: rt.Scope) -> Scores | None:
-    """where(seen, scores, fill), or where(hidden, fill, scores), the fill a number far below any score."""
+    """where(seen, scores, fill), or where(hidden, fill, scores), the fill a number far below any score.
+
+    One that does not swallow scores only of a constant mask, alone, that shows each query some key: s + fill and the
+    fill itself differ where a query sees nothing.
+    """
     test, *ways = value.args
     for data, other in (tuple(ways), tuple(reversed(ways))):
         fill = _uniform(other)
         if fill is None or fill > FAR or rt.is_const(data) or rt.shape_of(data) != rt.shape_of(value):
             continue
         found = scores_of(data, scope)
-        if found is None:
+        if found is None or found.lone:
             continue
-        numbers = {True: relax.const(0.0, "float32"), False: relax.const(max(fill, LEAST), "float32")}
-        first = data.same_as(ways[0])
+        number, first = max(fill, LEAST), data.same_as(ways[0])
         test = _narrow(test, scope)
-        if rt.is_const(test):
-            mask = rt.const(
-                np.where(rt.value_of(test).astype(bool) == first, np.float32(0.0), np.float32(max(fill, LEAST)))
-            )
+        seen = rt.value_of(test).astype(bool) == first if rt.is_const(test) else None
+        lone = fill > SWALLOWS
+        if lone and (seen is None or found.masks or not np.atleast_1d(seen).any(-1).all()):
+            continue
+        if seen is not None:
+            mask = rt.const(np.where(seen, np.float32(0.0), np.float32(number)))
         else:
+            numbers = {True: relax.const(0.0, "float32"), False: relax.const(number, "float32")}
             mask = scope.emit(relax.op.where(test, numbers[first], numbers[not first]), "")
-        return replace(found, masks=(*found.masks, mask))
+        return replace(found, masks=(*found.masks, mask), lone=lone)
     return None
 
 

@@ -26,7 +26,7 @@ from tvm.ir.transform import PassContext, module_pass
 from hwq import relax_tools as rt
 from hwq.follow import made_of, terms_of
 from hwq.layer_functions import Functions, causal_mask
-from hwq.scores import FAR, LEAST, Scores, scores_of, unscaled, weights_of
+from hwq.scores import FAR, LEAST, SWALLOWS, Scores, scores_of, unscaled, weights_of
 
 _SWAP = (0, 2, 1, 3)
 
@@ -151,8 +151,8 @@ def _attention(
     constant = sum(
         (rt.value_of(mask).astype(np.float64) for mask in masks if rt.is_const(mask)), np.zeros((1, 1, 1, 1))
     )
-    constant, causal = _without_future(constant, length, keys)
     given = [mask for mask in masks if not rt.is_const(mask)]
+    constant, causal = _without_future(constant, length, keys, SWALLOWS if given else FAR)
     if constant.any():
         bias = rt.const(np.maximum(constant, LEAST).astype(np.float32))
         given.append(bias)
@@ -171,12 +171,13 @@ def _rows(x: rt.Expr, scope: rt.Scope) -> rt.Expr:
     return scope.emit(relax.op.reshape(moved, (batch, length, heads * dim)), "")
 
 
-def _without_future(mask: rt.Array, length: int, keys: int) -> tuple[rt.Array, bool]:
-    """(What a constant mask adds where ``causal`` shows a key, whether it hides all others); axes that do not vary are
-    of size 1."""
+def _without_future(mask: rt.Array, length: int, keys: int, hides: float) -> tuple[rt.Array, bool]:
+    """(What a constant mask adds where ``causal`` shows a key, whether it hides all others, adding ``hides`` or less);
+    axes that do not vary are of size 1. Where other masks may hide what it shows, keys of the future count beside them
+    if they are hidden no better."""
     seen = causal_mask(length, keys)
     full = np.broadcast_to(mask, (*mask.shape[:2], length, keys))
-    causal = bool(not seen.all() and (full[..., ~seen] <= FAR).all() and (full[..., seen] > FAR).all())
+    causal = bool(not seen.all() and (full[..., ~seen] <= hides).all() and (full[..., seen] > FAR).all())
     if causal:
         mask = np.where(seen, full, 0.0)
         if not mask.any():

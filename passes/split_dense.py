@@ -113,7 +113,10 @@ def _taken(expr: rt.Expr, axis: int, items: rt.Array, scope: rt.Scope, weights: 
     if op == "add":
         data, other = value.args if rt.is_const(value.args[1]) else reversed(value.args)
         along = rt.value_of(other).reshape(-1) if rt.is_const(other) else np.array([])
-        if rt.is_const(data) or axis != len(shape) - 1 or along.size != shape[-1] or rt.shape_of(data) != shape:
+        # One number per column: a sum along rows, (S, 1), may have as many.
+        if not rt.is_const(other) or rt.shape_of(other)[-1:] != shape[-1:] or along.size != shape[-1]:
+            return None
+        if rt.is_const(data) or axis != len(shape) - 1 or rt.shape_of(data) != shape:
             return None
         inner = _taken(data, axis, items, scope, weights)
         return None if inner is None else scope.emit(relax.op.add(inner, rt.const(along[items])), rt.origin(value))

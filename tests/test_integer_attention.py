@@ -59,11 +59,36 @@ def test_storage_does_not_matter(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(cut[:, :7], plain)
 
 
+@pytest.mark.parametrize(("value", "zero"), [(255, 0), (0, 255)])
+def test_the_most_keys_it_takes(value: int, zero: int) -> None:
+    """All keys alike, so that each share is 255, and every value as far from its zero point as bytes are."""
+    keys, alike = integer_attention.MOST_KEYS, {"heads": 1, "kv_heads": 1}
+
+    def found(count: int) -> np.ndarray:
+        q, k = np.ones((1, 1, 16), np.uint8), np.ones((1, count, 16), np.uint8)
+        v = np.full((1, count, 16), value, np.uint8)
+        return integer_attention.attention(q, k, v, None, (0, 0, zero), (1e-4, 1.0), **alike)
+
+    np.testing.assert_allclose(found(keys), value - zero, rtol=1e-6)
+    with pytest.raises(AssertionError, match="no int32"):
+        found(keys + 1)
+
+
+def test_a_row_without_keys_is_nothing(rng: np.random.Generator) -> None:
+    q, k, v = (rng.integers(0, 256, (1, 4, 16)).astype(np.uint8) for _ in range(3))
+    bias = np.zeros((1, 1, 4, 4), np.float32)
+    bias[:, :, 2] = -np.inf
+    found = integer_attention.attention(q, k, v, bias, (120, 131, 125), (1e-4, 0.1), heads=1, kv_heads=1)
+    assert not found[:, 2].any()
+    assert found[:, [0, 1, 3]].all(axis=(0, 2)).any()
+    assert np.isfinite(found).all()
+
+
 def test_what_it_takes() -> None:
-    assert integer_attention.takes(32, 80, 0.1)
-    assert not any(
-        integer_attention.takes(*each) for each in ((8, 16, 0.1), (16, 8, 0.1), (144, 16, 0.1), (16, 16, 0.0))
-    )
+    most = integer_attention.MOST_KEYS
+    assert integer_attention.takes(32, 80, 0.1, most)
+    for each in ((8, 16, 0.1, 1), (16, 8, 0.1, 1), (144, 16, 0.1, 1), (16, 16, 0.0, 1), (16, 16, 0.1, most + 1)):
+        assert not integer_attention.takes(*each)
     assert integer_attention.counts((1, 1, 1, 2))
     assert not integer_attention.counts((2, 2, 2, 1))
     assert not integer_attention.counts(None)

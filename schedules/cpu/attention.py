@@ -8,7 +8,7 @@ bytes the same take 32 and 180 us, 2.2 and 3.0 times as fast, and one query of 4
 
 from __future__ import annotations
 
-from hwq.integer_attention import MOST_DEPTH, takes
+from hwq.integer_attention import MOST_DEPTH, MOST_KEYS, takes
 from hwq.schedules.cpu import attention_code
 from hwq.schedules.cpu.attention_plan import Plan, make_plan
 from hwq.schedules.cpu.views import with_shapes
@@ -23,8 +23,9 @@ def no_bytes(plan: Plan, row: Compute | None) -> str:
     """Why the integer form cannot compute ``plan``; empty where it can."""
     if row is None or not row.instruction.endswith("vpdpbusd") or plan.stored != "uint8":
         return "no products of unsigned and signed bytes"
-    if not takes(plan.depth, plan.width, plan.scale):
-        return f"heads of {plan.depth} and {plan.width}; accepted: multiples of 16 up to {MOST_DEPTH}, a positive scale"
+    if not takes(plan.depth, plan.width, plan.scale, plan.keys):
+        accepted = f"multiples of 16 up to {MOST_DEPTH}, at most {MOST_KEYS} keys, a positive scale"
+        return f"heads of {plan.depth} and {plan.width}, {plan.keys} keys; accepted: {accepted}"
     return ""
 
 

@@ -171,7 +171,8 @@ def shares(plan: Plan, buffers: Buffers, task: Task, tile: Tile, largest: list[E
     found = []
     for r in range(plan.rows):
         total = parts.fold(parts.loaded(sums, r * lanes, lanes), lanes, lambda a, b: a + b)
-        step_of_row = T.Bind(buffers.floats[VALUE_STEP] / total.astype("float32"))
+        # Of a row without shares too, whose sums are 0.
+        step_of_row = T.Bind(buffers.floats[VALUE_STEP] / tirx.max(total, 1).astype("float32"))
         found.append((step_of_row, T.Bind((128 - buffers.ints[ZERO_V]) * total)))
     return found
 

@@ -11,7 +11,7 @@ from kernel_runs import Array, assembly, machine, make, run
 
 from hwq.errors import HwqError
 from hwq.graph import Shape
-from hwq.integer_attention import LOG2_E, counts
+from hwq.integer_attention import LOG2_E, MOST_KEYS, counts
 from hwq.reference import evaluate
 from hwq.schedule import kernel_for
 from hwq.schedules.cpu.attention_bytes import SCORE_STEP, VALUE_STEP, ZERO_OUT
@@ -99,6 +99,17 @@ def test_equals_the_reference_on_narrow_vectors(number: int, rng: np.random.Gene
     _check(workload, target, _arguments(workload, rng))
 
 
+@pytest.mark.parametrize(("queries", "out_dtype"), [(17, "int8"), (17, "float32"), (1, "int8")])
+def test_a_row_whose_keys_are_all_masked_is_nothing(queries: int, out_dtype: str, rng: np.random.Generator) -> None:
+    target, row = _vnni(), queries // 2
+    bias = (1, 2, queries, 33)
+    workload = _workload(queries, 33, 2, 1, 32, 32, bias=bias, out_dtype=out_dtype)
+    arguments = _arguments(workload, rng)
+    arguments[3][:, 1, row] = -np.inf
+    result = _check(workload, target, arguments)
+    assert (result[:, row, 32:] == (arguments[4][ZERO_OUT] if out_dtype == "int8" else 0)).all()
+
+
 def test_threads_change_nothing(rng: np.random.Generator) -> None:
     target, sizes = _vnni(), (256, 256, 4, 2, 64, 64)
     workload = _workload(*sizes, parallel=2)
@@ -115,7 +126,7 @@ def test_is_built_on_the_product_of_bytes(name: str, register: str) -> None:
 
 def test_no_other_heads_or_machines() -> None:
     """Depths and widths in sixteens; what has no product of unsigned and signed bytes has float kernels alone."""
-    for sizes in ((3, 5, 2, 1, 8, 16), (3, 5, 2, 1, 16, 24), (3, 5, 2, 1, 144, 16)):
+    for sizes in ((3, 5, 2, 1, 8, 16), (3, 5, 2, 1, 16, 24), (3, 5, 2, 1, 144, 16), (1, MOST_KEYS + 1, 1, 1, 16, 16)):
         with pytest.raises(HwqError, match="no kernel on x86-avx512-vnni for attention in w8a8"):
             kernel_for(_workload(*sizes), Target.load("x86-avx512-vnni"))
     for name in ("x86-generic", "x86-avx2", "arm-cortex-a76"):
