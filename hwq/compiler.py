@@ -167,7 +167,7 @@ def build(
     """
     check_model(model)
     check_plan(plan)
-    if plan.dynamic:
+    if plan.dynamic and model.length is None:
         model = varying(model, plan.dynamic)
     check_threads(threads)
     machine = machine_of_plan(plan) if target is None else machine_to_build(target)

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from hwq.arguments import check_model
 from hwq.errors import HwqError
 from hwq.graph import SPAN, STATE_OPS, Graph, Layer, Shape
-from hwq.model import Model
+from hwq.lengths import plain_graph
+from hwq.model import Model, varied_fingerprint
 from hwq.plan import Plan
 from hwq.token_func import TokenAxis
 from hwq.tokens import Tokens, find_tokens
@@ -66,16 +67,19 @@ def decoder(model: Model, length: int | None = None, *, cache: str = "float32") 
 
     model: token ids (1, T) to outputs with the tokens along axis 1, such as logits (1, T, V). length: how many tokens a
     session can hold; None is T, and T is the most where the network has constants along tokens (positions). What is
-    built of it is called by ``Artifact.start``. A plan of ``model`` is one of the result too, ranges included. cache:
-    "float32", or "int8": a quarter of the bytes, each row of a head of keys and values rounded by a scale of its own.
+    built of it is called by ``Artifact.start``. A plan of ``model`` is one of the result too, ranges included, and
+    with lengths that vary (dynamic=), which mean nothing here. cache: "float32", or "int8": a quarter of the bytes,
+    each row of a head of keys and values rounded by a scale of its own.
 
     Raises HwqError "cache-unknown", "model-type", "decoder-model" for inputs or outputs of another kind,
     "length-invalid", "tokens-mixed" and "decoder-layer" naming the layer that cannot go token by token.
     """
     check_model(model)
+    whole = model.whole if model.dynamic and model.whole else model.fingerprint
     if cache not in CACHES:
         raise HwqError("cache-unknown", f"cache is {cache!r}; accepted: {', '.join(CACHES)}")
-    graph, name = model.graph, _ids(model)
+    name = _ids(model)
+    graph = plain_graph(model.graph)
     tokens = find_tokens(graph, {name: 1}, least=0)
     most = tokens.most
     length = _check_length(most if length is None else length)
@@ -89,7 +93,7 @@ def decoder(model: Model, length: int | None = None, *, cache: str = "float32") 
     for layer in graph.layers:
         _step(found, layer)
     small = replace(graph, inputs=(name, SPAN), shapes=found.shapes, dtypes=found.dtypes, layers=tuple(found.layers))
-    key = json.dumps([model.fingerprint, "decoder", length, cache])
+    key = json.dumps([whole, "decoder", length, cache])
     return replace(
         model,
         graph=small,
@@ -98,8 +102,9 @@ def decoder(model: Model, length: int | None = None, *, cache: str = "float32") 
         outputs=tuple(
             replace(spec, shape=found.shapes[tensor]) for spec, tensor in zip(model.outputs, graph.outputs, strict=True)
         ),
-        whole=model.fingerprint,
+        whole=whole,
         length=length,
+        dynamic={},
     )
 
 
@@ -276,16 +281,18 @@ def plan_for(model: Model, plan: Plan) -> Plan:
     """``plan`` as one of ``model``: that of the network of whole sequences gets the layers that a decoder has besides.
 
     They are float, and so is attention, whose caches hold floats or have scales of their own; any other plan, and any
-    other model, is left as it is.
+    other model, is left as it is. Lengths that vary in the plan of the whole are left out.
     """
-    if model.whole is None or plan.model != model.whole:
+    if model.length is None or model.whole is None:
+        return plan
+    if plan.model not in (model.whole, varied_fingerprint(model.whole, plan.dynamic)):
         return plan
     more = {
         layer.name: "f32"
         for layer in model.graph.layers
         if layer.op in STATEFUL_OPS or (layer.name not in plan.schemes and "@cache" in layer.name)
     }
-    return replace(plan, model=model.fingerprint, schemes={**plan.schemes, **more})
+    return replace(plan, model=model.fingerprint, schemes={**plan.schemes, **more}, dynamic={})
 
 
 def check_samples(model: Model, what: str, given: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.errors import HwqError
-from hwq.graph import SPAN, Shape
+from hwq.graph import SPAN, Graph, Shape
 from hwq.workload import Workload
 
 Array = npt.NDArray[Any]
@@ -54,6 +54,19 @@ def lengths_of(shapes: Iterable[Shape]) -> list[Length]:
 def plain(shape: Shape) -> Shape:
     """``shape`` with ordinary numbers."""
     return tuple(int(size) for size in shape)
+
+
+def plain_graph(graph: Graph) -> Graph:
+    """``graph`` with ordinary numbers in all shapes."""
+    layers = tuple(
+        replace(
+            layer,
+            input_shapes=tuple(plain(shape) for shape in layer.input_shapes),
+            output_shape=plain(layer.output_shape),
+        )
+        for layer in graph.layers
+    )
+    return replace(graph, layers=layers, shapes={name: plain(shape) for name, shape in graph.shapes.items()})
 
 
 def leading(shape: Shape) -> Length | None:

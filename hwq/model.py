@@ -46,8 +46,9 @@ class Model:
 
     fingerprint: SHA-256 of the model's content and its fixed shapes. dynamic: the axes whose lengths vary, as
     ``hwq.compile`` takes them; their dimensions are ``hwq.lengths.Length``s. float_ops: operators that stay in float,
-    with counts. Of a network by ``hwq.decoder`` length is how many tokens a session holds, and whole the fingerprint of
-    the network of whole sequences; of others both are None.
+    with counts. whole: of a network by ``hwq.decoder``, and of one whose lengths vary, the fingerprint of the network
+    of whole sequences, all of one length, that it was made from; length: how many tokens a session of a decoder holds.
+    Of others both are None.
     """
 
     name: str
@@ -151,6 +152,9 @@ def varying(model: Model, dynamic: Any) -> Model:
     "tokens-mixed" naming a layer for which lengths cannot vary.
     """
     wanted = check_dynamic(dynamic)
+    if model.length is not None:
+        message = f"dynamic is given for {model.name!r}, a decoder, whose sessions take any number of tokens as it is"
+        raise HwqError("dynamic-invalid", f"{message}; accepted: dynamic for the network of whole sequences")
     if model.dynamic:
         if model.dynamic != wanted:
             message = f"dynamic is {wanted}, and the model was loaded with {dict(model.dynamic)}; accepted: one of them"
@@ -158,7 +162,6 @@ def varying(model: Model, dynamic: Any) -> Model:
         return model
     names = {spec.name: tensor for spec, tensor in zip(model.inputs, model.graph.inputs, strict=True)}
     graph = with_lengths(model.graph, names, wanted)
-    digest = hashlib.sha256(f"{model.fingerprint}{sorted(wanted.items())}".encode())
 
     def varied(specs: tuple[TensorSpec, ...], tensors: tuple[str, ...]) -> tuple[TensorSpec, ...]:
         return tuple(replace(spec, shape=graph.shapes[tensor]) for spec, tensor in zip(specs, tensors, strict=True))
@@ -166,11 +169,17 @@ def varying(model: Model, dynamic: Any) -> Model:
     return replace(
         model,
         graph=graph,
-        fingerprint=digest.hexdigest(),
+        fingerprint=varied_fingerprint(model.fingerprint, wanted),
+        whole=model.fingerprint,
         inputs=varied(model.inputs, graph.inputs),
         outputs=varied(model.outputs, graph.outputs),
         dynamic=wanted,
     )
+
+
+def varied_fingerprint(fingerprint: str, dynamic: Dynamic) -> str:
+    """The fingerprint of the network of ``fingerprint`` for sequences of the lengths that ``dynamic`` says."""
+    return hashlib.sha256(f"{fingerprint}{sorted(dynamic.items())}".encode()).hexdigest()
 
 
 def kept_in_float(graph: Graph) -> dict[str, int]:

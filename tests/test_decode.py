@@ -15,8 +15,9 @@ import hwq
 from hwq.decode import decoder, plan_for
 from hwq.errors import HwqError
 from hwq.graph import SPAN
+from hwq.lengths import lengths_of
 from hwq.lower import legal_schemes
-from hwq.model import Model
+from hwq.model import Model, varying
 from hwq.scheme import SCHEMES
 from hwq.target import Target
 
@@ -249,3 +250,36 @@ def test_a_trained_network_steps_as_the_whole(data_dir: Path) -> None:
     # A rounding of 2^-24 of logits of 25 in each of 36 products, where nothing magnifies it: 5e-5; ten times that.
     np.testing.assert_allclose(logits, expected, atol=5e-4, rtol=0)
     assert steps.library.state_bytes == 2 * 5 * 128 * 32 * 4
+
+
+DYNAMIC = {"ids": {1: (1, 12)}}
+
+
+def test_a_decoder_of_lengths_that_vary_is_that_of_the_whole() -> None:
+    model = language.llama()
+    step, plain = decoder(varying(model, DYNAMIC)), decoder(model)
+    assert (step.dynamic, step.whole, step.fingerprint) == ({}, plain.whole, plain.fingerprint)
+    assert not lengths_of(shape for layer in step.graph.layers for shape in (*layer.input_shapes, layer.output_shape))
+    assert not lengths_of(step.graph.shapes.values())
+    ids = tokens_of(model)
+    assert np.array_equal(floats(step)(ids), floats(plain)(ids))
+
+
+def test_a_plan_for_lengths_that_vary_is_built_for_steps() -> None:
+    model = language.llama()
+    plan = hwq.plan(model, "host", schemes=["f32"], dynamic=DYNAMIC, **PLAIN)
+    assert plan.dynamic
+    steps = [hwq.build(decoder(one), plan) for one in (model, varying(model, DYNAMIC))]
+    assert all(not step.plan.dynamic for step in steps)
+    ids = tokens_of(model)
+    assert all(np.array_equal(step(ids), floats(decoder(model))(ids)) for step in steps)
+    with pytest.raises(HwqError) as caught:
+        hwq.build(decoder(language.llama(seed=3)), plan)
+    assert caught.value.code in ("plan-other", "plan-layers")
+
+
+@pytest.mark.parametrize("use", [hwq.plan, hwq.compile])
+def test_lengths_of_a_decoder_do_not_vary(use: Any) -> None:
+    with pytest.raises(HwqError, match=r"a decoder, .*; accepted: dynamic for the network of whole") as caught:
+        use(decoder(language.llama()), "host", schemes=["f32"], dynamic=DYNAMIC, **PLAIN)
+    assert caught.value.code == "dynamic-invalid"
