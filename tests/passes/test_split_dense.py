@@ -98,3 +98,16 @@ def test_each_part_is_a_dense_layer(make: Any) -> None:
 )
 def test_what_is_left_alone(make: Any) -> None:
     assert_left_alone(SplitDense(), _module(make))
+
+
+def test_a_sum_along_rows_is_not_one_per_column() -> None:
+    """As many rows as columns: (S, 1) has a number for each row."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, S, C), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(op.matmul(x, rt.const(W[:, :S])))
+            y = builder.emit(op.add(y, rt.const(BIAS[:S, None])))
+            out = builder.emit_output(op.strided_slice(y, [2], [0], [1]))
+        builder.emit_func_output(out)
+    assert_left_alone(SplitDense(), builder.get())
