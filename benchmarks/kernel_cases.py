@@ -245,7 +245,7 @@ def program_of(case: Case, scheme: str, target: Target, threads: int, *, direct:
     graph = Graph(inputs=names, outputs=(OUT,), shapes=shapes, dtypes=dict.fromkeys(shapes, "float32"), layers=(layer,))
     same = QParams(scale=0.05, zero_point=-3)
     weights: dict[tuple[str, str], IntegerWeights] = {}
-    if weight is not None and SCHEMES[scheme].domain == "int8":
+    if weight is not None and SCHEMES[scheme].weight is not None:
         weights[NAME, scheme] = quantize_layer(layer, scheme, same)
     program = lower(graph, {NAME: scheme}, dict.fromkeys(shapes, same), weights, target, threads, direct)
     (step,) = (step for step in program.steps if step.name == NAME)
