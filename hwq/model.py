@@ -20,7 +20,7 @@ from onnx import helper
 
 from hwq import pipeline
 from hwq.errors import HwqError
-from hwq.graph import TRANSFORMER_OPS, Graph, Shape
+from hwq.graph import Graph, Shape
 from hwq.layers import find_layers
 from hwq.lengths import Dynamic, check_dynamic
 from hwq.onnx_import import import_graph
@@ -188,7 +188,7 @@ def kept_in_float(graph: Graph) -> dict[str, int]:
     for layer in graph.layers:
         if layer.op == "float":
             counts[str(layer.attrs["operator"])] += 1
-        elif layer.op in ("softmax", "layer_norm", "reduce", *TRANSFORMER_OPS):
+        elif layer.op in ("softmax", "layer_norm", "rms_norm", "rope", "reduce"):
             counts[layer.op] += 1
     return dict(sorted(counts.items()))
 
