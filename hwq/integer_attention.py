@@ -2,8 +2,8 @@
 
 q, k and v are quantized per tensor, in any storage, zero points in the same. Scores are whole numbers, exact; a row's
 shares are bytes, p = rint(255 * 2^d), where d is the distance to the row's largest score in powers of two; their sum
-and their products with the values are whole numbers again. Floats in between are float32 with explicit fused products. A row
-that sees no key, or only keys that -inf masks, has no shares, and its outputs are 0.
+and their products with the values are whole numbers again. Floats in between are float32 with explicit fused products.
+A row that sees no key, or only keys that -inf masks, has no shares, and its outputs are 0.
 """
 
 from __future__ import annotations
