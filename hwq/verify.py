@@ -25,11 +25,11 @@ Evaluate = tuple[Any, Any] | Callable[[Run], float]
 
 
 def is_exact(workload: Workload) -> bool:
-    """Whether a kernel's result is certain to the last bit: integers are, and what dynamic schemes make of them, up to
-    an activation that is no clamp.
+    """Whether a kernel's result is certain to the last bit: integers are, and what schemes of integer weights make of
+    them in float, up to an activation that is no clamp.
     """
     scheme = SCHEMES[workload.scheme]
-    return scheme.domain == "int8" or (scheme.integer and workload.op != "gather" and workload.activation.clamps)
+    return scheme.domain == "int8" or (scheme.weight is not None and workload.activation.clamps)
 
 
 def differing_steps(runner: Runner, batch: Batch, target: Target) -> dict[str, int]:
