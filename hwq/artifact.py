@@ -32,11 +32,12 @@ from hwq.lengths import COUNT, EXTRA, Length, cut_to
 from hwq.library import Library
 from hwq.placed import Placed, arguments, between_kernels, call, call_times, new_state, place
 from hwq.plan import Plan
-from hwq.samples import as_batch, in_batches, made_up, split
+from hwq.samples import as_batch, check_range, in_batches, made_up, split
 from hwq.session import Session, sequences
 from hwq.target import Target
 
-FORMAT = 2
+# 3 has a state across calls, or lengths that vary, which those who read 2 know nothing of; all else is written as 2.
+FORMATS = (2, 3)
 _RESOLUTION_S = 1e-9  # the least a kernel is said to take
 _MANIFEST, _LIBRARY, _CONSTANTS = "manifest.json", "library.so", "constants.bin"
 
@@ -57,7 +58,8 @@ class Artifact:
     """A compiled network: call it with NumPy arrays. ``inputs`` and ``outputs``: name -> (shape, dtype).
 
     calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
-    length: how many tokens a session of a network by ``hwq.decoder`` holds; None for any other network.
+    length: how many tokens a session of a network by ``hwq.decoder`` holds; None for any other network. rows: of the
+    inputs that are looked up in a table, how many rows it has.
     placed: the library where it runs, this machine or a board; None where it can only be looked at, which ``missing``
     then says why. Calls from several Python threads take turns, by ``lock``: there is one workspace.
     """
@@ -72,6 +74,7 @@ class Artifact:
     library: Library
     placed: Placed | None
     length: int | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
@@ -80,8 +83,8 @@ class Artifact:
         Returns one array, or a tuple where the network has several outputs, with as many samples. Where lengths vary,
         outputs are as long as the inputs. A network by
         ``hwq.decoder`` takes token ids (N, n) and goes through each sequence in a session of its own. Raises HwqError
-        "input-shape", "input-type", "input-nan", "input-name", "samples-empty", "kernel-failed", "cpu-lacks" where it
-        can only be looked at, and "device-lost".
+        "input-shape", "input-type", "input-range", "input-nan", "input-name", "samples-empty", "kernel-failed",
+        "cpu-lacks" where it can only be looked at, and "device-lost".
         """
         if self.length is not None:
             return sequences(self.start, values[0] if len(values) == 1 else values, next(iter(self.inputs)))
@@ -115,6 +118,7 @@ class Artifact:
             dtype=dtype,
             outputs=self.outputs,
             length=self.length,
+            rows=self.rows.get(name),
         )
 
     def benchmark(self, *values: Any, runs: int = 50, warm_up: int = 10) -> Benchmark:
@@ -137,6 +141,8 @@ class Artifact:
 
     def _arguments(self, part: Mapping[str, Array]) -> list[Any]:
         placed = self._placed()
+        for name, rows in self.rows.items():
+            check_range(name, part[name], str(part[name].dtype), "the argument", rows)
         given = [part[name] for name in (*self.inputs, *EXTRA) if name in part]
         if self.length is not None:  # for times: a token in the middle of its session
             given.append(np.array([1, (self.length + 1) // 2], np.int32))
@@ -202,8 +208,13 @@ class Artifact:
 
     def to_bytes(self) -> bytes:
         """The file's content: the same artifact gives the same bytes."""
+        varying = {
+            name: {axis: [size.tokens, size.least, size.inner] for axis, size in found}
+            for name, (shape, _) in [*self.inputs.items(), *self.outputs.items()]
+            if (found := [(axis, size) for axis, size in enumerate(shape) if isinstance(size, Length)])
+        }
         manifest = {
-            "format": FORMAT,
+            "format": FORMATS[self.length is not None or bool(varying)],
             "sha256": {_LIBRARY: _digest(self.library.code), _CONSTANTS: _digest(self.library.constants)},
             "expanded_bytes": self.library.expanded_bytes,
             "workspace_bytes": self.library.workspace_bytes,
@@ -216,11 +227,8 @@ class Artifact:
             "outputs": {name: list(spec) for name, spec in self.outputs.items()},
             "calls": self.calls,
             "length": self.length,
-            "dynamic": {
-                name: {axis: [size.tokens, size.least, size.inner] for axis, size in found}
-                for name, (shape, _) in [*self.inputs.items(), *self.outputs.items()]
-                if (found := [(axis, size) for axis, size in enumerate(shape) if isinstance(size, Length)])
-            },
+            "dynamic": varying,
+            "rows": dict(self.rows),
         }
         blob = io.BytesIO()
         with zipfile.ZipFile(blob, "w", zipfile.ZIP_STORED) as pack:
@@ -265,6 +273,7 @@ class Artifact:
                 "outputs": _specs(manifest["outputs"], manifest.get("dynamic", {})),
                 "calls": tuple((str(symbol), str(step)) for symbol, step in manifest["calls"]),
                 "length": None if manifest.get("length") is None else int(manifest["length"]),
+                "rows": {str(name): int(rows) for name, rows in manifest.get("rows", {}).items()},
             }
         except (KeyError, TypeError, ValueError, AttributeError, HwqError) as error:
             reason = error.message if isinstance(error, HwqError) else repr(error)
@@ -301,8 +310,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes, bytes]:
     except Exception as error:  # zipfile raises many kinds for damaged files
         raise _broken(path, f"it is truncated or of another kind ({len(blob)} bytes)") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise _broken(path, f"it has format {found!r}, and this hwq reads format {FORMAT}")
+    if found not in FORMATS:
+        read = " and ".join(map(str, FORMATS))
+        raise _broken(path, f"it has format {found!r}, and this hwq reads formats {read}")
     missing = [name for name in (_LIBRARY, _CONSTANTS) if name not in content]
     if missing:
         raise _broken(path, f"it holds no {' and no '.join(missing)}")

@@ -26,6 +26,10 @@ Inputs = Mapping[str, tuple[Shape, str]]
 LABELS = "labels"
 
 
+class Gathered(Batch):
+    """Batches of ``split`` in one, by ``gathered``: the only ones that say themselves how many tokens they have."""
+
+
 def batch_size(inputs: Inputs) -> int | None:
     """The length of the batch axis that all inputs share; None where they share none, and only whole inputs can be."""
     firsts = {shape[:1] for shape, _ in inputs.values()}
@@ -44,22 +48,20 @@ def count_of(batch: Mapping[str, Array]) -> int:
 def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, batched: bool = True) -> Array:
     """``value`` as a contiguous array of ``dtype`` and ``shape``; float widths are converted.
 
-    batched: the first axis may have any length but 0. Raises HwqError "input-type", "input-shape", "input-nan", and
-    "samples-empty" for a length of 0.
+    batched: the first axis may have any length but 0. Raises HwqError "input-type", "input-shape", "input-range",
+    "input-nan", and "samples-empty" for a length of 0.
     """
     axes = [f"{size.least}..{size}" if isinstance(size, Length) else str(size) for size in shape]
     axes = ["N", *axes[1:]] if batched else axes
     wanted = f"({axes[0]},)" if len(axes) == 1 else f"({', '.join(axes)})"
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:  # rows of different lengths, or something that refuses to be an array
-        raise HwqError("input-type", f"{what} for input {name!r} is no array ({error}); accepted: {dtype}") from error
+    array = array_of(name, value, what, dtype)
     if array.dtype.kind != np.dtype(dtype).kind:
         raise HwqError("input-type", f"{what} for input {name!r} has type {array.dtype}; accepted: {dtype}")
     known = [None, *shape[1:]] if batched else list(shape)
     fits = array.ndim == len(shape) and all(map(_fits, array.shape, known))
     if not fits:
         raise HwqError("input-shape", f"{what} for input {name!r} has shape {tuple(array.shape)}; accepted: {wanted}")
+    check_range(name, array, dtype, what)
     if batched and not len(array):
         raise HwqError("samples-empty", f"{what} for input {name!r} holds no samples; accepted: {wanted}, N at least 1")
     with np.errstate(over="ignore"):
@@ -71,16 +73,61 @@ def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, b
     return array
 
 
+def array_of(name: str, value: Any, what: str, accepted: str) -> Array:
+    """``value`` as an array. Raises HwqError "input-shape" for rows of different lengths, and "input-type"."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:  # rows of different lengths, or something that refuses to be an array
+        if _unlike(value):
+            raise HwqError(
+                "input-shape",
+                f"{what} for input {name!r} holds rows of different lengths; accepted: rows of one length in one call, "
+                "those of other lengths in calls of their own",
+            ) from None
+        raise HwqError(
+            "input-type", f"{what} for input {name!r} is no array ({error}); accepted: {accepted}"
+        ) from error
+
+
+def _unlike(value: Any) -> bool:
+    """Whether a list holds rows of different lengths, somewhere inside."""
+    if not isinstance(value, list | tuple):
+        return False
+    return len({np.shape(row) if isinstance(row, np.ndarray) else _count(row) for row in value}) > 1 or any(
+        map(_unlike, value)
+    )
+
+
+def _count(row: Any) -> Any:
+    return len(row) if isinstance(row, list | tuple) else ()
+
+
+def check_range(name: str, array: Array, dtype: str, what: str, rows: int | None = None) -> None:
+    """Raises HwqError "input-range" for whole numbers that ``dtype`` does not hold, or a table of ``rows`` rows, of
+    which they are numbers: the last may also be counted as -1, and so on."""
+    if array.dtype.kind not in "iu" or not array.size:
+        return
+    held = np.iinfo(dtype)
+    least, most = (int(held.min), int(held.max)) if rows is None else (-rows, rows - 1)
+    for found in (int(array.min()), int(array.max())):
+        if not least <= found <= most:
+            whose = f"the type {held.dtype}" if rows is None else f"a table of {rows} rows"
+            message = f"{what} for input {name!r} holds {found}, which is beyond {whose}"
+            raise HwqError("input-range", f"{message}; accepted: {least} to {most}")
+
+
 def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
     """One user value (an array for the only input, a sequence in input order, or a dict) as checked arrays by name.
 
-    Raises HwqError "input-name", "input-shape", and those of ``check_array``.
+    Of what ``gathered`` made, how many tokens there are goes along. Raises HwqError "input-name", "input-shape", and
+    those of ``check_array``.
     """
     names = list(inputs)
     extra: Batch = {}
     if isinstance(value, Mapping):
         given = dict(value)
-        extra = {name: given.pop(name) for name in EXTRA if name in given and lengths_of(s for s, _ in inputs.values())}
+        if isinstance(value, Gathered):
+            extra = {name: given.pop(name) for name in EXTRA if name in given}
     elif isinstance(value, tuple | list if len(names) > 1 else tuple) and len(value) == len(names):
         given = dict(zip(names, value, strict=True))
     elif len(names) == 1 and not isinstance(value, tuple):
@@ -98,7 +145,7 @@ def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
         message = f"{what} has inputs of different lengths {sorted(counts)}; accepted: one length for all"
         raise HwqError("input-shape", message)
     tokens_of(batch, inputs, what)
-    return batch | extra
+    return Gathered(batch | extra) if extra else batch
 
 
 def _fits(found: int, size: int | None) -> bool:
@@ -155,12 +202,14 @@ def _whole(part: Batch, inputs: Inputs) -> Batch:
 
 def gathered(parts: Sequence[Batch]) -> Batch:
     """Batches of ``split`` in one, samples first, which ``as_batch`` takes again: each has as many tokens as it had."""
-    return {
-        name: np.stack([part[name] for part in parts])
-        if name == SPAN
-        else np.concatenate([part[name] for part in parts])
-        for name in parts[0]
-    }
+    return Gathered(
+        {
+            name: np.stack([part[name] for part in parts])
+            if name == SPAN
+            else np.concatenate([part[name] for part in parts])
+            for name in parts[0]
+        }
+    )
 
 
 def in_batches(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from hwq.errors import HwqError
 from hwq.graph import SPAN, Shape
 from hwq.library import Library
 from hwq.placed import Held, Placed, new_state, run
+from hwq.samples import array_of, check_range
 
 Array = npt.NDArray[Any]
 
@@ -27,8 +28,10 @@ Array = npt.NDArray[Any]
 class Session:
     """One sequence. position: how many of its tokens are in the state, ``length`` at most.
 
-    name, dtype: those of the network's input of token ids. lock: the artifact's; calls of its sessions take turns.
-    given, args: what a call is given and gives, and the arguments that it then takes; none before the first.
+    name, dtype: those of the network's input of token ids. lock: the artifact's; tokens of all its sessions take turns.
+    own: of this session alone, whose calls, from several threads, follow one another. rows: how many rows the table of
+    embeddings has, where that is known. given, args: what a call is given and gives, and the arguments that it then
+    takes; none before the first.
     """
 
     placed: Placed
@@ -42,15 +45,24 @@ class Session:
     position: int = 0
     given: tuple[Any, ...] = ()
     args: tuple[Any, ...] = ()
+    rows: int | None = None
+    own: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, ids: Any) -> Array | tuple[Array, ...]:
         """The outputs of the next tokens: logits (1, n, V) for ``ids``, a whole number or n of them, (n,) or (1, n).
 
         They are fed one by one, and ``position`` goes with them: an interrupt between two leaves the session where it
         then stands. A tuple where the network has several outputs. Raises HwqError "input-type", "input-shape",
-        "samples-empty", "session-full" before anything is fed, "kernel-failed" and "device-lost".
+        "input-range", "samples-empty", "session-full" before anything is fed, "kernel-failed" and "device-lost".
         """
-        tokens = read_ids(ids, self.name, self.dtype)
+        tokens = read_ids(ids, self.name, self.dtype, self.rows)
+        with self.own:
+            rows = self._feed(tokens)
+        joined = tuple(np.concatenate(column, axis=1) for column in zip(*rows, strict=True))
+        return joined[0] if len(joined) == 1 else joined
+
+    def _feed(self, tokens: Array) -> list[tuple[Array, ...]]:
+        """The outputs of each token. Raises HwqError "session-full" before anything is fed."""
         if self.position + len(tokens) > self.length:
             raise HwqError(
                 "session-full",
@@ -61,14 +73,13 @@ class Session:
         if not self.args:
             self._begin()
         set_threads(self.placed.device, self.threads)
-        rows = [self._step(token) for token in tokens]
-        joined = tuple(np.concatenate(column, axis=1) for column in zip(*rows, strict=True))
-        return joined[0] if len(joined) == 1 else joined
+        return [self._step(token) for token in tokens]
 
     def reset(self) -> None:
         """Begin another sequence: position 0, and nothing kept of the tokens before."""
-        self.position = 0
-        self.args = ()
+        with self.own:
+            self.position = 0
+            self.args = ()
 
     def _begin(self) -> None:
         """Make the arguments of every call: the token and where it stands, the state, and the outputs."""
@@ -90,22 +101,21 @@ class Session:
         return found
 
 
-def read_ids(ids: Any, name: str, dtype: str) -> Array:
+def read_ids(ids: Any, name: str, dtype: str, rows: int | None = None) -> Array:
     """Token ids (n,) of what a caller gives: a whole number, or an array or list of shape (n,) or (1, n).
 
-    Raises HwqError "input-type", "input-shape" and "samples-empty".
+    rows: of the table that they are looked up in, where it is known. Raises HwqError "input-type", "input-shape",
+    "input-range" and "samples-empty".
     """
     accepted = "accepted: a whole number, or n of them as (n,) or (1, n)"
-    try:
-        array = np.asarray(ids)
-    except (ValueError, TypeError) as error:
-        raise HwqError("input-type", f"tokens for input {name!r} are no array ({error}); {accepted}") from error
+    array = array_of(name, ids, "the argument", "a whole number, or n of them as (n,) or (1, n)")
     if array.size == 0:
         raise HwqError("samples-empty", f"tokens for input {name!r} are none, shape {array.shape}; {accepted}")
     if array.dtype.kind not in "iu":
         raise HwqError("input-type", f"tokens for input {name!r} have type {array.dtype}; {accepted}")
     if array.ndim > 2 or (array.ndim == 2 and array.shape[0] != 1):
         raise HwqError("input-shape", f"tokens for input {name!r} have shape {array.shape}; {accepted}")
+    check_range(name, array, dtype, "the argument", rows)
     return array.reshape(-1).astype(dtype)
 
 
@@ -118,7 +128,7 @@ def sequences(start: Callable[[], Session], value: Any, name: str) -> Array | tu
     if isinstance(given, Mapping | tuple):
         shown = ", ".join(map(repr, given)) if isinstance(given, Mapping) else f"{len(given)} arrays"
         raise HwqError("input-name", f"the argument gives {shown}; accepted: token ids for {name!r}")
-    array = np.asarray(given)
+    array = array_of(name, given, "the argument", "token ids (N, n), or a session")
     if array.ndim != 2:
         message = f"the argument for input {name!r} has shape {array.shape}; accepted: token ids (N, n), or a session"
         raise HwqError("input-shape", message)

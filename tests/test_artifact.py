@@ -216,7 +216,7 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (put("format", 99), "it has format 99, and this hwq reads format 2"),
+        (put("format", 99), "it has format 99, and this hwq reads formats 2 and 3"),
         (drop("format"), "it has format None"),
         (lambda manifest: manifest["sha256"].update({"library.so": "0" * 64}), "its library.so was altered"),
         (lambda manifest: manifest["sha256"].pop("constants.bin"), "its constants.bin was altered"),
@@ -252,7 +252,7 @@ def test_an_artifact_of_an_older_format_is_named_so(saved: Path, tmp_path: Path)
         assert caught.value.code == "artifact-broken"
         return caught.value.message
 
-    assert "it has format 1, and this hwq reads format 2" in kept({"format": 1})
+    assert "it has format 1, and this hwq reads formats 2 and 3" in kept({"format": 1})
     assert "it holds no constants.bin" in kept({})
 
 

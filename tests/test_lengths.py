@@ -12,6 +12,7 @@ import pytest
 
 from hwq import samples
 from hwq.errors import HwqError
+from hwq.graph import SPAN
 from hwq.lengths import COUNT, EXTRA, Length, check_dynamic, cut_to, filled_up, leading, plain
 from hwq.options import read_dynamic
 
@@ -99,3 +100,12 @@ def test_the_shells_words_for_it() -> None:
     with pytest.raises(HwqError, match=r"ids=1\.\.9") as caught:
         read_dynamic(("ids=1..9",))
     assert caught.value.code == "dynamic-invalid"
+
+
+@pytest.mark.parametrize("name", [COUNT, SPAN])
+def test_callers_do_not_say_how_many_tokens_there_are(name: str) -> None:
+    """A kernel would go so far, whatever memory there is."""
+    given = {"ids": np.ones((1, 5), int), "mask": np.ones((1, 5), int), "x": np.ones((1, 3), np.float32)}
+    with pytest.raises(HwqError, match="names inputs") as caught:
+        samples.as_batch({**given, name: np.array([10**6, 10**6], np.int32)}, INPUTS, "the argument")
+    assert caught.value.code == "input-name"

@@ -166,7 +166,9 @@ HUGE[2, 0] = 1e300  # finite, but no float32
         (np.zeros((4, 3), complex), "input-type", "has type complex128"),
         (np.array([["a"] * 3]), "input-type", "accepted: float32"),
         (None, "input-type", "has type object"),
-        ([[1.0, 2.0, 3.0], [4.0]], "input-type", "is no array"),
+        ([[1.0, 2.0, 3.0], [4.0]], "input-shape", "holds rows of different lengths; accepted: rows of one length"),
+        ([np.zeros(3), np.zeros(2)], "input-shape", "rows of different lengths"),
+        ([[[1.0], [2.0, 3.0]]], "input-shape", "rows of different lengths"),
         (np.zeros((0, 3), np.float32), "samples-empty", r"holds no samples; accepted: \(N, 3\), N at least 1"),
         (NAN, "input-nan", "NaN or infinity in sample 1"),
         (HUGE, "input-nan", "NaN or infinity in sample 2"),
@@ -253,3 +255,11 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     np.savez(path)
     with refused("samples-invalid", "holds nothing"):
         read_file(path, ["image"])
+
+
+def test_whole_numbers_that_the_type_does_not_hold_are_refused() -> None:
+    """2**32 would become 0."""
+    given_ = np.array([[1, 2**32]])
+    with refused("input-range", "'ids' holds 4294967296, which is beyond the type int32; accepted: -2147483648 to"):
+        as_batch(given_, {"ids": ((1, 2), "int32")}, "the argument")
+    assert as_batch(given_, {"ids": ((1, 2), "int64")}, "the argument")["ids"].tolist() == given_.tolist()

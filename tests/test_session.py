@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +178,18 @@ def test_several_tokens() -> None:
         ([], "samples-empty", "(0,)"),
         ([[1, 2], [3, 4]], "input-shape", "(2, 2)"),
         ([[[1]]], "input-shape", "(1, 1, 1)"),
-        ([[1], [2, 3]], "input-type", "no array"),
+        ([[1], [2, 3]], "input-shape", "rows of different lengths"),
+        (10**18, "input-range", "1000000000000000000"),
+        (2**64, "input-type", "object"),
+        (np.uint64(2**63), "input-range", "accepted: -32 to 31"),
+        ([3, 32], "input-range", "holds 32, which is beyond a table of 32 rows; accepted: -32 to 31"),
+        (-33, "input-range", "holds -33"),
         (True, "input-type", "bool"),
     ],
 )
 def test_what_is_no_token_is_refused(ids: Any, code: str, found: str) -> None:
     with pytest.raises(HwqError, match=r"'ids'.*accepted: ") as caught:
-        read_ids(ids, "ids", "int64")
+        read_ids(ids, "ids", "int64", 32)
     assert caught.value.code == code
     assert found in caught.value.message
 
@@ -192,3 +200,66 @@ def test_a_session_on_a_board_keeps_its_state_there(artifact: hwq.Artifact, near
         one = there.start()
         found = [one(IDS[0, :3]), one(IDS[0, 3]), one(IDS[0, 4:])]
         assert np.array_equal(np.concatenate(found, axis=1), expected)
+
+
+def test_calls_of_one_session_follow_one_another(artifact: hwq.Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From two threads, each feeds all of its tokens before the other."""
+    fed: list[int] = []
+    feed = session_of.Session._step
+
+    def slowly(self: Any, token: Any) -> Any:
+        fed.append(threading.get_ident())
+        time.sleep(0.005)
+        return feed(self, token)
+
+    monkeypatch.setattr(session_of.Session, "_step", slowly)
+    one = artifact.start()
+    halves = [threading.Thread(target=one, args=(half,)) for half in (IDS[0, :6], IDS[0, 6:])]
+    for thread in halves:
+        thread.start()
+    for thread in halves:
+        thread.join()
+    assert one.position == 12
+    assert [len(set(half)) for half in (fed[:6], fed[6:])] == [1, 1]
+
+
+def test_tokens_that_the_table_lacks_are_refused(artifact: hwq.Artifact, tmp_path: Path) -> None:
+    """By sessions and calls, of a file too; negative ones count from the end, as the kernel has it."""
+    artifact.save(tmp_path / "step.hwq")
+    for one in (artifact, hwq.Artifact.load(tmp_path / "step.hwq")):
+        session = one.start()
+        for wrong in (language.VOCABULARY, -language.VOCABULARY - 1, 10**6):
+            for use in (session, lambda ids, one=one: one([[0, ids]])):
+                with pytest.raises(HwqError, match=f"{wrong}, which is beyond a table of 29 rows") as caught:
+                    use(wrong)
+                assert caught.value.code == "input-range"
+        assert session.position == 0
+        assert np.array_equal(session(-1), one.start()(language.VOCABULARY - 1))
+
+
+def test_whole_sequences_with_tokens_that_the_table_lacks_are_refused() -> None:
+    whole = hwq.compile(language.llama(), "host", schemes=["f32"], threads=1, measure=False)
+    ids = IDS[:1].copy()
+    ids[0, 3] = 10**6
+    with pytest.raises(HwqError, match="holds 1000000, which is beyond a table of 29 rows") as caught:
+        whole(ids)
+    assert caught.value.code == "input-range"
+
+
+def test_sequences_of_unlike_lengths_are_refused(artifact: hwq.Artifact) -> None:
+    with pytest.raises(HwqError, match="rows of different lengths; accepted: rows of one length") as caught:
+        artifact([[1, 2, 3], [1, 2]])
+    assert caught.value.code == "input-shape"
+
+
+def test_only_files_with_a_state_have_the_newer_format(artifact: hwq.Artifact, tmp_path: Path) -> None:
+    whole, lengths = (
+        hwq.compile(language.llama(), "host", schemes=["f32"], threads=1, measure=False, dynamic=dynamic)
+        for dynamic in (None, {"ids": {1: (1, 12)}})
+    )
+    for one, expected in ((artifact, 3), (whole, 2), (lengths, 3)):
+        one.save(tmp_path / "one.hwq")
+        with zipfile.ZipFile(tmp_path / "one.hwq") as pack:
+            assert json.loads(pack.read("manifest.json"))["format"] == expected
+        found, ids = hwq.Artifact.load(tmp_path / "one.hwq"), IDS[:1]
+        assert np.array_equal(found(ids), one(ids))
