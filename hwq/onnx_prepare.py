@@ -17,6 +17,7 @@ from hwq.errors import HwqError
 from hwq.graph import Shape
 
 OPSETS = range(8, 22)
+_WEIGHTS = (".pt", ".pth", ".safetensors")
 _LARGE = 4096  # elements of a float weight whose values no shape depends on
 
 
@@ -31,12 +32,14 @@ def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelPro
         return proto.graph.name or "model", proto
     if not isinstance(source, str | Path):
         raise HwqError(
-            "model-invalid", f"a model is given as {type(source).__name__}; accepted: a path or an onnx.ModelProto"
+            "model-invalid",
+            f"a model is given as {type(source).__name__}; accepted: a path to an .onnx or .pt2 file, an "
+            "onnx.ModelProto, a torch.nn.Module, or a torch.export.ExportedProgram",
         )
     path = Path(source)
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise HwqError("model-missing", f"model file {str(path)!r} {kind}; accepted: a path to an .onnx file")
+        raise HwqError("model-missing", f"model file {str(path)!r} {kind}; accepted: a path to an .onnx or .pt2 file")
     try:
         proto = onnx.load_model(str(path))
     except DecodeError:
@@ -54,8 +57,13 @@ def read_proto(source: str | Path | onnx.ModelProto) -> tuple[str, onnx.ModelPro
 
 
 def _not_onnx(path: Path) -> HwqError:
-    message = f"{str(path)!r} is cut short or not an ONNX file; accepted: a whole ONNX protobuf"
-    return HwqError("model-invalid", message)
+    accepted = "a whole ONNX protobuf, or a .pt2 file that torch.export.save wrote"
+    if path.suffix.lower() in _WEIGHTS:
+        message = f"{str(path)!r} holds weights without their network, or TorchScript"
+        accepted = f"the torch.nn.Module that they belong to, a torch.export.ExportedProgram, or {accepted}"
+    else:
+        message = f"{str(path)!r} is cut short or not an ONNX file"
+    return HwqError("model-invalid", f"{message}; accepted: {accepted}")
 
 
 def prepare(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape]) -> onnx.ModelProto:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -58,7 +59,7 @@ class Exported:
 def is_torch(source: Any) -> bool:
     """Whether ``source`` is a torch.nn.Module, an ExportedProgram, or the path of a saved one (.pt2)."""
     if isinstance(source, str | Path):
-        return Path(source).suffix == ".pt2"
+        return Path(source).suffix.lower() == ".pt2"
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
     return bool(names & {"torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"})
 
@@ -75,6 +76,12 @@ def export(source: Any, example_inputs: Any, *, batch: int | None, shapes: Mappi
         name, source = Path(source).stem, _read(Path(source))
     import torch
 
+    if isinstance(source, torch.jit.ScriptModule):
+        raise HwqError(
+            "torch-export",
+            f"{name} is a TorchScript module, which torch.export cannot capture; accepted: the torch.nn.Module that "
+            "torch.jit made it from, or an ExportedProgram",
+        )
     if isinstance(source, torch.nn.Module):
         program = _capture(source, example_inputs)
         free = False
@@ -369,11 +376,18 @@ def tensor_of(program: Any, spec: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings, and without its log of what is raised anyway."""
+    """Without torch's warnings, and without its log and its prints of what is raised anyway.
+
+    What the user's own forward prints while it is followed is not shown either.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

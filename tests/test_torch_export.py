@@ -101,6 +101,22 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "inputs for an ONNX file": ("example-inputs", ("for a str",), lambda: load("net.onnx", (x(1, 6),))),
     "inputs that do not fit": ("torch-export", ("Wide", "reduction dim"), lambda: load(wide(), (x(1, 7),))),
     "control flow": ("torch-export", ("Forked", "control flow"), lambda: load(Forked().eval(), (x(1, 6),))),
+    "a traced module": (
+        "torch-export",
+        ("TorchScript", "accepted: the torch.nn.Module that"),
+        lambda: load(torch.jit.trace(wide(), (x(1, 6),)), (x(1, 6),)),
+    ),
+    "a scripted module": (
+        "torch-export",
+        ("TorchScript",),
+        lambda: load(torch.jit.script(nn.Linear(6, 6).eval()), (x(1, 6),)),
+    ),
+    "weights alone": (
+        "model-invalid",
+        ("OrderedDict", "a torch.nn.Module, or a torch.export.ExportedProgram"),
+        lambda: load(wide().state_dict()),
+    ),
+    "a file in capitals": ("model-missing", ("NOTHING.PT2", "torch.export.save"), lambda: load("NOTHING.PT2")),
     "a state": ("model-kind", ("'calls'", "keeps no state"), lambda: load(Counting().eval(), (x(1, 6),))),
     "a shape that depends on data": ("model-dynamic", ("depends on data",), lambda: load(Picky().eval(), (x(1, 6),))),
     "an input of another kind": ("model-kind", ("'x'", "complex64"), lambda: load(Plus().eval(), (x(1, 6) * 1j,))),
@@ -124,6 +140,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_captured_is_said_in_one_sentence(case: str) -> None:
     code, texts, call = CASES[case]
@@ -132,6 +149,21 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(case: str) -> None:
     assert (caught.value.code, "\n" in str(caught.value)) == (code, False)
     assert [text for text in texts if text not in str(caught.value)] == [], str(caught.value)
     assert any(text in str(caught.value) for text in ("accepted", "give the whole shape", "its inputs"))
+
+
+def test_what_cannot_be_captured_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch prints the graph so far, where control flow depends on values."""
+    with pytest.raises(HwqError):
+        load(Forked().eval(), (x(1, 6),))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.PTH"])
+def test_a_file_of_weights_has_no_network(name: str, tmp_path: Path) -> None:
+    torch.save(wide().state_dict(), tmp_path / name)
+    with pytest.raises(HwqError, match=r"holds weights without their network.*accepted: the torch\.nn") as caught:
+        load(tmp_path / name)
+    assert caught.value.code == "model-invalid"
 
 
 def test_free_dimensions_are_fixed() -> None:
