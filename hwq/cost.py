@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hwq.graph import ANCHORS
+from hwq.graph import ANCHORS, Activation
 from hwq.group_scales import group_count
 from hwq.scheme import SCHEMES, Cost
 from hwq.store import Record
@@ -39,10 +39,11 @@ APART = 1.5
 # An exponential or a tanh in float is a polynomial and a division: so many multiply-adds an element.
 _TRANSCENDENTAL_MACS = 20
 _TRANSCENDENTAL = ("sigmoid", "silu", "tanh", "gelu", "gelu_tanh")
-
-
-# A sum of integers becomes a float, and is multiplied by its channel's scale and its row's.
+# Beside what a static scheme's sum takes to become a float, a dynamic one's is multiplied by its row's scale, and added
+# to a bias that the static one's begins with.
 _ROW_MACS = 3
+# Their kernels know no threads: see ``hwq.schedules.generic.position``.
+SERIAL = ("append", "append_int8", "rows_at")
 
 
 def op_macs(workload: Workload) -> int:
@@ -79,7 +80,8 @@ def weight_bytes(workload: Workload) -> int:
     """Packed weights with what belongs to each output channel, of a gather to each row of its table.
 
     Integer: weights (int4: half a byte each) + 4 bytes of bias a channel + 4 of multiplier a channel, or group of
-    it. Float: 4 bytes each (bf16: 2) + 4 of bias a channel if there is a bias. Padding of the packed form is not in it.
+    it; in dynamic schemes 4 more a channel, what its sums start at. Float: 4 bytes each (bf16: 2) + 4 of bias a channel
+    if there is a bias. Padding of the packed form is not in it.
     """
     count = weight_count(workload)
     if count == 0:
@@ -92,7 +94,7 @@ def weight_bytes(workload: Workload) -> int:
         return weights + (4 * channels if workload.has_bias else 0)
     groups = 1 if scheme.group_size is None else group_count(_reduction(workload), scheme.group_size)
     bias = 4 if scheme.integer or workload.has_bias else 0
-    return weights + (bias + 4 * groups) * channels
+    return weights + (bias + (4 if scheme.dynamic else 0) + 4 * groups) * channels
 
 
 def _row_bytes(workload: Workload) -> int:
@@ -120,6 +122,9 @@ def moved_bytes(workload: Workload) -> int:
     read = source * sum(sizes)
     if workload.op in ANCHORS and SCHEMES[workload.scheme].dynamic:
         read -= 3 * sizes[0]  # rows are bytes; scales and residual floats
+    elif workload.op == "attention":  # its bias is of floats, and perhaps constant
+        constant = dict(workload.attrs).get("bias")
+        read += (4 - source) * sum(sizes[3:]) + (4 * math.prod(constant) if constant else 0)
     elif workload.float_residual:
         read += 3 * sizes[-1]
     return read + weight_bytes(workload) + result * math.prod(workload.output_shape)
@@ -130,7 +135,7 @@ def price_roofline(workload: Workload, target: Target, threads: int = 1) -> Cost
 
     The interval's upper end lets the kernel be ``SLOWER`` and find nothing in any cache, as the first call does.
     """
-    workers = max(1, min(threads, target.cores))
+    workers = 1 if workload.op in SERIAL else max(1, min(threads, target.cores))
     arithmetic_s = compute_s(workload, target) / workers
     total = moved_bytes(workload)
     overhead_s = CALL_OVERHEAD_S + (target.parallel_overhead_s if workers > 1 else 0.0)
@@ -233,22 +238,37 @@ def _is_transcendental(workload: Workload) -> bool:
 def compute_s(workload: Workload, target: Target) -> float:
     """Seconds of arithmetic on one core: the products, then the epilogue of every output of an anchor."""
     scheme = SCHEMES[workload.scheme]
-    integer = scheme.domain == "int8"
     row = target.instruction(workload.op, scheme.weight_type, scheme.act_type) or target.instruction(
         workload.op, "float32", "float32"
     )
     assert row is not None, f"{target.name} cannot compute {workload.op}; schemes_for says so"
     cycles = op_macs(workload) / row.macs_per_cycle
     if workload.op in ("conv2d", "dense"):
-        # Requantizing costs an output what an integer add does; a float epilogue is nothing but its activation.
-        # A depthwise row's rate has the epilogue in it: there is one for every few products.
-        adds = ("add", "none", "int8") if integer else (workload.op, "float32", "float32")
-        epilogue = target.instruction(*adds)
-        per_output = 1 if integer else _TRANSCENDENTAL_MACS if _is_transcendental(workload) else 0
-        per_output += _ROW_MACS if scheme.dynamic else 0
-        if epilogue is not None:
-            cycles += per_output * math.prod(workload.output_shape) / epilogue.macs_per_cycle
+        # Of integers, requantizing costs an output what an integer add does, and a float takes no less; a float
+        # epilogue is nothing but its activation. A depthwise row's rate has the epilogue in it: there is one for every
+        # few products.
+        outputs = math.prod(workload.output_shape)
+        integers = target.instruction("add", "none", "int8") if scheme.integer else None
+        floats = target.instruction(workload.op, "float32", "float32") if scheme.domain == "f32" else None
+        if integers is not None:
+            cycles += outputs / integers.macs_per_cycle
+        if floats is not None:
+            more = _TRANSCENDENTAL_MACS if _is_transcendental(workload) else 0
+            more += _ROW_MACS if scheme.dynamic else 0
+            cycles += more * outputs / floats.macs_per_cycle
     return cycles / target.clock_hz
+
+
+def static_twin(workload: Workload) -> Workload:
+    """What a dynamic dense ``workload`` does more than: the same products in the static scheme, written as float32."""
+    rows, _, *residual = workload.input_shapes
+    return replace(
+        workload,
+        scheme=workload.scheme.removesuffix("_dyn"),
+        input_shapes=(rows, *residual),
+        float_residual=workload.residual,
+        activation=workload.activation if workload.activation.clamps else Activation(),
+    )
 
 
 def bytes_per_s(total: int, target: Target, workers: int) -> float:

@@ -90,7 +90,17 @@ class Learned:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
     def price(self, workload: Workload, schedule: str, home: str, target: Target) -> Cost | None:
-        """The price of ``workload`` as made by ``schedule``, its weights in ``home``; None for a kind never seen."""
+        """The price of ``workload`` as made by ``schedule``, its weights in ``home``; None for a kind never seen. Of a
+        dynamic layer no less than of its static twin: of that there are more records."""
+        found = self._price(workload, schedule, home, target)
+        if found is None or not (SCHEMES[workload.scheme].dynamic and workload.op in ANCHORS):
+            return found
+        twin = self._price(cost.static_twin(workload), schedule, home, target)
+        assert twin is not None, "of the same kind"
+        low, high = (max(each) for each in zip(found.interval_s, twin.interval_s, strict=True))
+        return replace(found, latency_s=max(found.latency_s, twin.latency_s), interval_s=(low, high))
+
+    def _price(self, workload: Workload, schedule: str, home: str, target: Target) -> Cost | None:
         kind = kind_of(workload)
         if kind not in self.kinds:
             return None
@@ -113,11 +123,12 @@ class Learned:
 
 def kind_of(workload: Workload) -> tuple[str, str]:
     """(op, domain): what must have been seen for a price to be learned. A dynamic layer is of the kind of integer ones
-    that write float, whose products and stores are its own; weights that become floats are a kind of their own."""
+    that write float, whose products and stores are its own; weights that become floats are of a kind by their type."""
     scheme = SCHEMES[workload.scheme]
     if scheme.integer and workload.op in ANCHORS:
         return workload.op, "int8"
-    return workload.op, scheme.domain if scheme.weight is None or scheme.integer else scheme.weight_type
+    own = scheme.weight is not None and (workload.op == "gather" or not scheme.integer)
+    return workload.op, scheme.weight_type if own else scheme.domain
 
 
 def rows_of(records: Iterable[Record], target: Target, tools: str) -> tuple[Row, ...]:

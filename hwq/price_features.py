@@ -51,7 +51,7 @@ FAMILIES = (
     *("generic/gather", "generic/quantize", "generic/transpose", "generic/softmax", "generic/layer_norm"),
     *("arm/smmla", "arm/table"),
     *("generic/rms_norm", "generic/rope", "generic/embedding"),
-    *("generic/position", "generic/plain", "cpu/attention"),
+    *("generic/position", "cpu/attention"),
     "generic/reduce",
     "cpu/weight_only",
     "generic/rows",
@@ -141,7 +141,9 @@ def describe(workload: Workload, schedule: str, home: str, target: Target) -> De
 
 def _split(workload: Workload, workers: int, arithmetic_s: float, model: Modelled | None, target: Target) -> bool:
     """Whether the schedules split it over threads: anchors by their products or weights, others by their bytes."""
-    if workload.op == "attention":
+    if workload.op in cost.SERIAL:
+        return False
+    if workload.op in ("attention", "attention_cache"):
         return worth_threads(workers, arithmetic_s, target)
     if workload.op not in ANCHORS:
         return worth_parallel(workers, cost.moved_bytes(workload), target)

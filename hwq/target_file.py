@@ -25,7 +25,6 @@ else:
 OPS = (
     *("*", *ANCHORS, *INTEGER_OPS, "softmax", "layer_norm", "reduce", "transpose", "quantize", "dequantize", "float"),
     *TRANSFORMER_OPS,
-    *("rms_norm", "rope", "gather"),
     *("append", "append_int8", "attention_cache", "rows_at"),
 )
 # The instruction a row's kernels are built on. "*.vector" is plain vector arithmetic and moves, "generic.table" a

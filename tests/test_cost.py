@@ -58,6 +58,11 @@ def dense(scheme: str, rows: int, inputs: int, outputs: int) -> Workload:
     return Workload(op="dense", scheme=scheme, has_bias=True, out_dtype=out, **shapes)  # type: ignore[arg-type]
 
 
+def dynamic(scheme: str, rows: int, inputs: int, outputs: int) -> Workload:
+    """``dense`` on rows with a scale each."""
+    return replace(dense(scheme, rows, inputs, outputs), input_shapes=((rows, inputs), (rows,)), out_dtype="float32")
+
+
 def test_macs_by_hand() -> None:
     assert cost.op_macs(conv()) == 14 * 14 * 32 * 3 * 3 * 64
     assert cost.op_macs(conv(groups=4)) == 14 * 14 * 32 * 3 * 3 * 16
@@ -78,6 +83,8 @@ def test_weight_bytes_by_hand() -> None:
     assert cost.weight_bytes(conv("w8a8", op="depthwise_conv2d", outputs=64, groups=64)) == 64 * 9 + 8 * 64
     assert cost.weight_bytes(dense("w4a8", 1, 3, 1)) == 2 + 8, "half a byte counts as one"
     assert cost.weight_bytes(dense("w4a8_g64", 1, 130, 5)) == 130 * 5 // 2 + 5 * (4 + 4 * 3), "a scale a group"
+    assert cost.weight_bytes(dynamic("w8a8_dyn", 3, 100, 10)) == 1000 + 12 * 10, "a start, a scale and a bias each"
+    assert cost.weight_bytes(dynamic("w4a8_g64_dyn", 3, 130, 5)) == 130 * 5 // 2 + 5 * (8 + 4 * 3)
     assert cost.weight_bytes(conv(op="add")) == 0
 
 
@@ -92,6 +99,47 @@ def test_moved_bytes_by_hand() -> None:
     assert cost.moved_bytes(quantize) == 4 * 8 + 8
     dequantize = replace(quantize, op="dequantize", out_dtype="float32")
     assert cost.moved_bytes(dequantize) == 8 + 4 * 8
+
+
+@pytest.mark.parametrize(("scheme", "out", "size"), [("f32", "float32", 4), ("w8a8", "int8", 1)])
+def test_a_bias_of_attention_is_of_floats(scheme: str, out: str, size: int) -> None:
+    sizes: dict[str, Any] = {"op": "attention", "scheme": scheme, "output_shape": (1, 8, 32), "out_dtype": out}
+    given, bias, attrs = ((1, 8, 32), (1, 9, 32), (1, 9, 32)), (1, 2, 8, 9), (("causal", False), ("heads", 2))
+    tensors = size * (8 + 9 + 9 + 8) * 32
+    plain = Workload(input_shapes=given, attrs=attrs, **sizes)
+    assert cost.moved_bytes(plain) == tensors
+    assert cost.moved_bytes(replace(plain, input_shapes=(*given, bias))) == tensors + 4 * 2 * 8 * 9
+    constant = replace(plain, attrs=(("bias", bias), *attrs))
+    assert cost.moved_bytes(constant) == tensors + 4 * 2 * 8 * 9
+
+
+@pytest.mark.parametrize("name", [*HOST_TIERS, "arm-cortex-a72", "arm-cortex-a76", "arm-neoverse-n2", "arm-apple-m2"])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 48), (16, 64, 2000), (64, 384, 384), (128, 1536, 48)])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_a_dynamic_layer_costs_no_less_than_the_static_one(
+    name: str, rows: int, inputs: int, outputs: int, activation: str
+) -> None:
+    """That writes float too; the dynamic one multiplies each row with its scale besides."""
+    target = Target.load(name)
+    schemes = [scheme for scheme in target.schemes_for("dense") if scheme.endswith("_dyn")]
+    assert schemes
+    for scheme in schemes:
+        static = replace(dense(scheme.removesuffix("_dyn"), rows, inputs, outputs), out_dtype="float32")
+        kind = Activation(kind=activation)
+        mine = replace(dynamic(scheme, rows, inputs, outputs), activation=kind)
+        alike = replace(static, activation=kind if kind.clamps else Activation())
+        assert cost.static_twin(mine) == alike
+        assert cost.compute_s(mine, target) > cost.compute_s(alike, target)
+        for threads in (1, 2):
+            pair = [cost.price_roofline(one, target, threads) for one in (mine, alike)]
+            assert pair[0].latency_s >= pair[1].latency_s
+            assert pair[0].interval_s[1] >= pair[1].interval_s[1]
+
+
+def test_what_knows_no_threads_is_priced_on_one() -> None:
+    for op in ("append", "append_int8", "rows_at"):
+        workload = Workload(op=op, scheme="f32", input_shapes=((1, 64, 4096),), output_shape=(1, 64, 4096))
+        assert cost.price_roofline(workload, ROUND, 2) == cost.price_roofline(workload, ROUND, 1)
 
 
 def test_roofline_by_hand_where_computing_rules() -> None:

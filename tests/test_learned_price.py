@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hwq.learned_price import (
     Row,
     folds_of,
     from_text,
+    kind_of,
     known_for,
     layer_digest,
     learn,
@@ -130,6 +132,28 @@ def test_what_was_never_seen_has_no_learned_price(taught: Learned) -> None:
     shape = (1, 8, 8, 16)
     pool = Workload(op="add", scheme="w8a8", input_shapes=(shape, shape), output_shape=shape, out_dtype="int8")
     assert taught.price(pool, "x86/binary:1", "l2", VNNI) is None
+
+
+def test_a_dynamic_layer_costs_no_less_than_its_static_twin() -> None:
+    """The shipped trees know none: of some of these they expect less of the layer that does more."""
+    known, rose = shipped(), 0
+    for target in (VNNI, AVX2):
+        for rows, inputs, outputs in itertools.product((1, 16, 128), (64, 384), (48, 2000)):
+            static = replace(dense(rows, inputs, outputs), out_dtype="float32")
+            workload = replace(static, scheme="w8a8_dyn", input_shapes=((rows, inputs), (rows,)))
+            found, twin = (known.price(one, DENSE, "l2", target) for one in (workload, static))
+            assert found is not None
+            assert twin is not None
+            assert found.latency_s >= twin.latency_s
+            assert found.interval_s[0] <= found.latency_s <= found.interval_s[1]
+            rose += found.latency_s == twin.latency_s
+    assert rose > 0
+
+
+def test_tables_of_each_width_are_a_kind() -> None:
+    table = Workload(op="gather", scheme="f32", input_shapes=((1, 8),), output_shape=(1, 8, 64))
+    kinds = [kind_of(replace(table, scheme=scheme)) for scheme in ("f32", "w8a8_dyn", "w4a16_g128")]
+    assert kinds == [("gather", "f32"), ("gather", "int8"), ("gather", "int4_g128")]
 
 
 def test_elsewhere_the_interval_is_as_wide_as_the_rooflines(taught: Learned) -> None:

@@ -1,10 +1,11 @@
 """attention_cache: attention of one query on keys and values in int8, with a float scale for each key and head.
 
-    for each block of keys, for each head of keys, for each head that reads it: products with the keys as floats, in
-        lanes along the depth; the lanes of a block's keys are turned into keys for lanes, and added; times scales
-    for each head: maximum, powers, their sum
-    for some keys at a time, for each head: powers times scales, times values as floats, added to sums in memory
-    divided and stored
+    for each part of the heads of keys (parallel where it pays):
+        for each block of keys, for each head of keys, for each head that reads it: products with the keys as floats, in
+            lanes along the depth; the lanes of a block's keys are turned into keys for lanes, and added; times scales
+        for each head: maximum, powers, their sum
+        for some keys at a time, for each head: powers times scales, times values as floats, added to sums in memory
+        divided and stored
 
 Each cache is read once and in order. What is added to what is settled by the depth and by a key's place, not by how
 many keys there are. Limit: bytes, a quarter of those of floats: on a Zen 4 core 2048 keys of 32 heads of 64 are read at
@@ -21,8 +22,10 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from hwq.cost import compute_s
 from hwq.graph import Shape
 from hwq.schedules.cpu import attention_parts as parts
+from hwq.schedules.cpu.attention_plan import even
 from hwq.schedules.cpu.attention_stages import ask, ceiling
 from hwq.schedules.cpu.views import with_shapes
 from hwq.schedules.generic import common
@@ -41,7 +44,8 @@ AHEAD = 64
 class Plan:
     """``heads`` x ``depth`` of one query meet ``length`` keys of ``kv_heads`` x ``depth`` and ``width``.
 
-    bias: its shape (1, heads or 1, 1, length or 1), None without; constant: it comes behind the inputs.
+    bias: its shape (1, heads or 1, 1, length or 1), None without; constant: it comes behind the inputs. parts: of the
+    heads of keys, which threads share.
     """
 
     length: int
@@ -54,6 +58,7 @@ class Plan:
     constant: bool
     lanes: int
     fused: bool
+    parts: int
 
     @property
     def group(self) -> int:
@@ -86,6 +91,8 @@ def make_plan(workload: Workload, target: Target) -> Plan:
     kv_heads, heads = workload.attr("kv_heads"), workload.attr("heads")
     assert across == deep // kv_heads * heads, workload
     constant = tuple(dict(workload.attrs).get("bias", ()))
+    threads = workload.parallel if common.worth_threads(workload.parallel, compute_s(workload, target), target) else 1
+    counts = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0]
     return Plan(
         length=length,
         heads=heads,
@@ -97,6 +104,7 @@ def make_plan(workload: Workload, target: Target) -> Plan:
         constant=bool(constant),
         lanes=target.lanes(),
         fused=target.architecture != "x86_64" or "fma" in target.cpu_flags,
+        parts=next((n for n in counts if even(n, threads)), kv_heads),
     )
 
 
@@ -119,19 +127,24 @@ def _code(plan: Plan) -> Any:
             scores = T.alloc_buffer((plan.heads * plan.pitch,), "float32")
             totals = T.alloc_buffer((plan.heads,), "float32")
             sums = T.alloc_buffer((plan.heads * plan.width,), "float32")
-            with T.serial(0, ceiling(keys, plan.lanes)) as block, T.serial(0, plan.kv_heads) as head:
-                _products(plan, q, k, ks, scores, keys, block, head)
-            with T.serial(0, plan.heads) as row:
-                _powers(plan, scores, bias, totals, keys, row)
-            for at, lanes in parts.pieces(plan.heads * plan.width, plan.lanes):
-                parts.put(sums, parts.wide(0.0, lanes), at, lanes)
-            with T.serial(0, ceiling(keys, TOGETHER)) as chunk, T.serial(0, plan.kv_heads) as head:
-                _values(plan, scores, v, vs, sums, keys, chunk, head)
-            with T.serial(0, plan.heads) as row:
-                total = T.Bind(totals[row])
-                for at, lanes in parts.pieces(plan.width, plan.lanes):
-                    place = row * plan.width + at
-                    parts.put(out, parts.loaded(sums, place, lanes) * parts.wide(total, lanes), place, lanes)
+            own = plan.kv_heads // plan.parts
+            with (T.parallel if plan.parts > 1 else T.serial)(0, plan.parts) as part:
+                first = T.Bind(part * own)
+                with T.serial(0, ceiling(keys, plan.lanes)) as block, T.serial(0, own) as head:
+                    _products(plan, q, k, ks, scores, keys, block, first + head)
+                with T.serial(0, own * plan.group) as place:
+                    row = T.Bind(first * plan.group + place)
+                    _powers(plan, scores, bias, totals, keys, row)
+                    for at, lanes in parts.pieces(plan.width, plan.lanes):
+                        parts.put(sums, parts.wide(0.0, lanes), row * plan.width + at, lanes)
+                with T.serial(0, ceiling(keys, TOGETHER)) as chunk, T.serial(0, own) as head:
+                    _values(plan, scores, v, vs, sums, keys, chunk, first + head)
+                with T.serial(0, own * plan.group) as place:
+                    row = T.Bind(first * plan.group + place)
+                    total = T.Bind(totals[row])
+                    for at, lanes in parts.pieces(plan.width, plan.lanes):
+                        goal = row * plan.width + at
+                        parts.put(out, parts.loaded(sums, goal, lanes) * parts.wide(total, lanes), goal, lanes)
         body = builder.get().body
     others = (span, bias) if plan.constant else (bias, span)
     return tirx.PrimFunc([each for each in (q, k, ks, v, vs, *others, out) if each is not None], body)

@@ -142,7 +142,7 @@ def make_plan(workload: Workload, target: Target) -> Plan:
     tiles = group * math.ceil(queries / rows)
     jobs = batch if queries == 1 else batch * kv_heads
     counts = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0] if queries == 1 else list(range(1, tiles + 1))
-    parts = next((n for n in counts if _even(jobs * n, workload.parallel)), counts[-1]) if parallel else 1
+    parts = next((n for n in counts if even(jobs * n, workload.parallel)), counts[-1]) if parallel else 1
     return Plan(
         batch=batch,
         queries=queries,
@@ -169,7 +169,7 @@ def make_plan(workload: Workload, target: Target) -> Plan:
     )
 
 
-def _even(tasks: int, threads: int) -> bool:
+def even(tasks: int, threads: int) -> bool:
     """Whether no thread has a quarter more to do than its share."""
     return math.ceil(tasks / threads) * threads <= 1.25 * tasks
 

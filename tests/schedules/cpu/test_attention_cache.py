@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tvm
-from kernel_runs import Array, at_the_edge, machine, make, shared
+from kernel_runs import Array, at_the_edge, machine, make, run, shared
 
 from hwq.cost import moved_bytes
 from hwq.lowering import pipeline
+from hwq.price_features import FEATURES, describe
 from hwq.reference import evaluate
 from hwq.schedule import kernel_for
+from hwq.schedules.cpu.attention_cache import NAME, make_plan
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -62,6 +66,32 @@ def test_equals_the_reference(
     size: tuple[int, int, int, int, int, tuple[int, ...] | None], rng: np.random.Generator
 ) -> None:
     _check(_workload(size), machine(), rng, [])
+
+
+@pytest.mark.parametrize(("number", "parts"), [(1, 2), (3, 2), (4, 1)])
+def test_heads_of_keys_are_shared_by_threads(number: int, parts: int, rng: np.random.Generator) -> None:
+    """The same bits as on one, on any number of keys."""
+    target = replace(machine(), parallel_overhead_s=1e-12)
+    workload = _workload(SIZES[number])
+    given = _arguments(workload, rng)
+    arguments = [*given, np.array([1, SIZES[number][4] - 1], np.int32)]
+    alone, shared_out = (
+        run(
+            kernel_for(replace(workload, parallel=threads), target), target, arguments, workload.output_shape, "float32"
+        )
+        for threads in (1, 2)
+    )
+    assert make_plan(replace(workload, parallel=2), target).parts == parts
+    assert ("T.parallel" in kernel_for(replace(workload, parallel=2), target).func.script()) == (parts > 1)
+    assert alone.tobytes() == shared_out.tobytes()
+
+
+@pytest.mark.parametrize("length", [16, 4096])
+def test_threads_are_priced_where_they_are(length: int) -> None:
+    target = replace(Target.load("x86-avx512-vnni"), cores=2)
+    workload = replace(_workload((8, 8, 64, 64, length, None)), parallel=2)
+    found = describe(workload, NAME, "l2", target).features[FEATURES.index("parallel")]
+    assert (found > 1) == (make_plan(workload, target).parts > 1) == (length > 100)
 
 
 def test_a_constant_bias_comes_last(rng: np.random.Generator) -> None:
