@@ -165,6 +165,11 @@ def units_of(candidates: Iterable[Candidate], alike: Iterable[tuple[str, ...]]) 
     return found
 
 
+def members_of(alike: Iterable[tuple[str, ...]], layer: str) -> tuple[str, ...]:
+    """The layers of the unit that ``layer`` is in: those that it is ``alike`` with, or it alone."""
+    return next((names for names in alike if layer in names), (layer,))
+
+
 def _together(layer: str, ones: list[Candidate]) -> Candidate:
     """Several layers in one scheme as if they were one layer."""
     if len(ones) == 1:

@@ -23,6 +23,7 @@ from hwq.assignment import (
     by_layer,
     evaluate,
     form_of,
+    members_of,
     only,
     units_of,
     within,
@@ -145,15 +146,20 @@ def leading(candidates: Sequence[Candidate], alike: Sequence[tuple[str, ...]] = 
 def uniform(study: Study, scheme: str) -> Solution | None:
     """The network in ``scheme``: all of it in f32, or all weights that can be in another scheme. Of the rest, what may
     is float beside bf16, and as fast as may be beside integers. None if a layer cannot be float, or no weights can be
-    in ``scheme``."""
-    able = [layer for layer in study.graph.layers if scheme in study.candidates[layer.name]]
+    in ``scheme``; of layers that take one scheme all have to be able to."""
+    tied = projections(study.graph)
+    common = {
+        layer.name: _common(study, members_of(tied, layer.name)) or set(study.candidates[layer.name])
+        for layer in study.graph.layers
+    }
+    able = [layer for layer in study.graph.layers if scheme in common[layer.name]]
     if scheme == "f32":
         able = able if len(able) == len(study.graph.layers) else []
     else:
         able = [layer for layer in able if layer.op in WEIGHTED]
     fixed = {layer.name: scheme for layer in able}
     if SCHEMES[scheme].domain == "f32":
-        fixed = {name: "f32" for name, names in study.candidates.items() if "f32" in names} | fixed
+        fixed = {name: "f32" for name, names in common.items() if "f32" in names} | fixed
     return assign(problem_of(study, fixed)) if able else None
 
 

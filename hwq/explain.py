@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hwq.assign import forced, near, pareto
-from hwq.assignment import Limits, Problem, Solution, by_layer, evaluate
+from hwq.assignment import Limits, Problem, Solution, by_layer, evaluate, members_of, units_of
 from hwq.scheme import Candidate
 
 # How many layers are tried in their next cheaper scheme by solving the whole again, those first that hold most of the
@@ -31,10 +31,14 @@ def explain(problem: Problem, chosen: Solution, limits: Limits, weighted: Sequen
     limits: what the choice was held to. weighted: the layers with weights, by which assignments are told apart.
     """
     groups = by_layer(problem.candidates)
-    cheaper = {layer: next_cheaper(problem, chosen, group) for layer, group in groups.items()}
+    units = {unit[0].layer: unit for unit in units_of(problem.candidates, problem.alike) if unit}
+    steps = {first: next_cheaper(problem, chosen, unit) for first, unit in units.items()}
+    first = {layer: members_of(problem.alike, layer)[0] for layer in groups}
+    cheaper = {layer: steps.get(first[layer]) for layer in groups}
     shares = _shares(groups, chosen)
     matter = sorted(groups, key=lambda layer: -max(shares[layer].values()))
-    ways = [(layer, step["scheme"]) for layer in matter if (step := cheaper[layer]) is not None][:FORCED]
+    firsts = dict.fromkeys(first[layer] for layer in matter)
+    ways = [(layer, step["scheme"]) for layer in firsts if (step := cheaper[layer]) is not None][:FORCED]
     solved = forced(problem, chosen, ways, limits)
     layers = {}
     for layer, group in groups.items():
@@ -43,7 +47,7 @@ def explain(problem: Problem, chosen: Solution, limits: Limits, weighted: Sequen
             "candidates": [_figures(one) for one in group],
             "shares": shares[layer],
             "cheaper": step,
-            "forced": None if step is None else _change(chosen, solved.get((layer, step["scheme"])), weighted),
+            "forced": None if step is None else _change(chosen, solved.get((first[layer], step["scheme"])), weighted),
         }
     front = [
         {**_sums(one), "schemes": {layer: one.schemes[layer] for layer in weighted}} for one in pareto(problem, POINTS)
@@ -57,12 +61,15 @@ def explain(problem: Problem, chosen: Solution, limits: Limits, weighted: Sequen
 
 
 def next_cheaper(problem: Problem, chosen: Solution, group: Sequence[Candidate]) -> dict[str, Any] | None:
-    """The scheme of a layer's candidates ``group`` to go to for less: what it saves and adds, other layers as they are.
+    """The scheme of a unit's candidates ``group`` to go to for less: what it saves and adds, other layers as they are.
 
-    Of those that save a part worth naming of the layer's time, conversions at its borders counted, the one that adds
+    A unit is a layer, or several that take one scheme, which are then listed under "together".
+    Of those that save a part worth naming of the unit's time, conversions at its borders counted, the one that adds
     the least loss; where none does, the same for bytes; None where neither is to be had.
     """
-    now = next(one for one in group if one.scheme == chosen.schemes[one.layer])
+    now = next((one for one in group if one.scheme == chosen.schemes[one.layer]), None)
+    if now is None:  # a plan written by hand, in which layers that go together do not
+        return None
     steps = [_step(problem, chosen, one) for one in group if one is not now]
     faster = [step for step in steps if step["saves_s"] > WORTH * now.cost.latency_s]
     smaller = [step for step in steps if step["saves_bytes"] > WORTH * now.cost.weight_bytes]
@@ -92,8 +99,10 @@ def _sums(one: Solution) -> dict[str, Any]:
 
 
 def _step(problem: Problem, chosen: Solution, way: Candidate) -> dict[str, Any]:
-    after = evaluate(problem, {**chosen.schemes, way.layer: way.scheme})
-    return {
+    members = members_of(problem.alike, way.layer)
+    after = evaluate(problem, {**chosen.schemes, **dict.fromkeys(members, way.scheme)})
+    together = {"together": list(members)} if len(members) > 1 else {}
+    return together | {
         "scheme": way.scheme,
         "saves_s": chosen.latency_s - after.latency_s,
         "saves_bytes": chosen.weight_bytes - after.weight_bytes,

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hwq import loss, ridge
-from hwq.assignment import Pair, Problem, Solution, by_layer, evaluate
+from hwq.assignment import Pair, Problem, Solution, evaluate, members_of, units_of
 from hwq.compose import Pool, composed
 from hwq.cost import op_macs
 from hwq.execute import quiet, run, seen, to_device
@@ -178,23 +178,24 @@ def drawn(
 ) -> list[dict[str, str]]:
     """``count`` random assignments around ``centre``, or fewer where there are not as many; all differ.
 
-    Of the ``free`` layers each may change, to a scheme that does not by itself lose more than the whole ``centre``
-    does: that is nowhere near. What is ``limited`` stays within NEAR of the centre's, or less changes.
+    Of the ``free`` layers each may change, those that take one scheme together, to one that does not by itself lose
+    more than the whole ``centre`` does: that is nowhere near. What is ``limited`` stays within NEAR of the
+    centre's, or less changes.
     """
     ways = {
-        layer: [one.scheme for one in group if one.loss <= centre.loss]
-        for layer, group in by_layer(problem.candidates).items()
-        if layer in free
+        members: [one.scheme for one in group if one.loss <= centre.loss]
+        for group in units_of(problem.candidates, problem.alike)
+        if group and not set(members := members_of(problem.alike, group[0].layer)).isdisjoint(free)
     }
     found: dict[tuple[str, ...], dict[str, str]] = {tuple(centre.schemes.values()): {}}
     for _ in range(count):
         change = float(rng.choice(CHANGES))
         for _ in range(TRIES):
             schemes = dict(centre.schemes)
-            for layer, names in ways.items():
-                others = [name for name in names if name != schemes[layer]]
+            for members, names in ways.items():
+                others = [name for name in names if name != schemes[members[0]]]
                 if others and rng.random() < change:
-                    schemes[layer] = others[int(rng.integers(len(others)))]
+                    schemes |= dict.fromkeys(members, others[int(rng.integers(len(others)))])
             key = tuple(schemes.values())
             one = evaluate(problem, schemes)
             ratios = [getattr(one, name) / getattr(centre, name) for name in limited if getattr(centre, name)]

@@ -189,8 +189,10 @@ def sentences(row: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     costs = [f"{shown(-value)} more" for value, shown in ways if value < 0]
     change = f"{'adds' if step['adds_loss'] >= 0 else 'takes away'} {abs(step['adds_loss']):.1e} of loss"
     costs_text = f", takes {' and '.join(costs)}" if costs else ""
+    together = f" for {', '.join(step['together'])} together" if "together" in step else ""
     found.append(
-        f"next cheaper: {step['scheme']} saves {' and '.join(gains)}{costs_text} and {change}, all else as it is"
+        f"next cheaper: {step['scheme']}{together} saves {' and '.join(gains)}{costs_text} and {change}, "
+        "all else as it is"
     )
     forced = row.get("forced")
     if forced is not None:

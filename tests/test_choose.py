@@ -78,6 +78,17 @@ def test_a_scheme_that_only_some_layers_have_is_no_uniform_float(study: Study) -
     assert uniform(replace(study, candidates=candidates), "f32") is None
 
 
+def test_what_one_of_tied_layers_lacks_the_others_are_not_in(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take one scheme, so int4 of the first alone would be no assignment at all."""
+    first, *middle, last = anchors(study)
+    monkeypatch.setattr(module, "projections", lambda graph: ((first, last),))
+    names = tuple(name for name in study.candidates[last] if name != "w4a8")
+    found = uniform(replace(study, candidates={**study.candidates, last: names}), "w4a8")
+    assert found is not None
+    assert {found.schemes[name] for name in middle} == {"w4a8"}
+    assert found.schemes[first] == found.schemes[last] != "w4a8"
+
+
 def test_without_budget_the_fastest_but_for_slack_is_taken(study: Study) -> None:
     found = choose(study, demo_work(), Budget(), None).solution
     best = min(one.latency_s for one in uniforms(study).values())

@@ -12,6 +12,7 @@ from demo_study import anchors, demo_artifact, demo_study
 from hwq.assign import assign
 from hwq.assignment import Border, Limits, Problem, evaluate
 from hwq.explain import FORCED, NEAR, POINTS, TOLERANCE, explain, next_cheaper
+from hwq.report import sentences
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -93,6 +94,25 @@ def test_forcing_a_layer_moves_others() -> None:
     assert told["layers"]["a"]["forced"] == {"latency_s": 2.0, "weight_bytes": 15, "loss": 2.0, "changed": 2}
     assert told["layers"]["b"]["cheaper"] is None
     assert [one["loss"] for one in told["near"]] == []
+
+
+def test_layers_that_take_one_scheme_step_together() -> None:
+    """Of the two only k has int4, and alone neither may be in another scheme than the other."""
+    candidates = [
+        candidate(layer, scheme, cost, loss, 8)
+        for layer in ("a", "q", "k")
+        for scheme, cost, loss in (("f32", 4.0, 0.0), ("w8a8", 1.0, 0.1), ("w4a8", 0.5, 0.05))
+        if (layer, scheme) != ("q", "w4a8")
+    ]
+    problem = Problem(candidates=tuple(candidates), alike=(("q", "k"),))
+    chosen = evaluate(problem, dict.fromkeys("aqk", "f32"))
+    rows = explain(problem, chosen, Limits(), ["a", "q", "k"])["layers"]
+    together = {"together": ["q", "k"], "scheme": "w8a8", "saves_s": 6.0, "saves_bytes": 0, "adds_loss": 0.2}
+    assert rows["q"]["cheaper"] == rows["k"]["cheaper"] == together
+    assert rows["a"]["cheaper"]["scheme"] == "w4a8"
+    assert rows["q"]["forced"] == rows["k"]["forced"] is not None
+    said = sentences({"why": "", **rows["k"]}, {"predicted": {"latency_s": 12.0, "weight_bytes": 24, "loss": 1.0}})
+    assert "next cheaper: w8a8 for q, k together saves" in said[-2]
 
 
 def test_sixty_layers_are_explained_in_seconds(rng: np.random.Generator) -> None:

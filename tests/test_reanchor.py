@@ -19,7 +19,7 @@ from demo_study import anchors, demo_model, demo_study, demo_work, priced
 from hwq import reanchor as module
 from hwq import ridge
 from hwq.assign import assign
-from hwq.assignment import Limits, Problem, Solution, evaluate
+from hwq.assignment import Limits, Problem, Solution, evaluate, keeps_ties
 from hwq.choose import problem_of, uniforms
 from hwq.compose import Pool
 from hwq.reanchor import (
@@ -97,6 +97,19 @@ def test_draws_end_where_there_are_no_more(study: Study) -> None:
     layer = anchors(study)[0]
     found = drawn(problem, centre, [layer], [], 10, np.random.default_rng(0))
     assert len(found) == sum(study.losses[layer, name] <= centre.loss for name in study.candidates[layer]) - 1
+
+
+def test_layers_that_take_one_scheme_are_drawn_together(study: Study) -> None:
+    """The last has no float: then they change among what both have."""
+    problem, _ = propose(study)
+    first, *_, last = anchors(study)
+    candidates = tuple(one for one in problem.candidates if (one.layer, one.scheme) != (last, "f32"))
+    problem = replace(problem, candidates=candidates, alike=((first, last),))
+    centre = assign(problem)
+    centre = replace(centre, loss=sum(one.loss for one in candidates))
+    found = drawn(problem, centre, free(study), [], 40, np.random.default_rng(0))
+    assert {one[first] for one in found} == {"w8a8", "w4a8"}
+    assert all(keeps_ties(replace(problem, ties=()), one) for one in found)
 
 
 def mis_scored(study: Study, rng: np.random.Generator) -> Study:
