@@ -116,17 +116,41 @@ def check_dynamic(dynamic: Any) -> Dynamic:
     """``dynamic`` as input name -> axis -> (least, most): all one range. Raises HwqError "dynamic-invalid"."""
     accepted = "input name -> axis -> (least, most), as {'input_ids': {1: (1, 256)}}, one range for all"
     try:
+        found = {str(name): dict(axes) for name, axes in dict(dynamic).items()}
         found = {
-            str(name): {int(axis): (int(least), int(most)) for axis, (least, most) in dict(axes).items()}
-            for name, axes in dict(dynamic).items()
+            name: {int(axis) if isinstance(axis, str) else axis: (least, most) for axis, (least, most) in axes.items()}
+            for name, axes in found.items()
         }
     except (TypeError, ValueError) as error:
         raise HwqError("dynamic-invalid", f"dynamic is {dynamic!r}; accepted: {accepted}") from error
-    ranges = {pair for axes in found.values() for pair in axes.values()}
-    one_axis = all(len(axes) == 1 for axes in found.values())
+    numbers = [each for axes in found.values() for axis, pair in axes.items() for each in (axis, *pair)]
+    if not all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in numbers):
+        raise HwqError("dynamic-invalid", f"dynamic is {dynamic!r}; accepted: {accepted}, whole numbers")
+    whole = {
+        name: {int(axis): (int(least), int(most)) for axis, (least, most) in axes.items()}
+        for name, axes in found.items()
+    }
+    ranges = {pair for axes in whole.values() for pair in axes.values()}
+    one_axis = all(len(axes) == 1 for axes in whole.values())
     if not one_axis or len(ranges) != 1 or not all(1 <= least < most for least, most in ranges):
         raise HwqError("dynamic-invalid", f"dynamic is {dynamic!r}; accepted: {accepted}, 1 <= least < most")
-    return found
+    return whole
+
+
+def check_axes(axes: Mapping[str, Iterable[int]], ranks: Mapping[str, int | None]) -> None:
+    """Raises HwqError "dynamic-invalid" for inputs of ``axes`` that ``ranks`` (input name -> number of axes, None where
+    it is not known) lacks, and for axes that they lack.
+    """
+    for name, wanted in axes.items():
+        if name not in ranks:
+            listed = ", ".join(map(repr, ranks))
+            raise HwqError("dynamic-invalid", f"dynamic names input {name!r}; accepted: {listed}")
+        rank = ranks[name]
+        for axis in wanted:
+            if rank is not None and not 0 <= axis < rank:
+                accepted = f"0 to {rank - 1}" if rank else "none, it is one number"
+                message = f"dynamic names axis {axis} of input {name!r}; accepted: {accepted}"
+                raise HwqError("dynamic-invalid", message)
 
 
 def cut_steps(steps: Iterable[Any], values: Mapping[str, tuple[Shape, str]]) -> tuple[tuple[Any, ...], dict[str, Any]]:

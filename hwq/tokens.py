@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from hwq.errors import HwqError
 from hwq.graph import Graph, Layer, Shape
-from hwq.lengths import Dynamic, Length, plain
+from hwq.lengths import Dynamic, Length, check_axes, plain
 from hwq.token_func import Axes, MixedError, TokenAxis, follow
 
 # What a layer does: "rows" computes each token's values from that token's alone; "view" keeps memory as it is;
@@ -82,22 +82,24 @@ def with_lengths(graph: Graph, names: Mapping[str, str], dynamic: Dynamic) -> Gr
     loaded with another length than the most, and as ``find_tokens``.
     """
     ((least, most),) = {pair for axes in dynamic.values() for pair in axes.values()}
+    check_axes(dynamic, {name: len(graph.shapes[tensor]) for name, tensor in names.items()})
     for name, axes in dynamic.items():
         ((axis, _),) = axes.items()
-        shape = graph.shapes[names[name]] if name in names else ()
-        if name in names and 0 <= axis < len(shape) and shape[axis] != most:
+        shape = graph.shapes[names[name]]
+        if shape[axis] != most:
             message = (
                 f"dynamic gives axis {axis} of input {name!r} at most {most}, and the network was loaded with "
-                f"{shape[axis]}; accepted: {shape[axis]}, or hwq.load with that axis {most} long (shapes=)"
+                f"{shape[axis]}; accepted: {shape[axis]}, or hwq.load with that axis {most} long (shapes=, of a torch "
+                "module example_inputs)"
             )
             raise HwqError("dynamic-invalid", message)
-        if name in names and any(size != 1 for size in shape[:axis]):
+        if any(size != 1 for size in shape[:axis]):
             message = (
                 f"dynamic gives axis {axis} of input {name!r}, whose shape is {plain(shape)}; accepted: an axis with "
                 "nothing but 1s before it, so a batch of one"
             )
             raise HwqError("dynamic-invalid", message)
-    tokens = find_tokens(graph, {names.get(name, name): next(iter(axes)) for name, axes in dynamic.items()}, least)
+    tokens = find_tokens(graph, {names[name]: next(iter(axes)) for name, axes in dynamic.items()}, least)
 
     def varied(tensor: str, shape: Shape) -> Shape:
         inner = {one.axis: one.inner for one in tokens.axes.get(tensor, ())}
@@ -121,15 +123,10 @@ def with_lengths(graph: Graph, names: Mapping[str, str], dynamic: Dynamic) -> Gr
 
 def _length(graph: Graph, inputs: Mapping[str, int]) -> int:
     """The length that the token axes of all inputs have in the graph."""
-    lengths = {}
-    for name, axis in inputs.items():
-        if name not in graph.inputs:
-            listed = ", ".join(map(repr, graph.inputs))
-            raise HwqError("dynamic-invalid", f"dynamic names input {name!r}; accepted: {listed}")
-        if not 0 <= axis < len(graph.shapes[name]):
-            accepted = f"0 to {len(graph.shapes[name]) - 1}"
-            raise HwqError("dynamic-invalid", f"dynamic names axis {axis} of input {name!r}; accepted: {accepted}")
-        lengths[name] = graph.shapes[name][axis]
+    check_axes(
+        {name: [axis] for name, axis in inputs.items()}, {name: len(graph.shapes[name]) for name in graph.inputs}
+    )
+    lengths = {name: graph.shapes[name][axis] for name, axis in inputs.items()}
     if len(set(lengths.values())) != 1:
         raise HwqError("dynamic-invalid", f"dynamic axes have lengths {lengths} in the network; accepted: one length")
     return next(iter(lengths.values()))
@@ -250,14 +247,11 @@ def _pad(layer: Layer, given: Sequence[Axes], most: int, least: int) -> Found:
 
 
 def _reduce(layer: Layer, given: Sequence[Axes], most: int, least: int) -> Found:
-    """Over a run of axes; tokens that it does not reduce keep their axis."""
-    first, last = min(layer.attrs["axes"]), max(layer.attrs["axes"])
-    shape = layer.input_shapes[0]
-    if not any(first <= one.axis <= last for one in given[0]):
-        if any(one.axis > last or math.prod(shape[:first]) != 1 for one in given[0]):
-            raise MixedError("it reduces beside tokens")
-        return "rows", ()
-    if len(given[0]) > 1 or len(layer.attrs["axes"]) > 1:
+    """Over tokens, and no other axis with them. Its axes lie behind 1s only, so tokens beside them lie behind them."""
+    axes = layer.attrs["axes"]
+    if not any(one.axis in axes for one in given[0]):
+        raise MixedError("it reduces beside tokens")
+    if len(given[0]) > 1 or len(axes) > 1:
         raise MixedError("it reduces over tokens and another axis at once")
     return "reduce", ()
 

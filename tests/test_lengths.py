@@ -85,12 +85,17 @@ def test_lengths_that_do_not_fit_are_refused(lengths: tuple[int, int], found: st
 @pytest.mark.parametrize(
     "dynamic",
     [3, {}, {"ids": 3}, {"ids": {1: 3}}, {"ids": {1: (3, 3)}}, {"ids": {1: (0, 3)}}, {"ids": {0: (1, 3), 1: (1, 3)}},
-     {"ids": {1: (1, 3)}, "mask": {1: (1, 4)}}],
+     {"ids": {1: (1, 3)}, "mask": {1: (1, 4)}}, {"ids": {1: (1, 3.7)}}, {"ids": {1.2: (1, 3)}}, {"ids": {True: (1, 3)}},
+     {"ids": {1: (True, 3)}}, {"ids": {1: ("1", 3)}}],
 )  # fmt: skip
 def test_what_is_no_range_is_refused(dynamic: Any) -> None:
     with pytest.raises(HwqError, match="accepted: input name -> axis") as caught:
         check_dynamic(dynamic)
     assert caught.value.code == "dynamic-invalid"
+
+
+def test_numbers_of_numpy_and_the_keys_of_a_file_are_numbers_too() -> None:
+    assert check_dynamic({"ids": {"1": [np.int64(1), 3]}}) == {"ids": {1: (1, 3)}}
 
 
 def test_the_shells_words_for_it() -> None:

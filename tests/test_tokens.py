@@ -10,9 +10,10 @@ from onnx_nets import network, node, weights
 from reference import run_graph
 
 from hwq.errors import HwqError
+from hwq.lengths import check_dynamic
 from hwq.model import load
 from hwq.token_func import MixedError, TokenAxis
-from hwq.tokens import find_tokens, reshaped
+from hwq.tokens import find_tokens, reshaped, with_lengths
 
 S, C = 6, 8
 NAMES = {"w": weights(C, C), "b": weights(C), "pos": weights(S, C), "words": weights(11, C), "wide": weights(C, 2 * C)}
@@ -27,6 +28,7 @@ CONSTS = {
     **NAMES, **{name: np.array(value, np.int64) for name, value in SHAPES.items()},
     **{"zero": np.array([0], np.int64), "first": np.array([1], np.int64), "axis1": np.array([1], np.int64)},
     **{"two": np.array([2], np.int64), "last": np.array([S], np.int64), "half": np.array(0.5, np.float32)},
+    "both": np.array([1, 2], np.int64),
     "mask": np.tril(np.ones((S, S), np.float32)),
 }  # fmt: skip
 
@@ -102,6 +104,10 @@ MIXING = {
     "channels of tokens": ([node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), node("Softmax", ["t"], ["y"], name="bad")],
                            "mixes tokens"),
     "behind each other": ([node("Concat", ["x", "x"], ["y"], axis=1, name="bad")], "one behind the other"),
+    "sums beside tokens behind": ([node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+                                   node("ReduceSum", ["t", "first"], ["y"], name="bad", keepdims=0)],
+                                  "reduces beside tokens"),
+    "sums of all": ([node("ReduceSum", ["x", "both"], ["y"], name="bad", keepdims=0)], "another axis at once"),
     "running sums": ([node("CumSum", ["x", "first"], ["y"], name="bad")], "plain loops|moves|known"),
 }  # fmt: skip
 
@@ -136,6 +142,22 @@ def test_axes_that_are_not_there_are_refused(inputs: dict[str, int], found: str)
     graph = load(network([node("MatMul", ["x", "z"], ["y"])], inputs={"x": (1, S, 5), "z": (1, 5, C)})).graph
     with pytest.raises(HwqError, match=found) as caught:
         find_tokens(graph, inputs)
+    assert caught.value.code == "dynamic-invalid"
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "found"),
+    [
+        ({"q": {1: (1, S)}}, "input 'q'; accepted: 'x'"),
+        ({"x": {3: (1, S)}}, "axis 3 of input 'x'; accepted: 0 to 2"),
+        ({"x": {1: (1, S + 1)}}, "loaded with 6; .*example_inputs"),
+        ({"x": {2: (1, C)}}, "nothing but 1s before it"),
+    ],
+)
+def test_why_lengths_cannot_vary_along_an_axis(dynamic: Any, found: str) -> None:
+    graph = load(_net(*PASSING["dense"])).graph
+    with pytest.raises(HwqError, match=found) as caught:
+        with_lengths(graph, dict(zip(["x"], graph.inputs, strict=True)), check_dynamic(dynamic))
     assert caught.value.code == "dynamic-invalid"
 
 
