@@ -288,6 +288,11 @@ def notes(study: Study, accuracy: Accuracy | None) -> list[str]:
         found.append(
             f"axis {axis} of input {name!r} may be {least} to {most} long; prices and times are those of {most}"
         )
+        if not study.model.seen:
+            found.append(
+                f"axis {axis} of input {name!r} was loaded {most} long only: what the network computes from the length "
+                "itself is what it is there"
+            )
     if not study.samples and any(study.losses.values()):
         found.append(
             "losses were not measured, for want of samples: they are the noise that rounding adds to each layer's own "

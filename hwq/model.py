@@ -19,15 +19,16 @@ from google.protobuf.message import EncodeError
 from onnx import helper
 
 from hwq import pipeline
+from hwq.baked import check_constants, same_layers
 from hwq.errors import HwqError
 from hwq.graph import Graph, Shape
 from hwq.layers import find_layers
-from hwq.lengths import Dynamic, check_dynamic
+from hwq.lengths import Dynamic, check_axes, check_dynamic
 from hwq.onnx_import import import_graph
 from hwq.onnx_prepare import free_inputs, opset_of, prepare, read_proto
 from hwq.relax_tools import dtype_of
 from hwq.tokens import with_lengths
-from hwq.torch_export import export, is_torch
+from hwq.torch_export import NO_LENGTHS, Lengths, export, is_torch
 from hwq.torch_import import import_program
 
 
@@ -45,7 +46,8 @@ class Model:
     """A loaded network. ``graph.inputs`` and ``graph.outputs`` name the tensors of ``inputs``, ``outputs``, in order.
 
     fingerprint: SHA-256 of the model's content and its fixed shapes. dynamic: the axes whose lengths vary, as
-    ``hwq.compile`` takes them; their dimensions are ``hwq.lengths.Length``s. float_ops: operators that stay in float,
+    ``hwq.compile`` takes them; their dimensions are ``hwq.lengths.Length``s. seen: whether it was held against the
+    network at a second length, and has no values computed from the length. float_ops: operators that stay in float,
     with counts. whole: of a network by ``hwq.decoder``, and of one whose lengths vary, the fingerprint of the network
     of whole sequences, all of one length, that it was made from; length: how many tokens a session of a decoder holds.
     Of others both are None.
@@ -62,6 +64,7 @@ class Model:
     whole: str | None = None
     length: int | None = None
     dynamic: Dynamic = field(default_factory=dict)
+    seen: bool = False
 
 
 def load(
@@ -79,16 +82,22 @@ def load(
     batch fixes a free first dimension of every input (None: 1); shapes gives the whole shape of inputs with other free
     dimensions. A module has none: its shapes are those of example_inputs. Parameters in half precision become float32.
     dynamic: axes whose lengths may vary from call to call, as ``hwq.compile`` takes them; the network is then loaded at
-    the most, and such an axis that is free in a file needs no other word.
+    the most, and such an axis that is free in a file or a program needs no other word. A network with free axes is held
+    against itself at a second length: what it computes from the length itself is refused. Where the axes are fixed, as
+    a module's are, such values cannot be told from others, and are those of the most.
     Raises HwqError: "model-missing", "model-invalid", "model-kind", "model-opset", "model-dynamic",
     "model-unsupported", "shapes-invalid"; of torch: "torch-missing", "torch-export", "model-training",
     "example-inputs"; of dynamic: "dynamic-invalid", "tokens-mixed".
     """
     if dynamic is not None:
-        most = {} if is_torch(source) else shapes_at_most(source, check_dynamic(dynamic), batch or 1)
-        return varying(load(source, example_inputs, batch=batch, shapes={**most, **(shapes or {})}), dynamic)
+        return _load_varying(source, example_inputs, batch, dict(shapes or {}), check_dynamic(dynamic))
+    return _load(source, example_inputs, batch, dict(shapes or {}), NO_LENGTHS)
+
+
+def _load(source: Any, example_inputs: Any, batch: int | None, shapes: Mapping[str, Shape], lengths: Lengths) -> Model:
+    """``load`` at fixed shapes; ``lengths`` as ``hwq.torch_export.export`` takes them."""
     if is_torch(source):
-        return _load_torch(source, example_inputs, batch=batch, shapes=dict(shapes or {}))
+        return _load_torch(source, example_inputs, batch=batch, shapes=shapes, lengths=lengths)
     if example_inputs is not None:
         kind = type(source).__name__
         raise HwqError("example-inputs", f"example_inputs are given for a {kind}; accepted: for a torch module only")
@@ -98,7 +107,7 @@ def load(
         digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
     except (EncodeError, ValueError):
         raise HwqError("model-invalid", f"model {name!r} holds 2 GiB or more; accepted: models below that") from None
-    proto = prepare(proto, batch=batch, shapes=dict(shapes or {}))
+    proto = prepare(proto, batch=batch, shapes={**shapes_at(proto, lengths, batch), **shapes})
     inputs = tuple(_spec(value) for value in free_inputs(proto))
     digest.update(json.dumps([[spec.name, spec.shape, spec.dtype] for spec in inputs]).encode())
     graph = find_layers(pipeline.run(import_graph(proto), name=name))
@@ -109,8 +118,48 @@ def load(
     )  # fmt: skip
 
 
-def _load_torch(source: Any, example_inputs: Any, *, batch: int | None, shapes: Mapping[str, Shape]) -> Model:
-    exported = export(source, example_inputs, batch=batch, shapes=shapes)
+def _load_varying(
+    source: Any, example_inputs: Any, batch: int | None, shapes: Mapping[str, Shape], dynamic: Dynamic
+) -> Model:
+    """``load`` at the most; where axes are free, held against the same network at a second length."""
+    ((least, most),) = {pair for axes in dynamic.values() for pair in axes.values()}
+
+    def at(length: int) -> Model:
+        given = {name: dict.fromkeys(axes, length) for name, axes in dynamic.items()}
+        longer = {
+            name: tuple(
+                given.get(name, {}).get(axis, size) if size == most else size for axis, size in enumerate(shape)
+            )
+            for name, shape in shapes.items()
+            if length != most
+        }
+        return _load(source, example_inputs, batch, {**shapes, **longer}, given)
+
+    model = at(most)
+    made = varying(model, dynamic)
+    if example_inputs is not None:
+        return made
+    lengths = [length for length in dict.fromkeys((most - 1, (least + most) // 2)) if length > 1]
+    for length in lengths:
+        try:
+            other = at(length)
+        except HwqError:  # it has no other length, or shapes in it are those of the most
+            return made
+        if [spec.shape for spec in other.inputs] == [spec.shape for spec in model.inputs]:
+            return made
+        if same_layers(model.graph, other.graph):
+            check_constants(model.graph, other.graph, most, length)
+            return replace(made, seen=True)
+    if not lengths:
+        return made
+    message = f"the network has other layers at {lengths[-1]} tokens than at {most}; accepted: the same at every length"
+    raise HwqError("tokens-mixed", message)
+
+
+def _load_torch(
+    source: Any, example_inputs: Any, *, batch: int | None, shapes: Mapping[str, Shape], lengths: Lengths
+) -> Model:
+    exported = export(source, example_inputs, batch=batch, shapes=shapes, lengths=lengths)
     mod = import_program(exported)
     inputs = tuple(
         TensorSpec(name=name, shape=shape, dtype=dtype_of(param))
@@ -130,18 +179,23 @@ def _output_specs(names: Sequence[str], graph: Graph) -> tuple[TensorSpec, ...]:
     )
 
 
-def shapes_at_most(source: Any, dynamic: Dynamic, batch: int) -> dict[str, Shape]:
-    """The whole shapes of an ONNX network's inputs in ``dynamic``, at the most; without those that have other free
-    dimensions than these and the batch axis.
+def shapes_at(proto: onnx.ModelProto, lengths: Lengths, batch: int) -> dict[str, Shape]:
+    """The whole shapes of an ONNX network's inputs in ``lengths`` (input name -> axis -> how long), whose free axes are
+    so long; without those that have other free dimensions than these and the batch axis.
+
+    Raises HwqError "dynamic-invalid" for inputs and axes that the network lacks.
     """
-    _, proto = read_proto(source)
+    if not lengths:
+        return {}
+    tensors = {value.name: value.type.tensor_type for value in free_inputs(proto)}
+    known = {name: len(tensor.shape.dim) if tensor.HasField("shape") else None for name, tensor in tensors.items()}
+    check_axes(lengths, known)
     found = {}
-    for value in free_inputs(proto):
-        most = {axis: pair[1] for axis, pair in dynamic.get(value.name, {}).items()}
-        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        shape = [most.get(axis, size) or (0 if axis else batch) for axis, size in enumerate(sizes)]
-        if most and all(shape):
-            found[value.name] = tuple(shape)
+    for name, wanted in lengths.items():
+        sizes = [dim.dim_value for dim in tensors[name].shape.dim]
+        shape = [size or wanted.get(axis) or (0 if axis else batch) for axis, size in enumerate(sizes)]
+        if shape and all(shape):
+            found[name] = tuple(shape)
     return found
 
 

@@ -15,12 +15,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from hwq.errors import HwqError
 from hwq.graph import Shape
+from hwq.lengths import check_axes
 
 # Composite operators that ``hwq.torch_convert`` writes itself; torch would take them apart.
 KEPT = (
@@ -39,6 +41,9 @@ KEPT = (
 # Layers that behave otherwise while a network is trained: the place of the flag among their arguments.
 _TRAINING = {"batch_norm.default": 5, "dropout.default": 2, "dropout_.default": 2}
 _TYPES = ("float16", "float32", "float64", "bfloat16", "int", "uint", "bool")
+# input name -> axis -> how long it is
+Lengths = Mapping[str, Mapping[int, int]]
+NO_LENGTHS: Lengths = MappingProxyType({})
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -64,11 +69,14 @@ def is_torch(source: Any) -> bool:
     return bool(names & {"torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"})
 
 
-def export(source: Any, example_inputs: Any, *, batch: int | None, shapes: Mapping[str, Shape]) -> Exported:
+def export(
+    source: Any, example_inputs: Any, *, batch: int | None, shapes: Mapping[str, Shape], lengths: Lengths = NO_LENGTHS
+) -> Exported:
     """Capture ``source`` with the shapes of ``example_inputs``; see ``hwq.load``.
 
+    lengths: input name -> axis -> how long it is, where it is free and ``shapes`` does not say.
     Raises HwqError "torch-missing", "torch-export", "model-missing", "model-invalid", "model-training", "model-kind",
-    "model-dynamic", "example-inputs", "shapes-invalid".
+    "model-dynamic", "example-inputs", "shapes-invalid", "dynamic-invalid".
     """
     source = getattr(source, "_orig_mod", source)  # what torch.compile wraps
     name = type(source).__name__
@@ -93,7 +101,7 @@ def export(source: Any, example_inputs: Any, *, batch: int | None, shapes: Mappi
             )
         name = name if name != "ExportedProgram" else _root_name(program)
     _check_inference(program, name)
-    inputs = _inputs(program, batch=batch, shapes=shapes, free=free)
+    inputs = _inputs(program, batch=batch, shapes=shapes, free=free, lengths=lengths)
     outputs = _outputs(program, name)
     program = _decompose(program, name)
     _check_state(program, name)
@@ -205,9 +213,10 @@ def _check_state(program: Any, name: str) -> None:
 
 
 def _inputs(
-    program: Any, *, batch: int | None, shapes: Mapping[str, Shape], free: bool
+    program: Any, *, batch: int | None, shapes: Mapping[str, Shape], free: bool, lengths: Lengths
 ) -> tuple[tuple[str, str, Shape], ...]:
-    """(placeholder, name, shape) of the tensor inputs. Free dimensions become ``batch``, or what ``shapes`` says."""
+    """(placeholder, name, shape) of the tensor inputs. Free dimensions become what ``shapes``, ``lengths`` or ``batch``
+    say."""
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise HwqError("shapes-invalid", f"batch is {batch!r}; accepted: a positive integer")
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
@@ -217,6 +226,7 @@ def _inputs(
     listed = ", ".join(map(repr, tensors))
     for name in sorted(set(shapes) - set(tensors)):
         raise HwqError("shapes-invalid", f"shapes names input {name!r}, which the module lacks; its inputs: {listed}")
+    check_axes(lengths, {name: len(values[key].shape) for name, key in tensors.items()})
     known: dict[Any, int] = {}
     found = []
     for name, key in tensors.items():
@@ -233,6 +243,9 @@ def _inputs(
         dims = []
         for axis, (dim, want) in enumerate(zip(own, wanted, strict=True)):
             what = f"shapes[{name!r}] is {tuple(wanted)}"
+            length = lengths.get(name, {}).get(axis)
+            if want is None and length is not None and not isinstance(dim, int):
+                what, want = f"dynamic gives axis {axis} of input {name!r} {length}", length
             if want is None and axis == 0 and not (free and isinstance(dim, int)):
                 what, want = f"batch is {batch}", batch
             value = _fixed(dim, want if axis or want is not None else 1, known, program.range_constraints)
