@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from hwq.workload import Workload
 Array = npt.NDArray[Any]
 # input name -> axis -> (least, most)
 Dynamic = Mapping[str, Mapping[int, tuple[int, int]]]
+# input name -> axis -> how long it is
+Lengths = Mapping[str, Mapping[int, int]]
+NO_LENGTHS: Lengths = MappingProxyType({})
 
 # The inputs that a program of such a network takes besides its own: how many tokens there are, int32 (1,), and how many
 # queries and keys attention has, int32 (2,).

@@ -23,12 +23,12 @@ from hwq.baked import check_constants, same_layers
 from hwq.errors import HwqError
 from hwq.graph import Graph, Shape
 from hwq.layers import find_layers
-from hwq.lengths import Dynamic, check_axes, check_dynamic
+from hwq.lengths import NO_LENGTHS, Dynamic, Lengths, check_axes, check_dynamic
 from hwq.onnx_import import import_graph
 from hwq.onnx_prepare import free_inputs, opset_of, prepare, read_proto
 from hwq.relax_tools import dtype_of
 from hwq.tokens import with_lengths
-from hwq.torch_export import NO_LENGTHS, Lengths, export, is_torch
+from hwq.torch_export import export, is_torch
 from hwq.torch_import import import_program
 
 

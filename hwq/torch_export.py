@@ -15,35 +15,25 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from hwq.errors import HwqError
 from hwq.graph import Shape
-from hwq.lengths import check_axes
+from hwq.lengths import NO_LENGTHS, Lengths, check_axes
 
 # Composite operators that ``hwq.torch_convert`` writes itself; torch would take them apart.
 KEPT = (
-    *("linear.default", "matmul.default", "conv1d.default", "conv2d.default", "scaled_dot_product_attention.default"),
-    *(
-        "layer_norm.default",
-        "group_norm.default",
-        "silu.default",
-        "relu6.default",
-        "hardswish.default",
-        "hardsigmoid.default",
-    ),
-    *("softmax.int", "max_pool2d.default", "avg_pool2d.default", "split.Tensor", "repeat_interleave.self_int"),
-    *("transpose.int", "upsample_nearest2d.vec", "upsample_bilinear2d.vec", "leaky_relu.default", "pad.default"),
-)
+    "linear.default", "matmul.default", "conv1d.default", "conv2d.default",
+    "scaled_dot_product_attention.default", "layer_norm.default", "group_norm.default", "silu.default",
+    "relu6.default", "hardswish.default", "softmax.int", "max_pool2d.default", "avg_pool2d.default",
+    "split.Tensor", "repeat_interleave.self_int", "hardsigmoid.default", "transpose.int",
+    "upsample_nearest2d.vec", "upsample_bilinear2d.vec", "pad.default", "leaky_relu.default",
+)  # fmt: skip
 # Layers that behave otherwise while a network is trained: the place of the flag among their arguments.
 _TRAINING = {"batch_norm.default": 5, "dropout.default": 2, "dropout_.default": 2}
 _TYPES = ("float16", "float32", "float64", "bfloat16", "int", "uint", "bool")
-# input name -> axis -> how long it is
-Lengths = Mapping[str, Mapping[int, int]]
-NO_LENGTHS: Lengths = MappingProxyType({})
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -215,8 +205,7 @@ def _check_state(program: Any, name: str) -> None:
 def _inputs(
     program: Any, *, batch: int | None, shapes: Mapping[str, Shape], free: bool, lengths: Lengths
 ) -> tuple[tuple[str, str, Shape], ...]:
-    """(placeholder, name, shape) of the tensor inputs. Free dimensions become what ``shapes``, ``lengths`` or ``batch``
-    say."""
+    """(placeholder, name, shape) of the tensor inputs; free axes as ``shapes``, ``lengths`` or ``batch`` say."""
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise HwqError("shapes-invalid", f"batch is {batch!r}; accepted: a positive integer")
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
@@ -243,9 +232,8 @@ def _inputs(
         dims = []
         for axis, (dim, want) in enumerate(zip(own, wanted, strict=True)):
             what = f"shapes[{name!r}] is {tuple(wanted)}"
-            length = lengths.get(name, {}).get(axis)
-            if want is None and length is not None and not isinstance(dim, int):
-                what, want = f"dynamic gives axis {axis} of input {name!r} {length}", length
+            if want is None and not isinstance(dim, int) and (want := lengths.get(name, {}).get(axis)) is not None:
+                what = f"dynamic gives axis {axis} of input {name!r} {want}"
             if want is None and axis == 0 and not (free and isinstance(dim, int)):
                 what, want = f"batch is {batch}", batch
             value = _fixed(dim, want if axis or want is not None else 1, known, program.range_constraints)
