@@ -64,6 +64,9 @@ CASES: dict[str, tuple[Graph, str]] = {
     "dense int8 table": (_dense(72, 64, activation="gelu"), "w8a8"),
     "dense int4": (_dense(72, 64), "w4a8"),
     "dense groups": (_dense(72, 128), "w4a8_g64"),
+    "dense of rows": (_dense(72, 50, residual=True), "w8a8_dyn"),
+    "dense of rows, groups": (_dense(40, 128, activation="gelu"), "w4a8_g64_dyn"),
+    "dense of int4 weights": (_dense(72, 200, residual=True), "w4a16_g128"),
     "layer_norm": (_graph("layer_norm", attrs={"epsilon": 1e-5}, constants=NORM), "f32"),
     "rms_norm": (_graph("rms_norm", attrs={"epsilon": 1e-5}, constants=NORM[:1]), "f32"),
     "softmax": (_graph("softmax", attrs={"axis": 2}), "f32"),
@@ -146,15 +149,21 @@ def test_tiles_of_tokens_that_are_not_there_are_left_out(scheme: str) -> None:
     assert amx is None or (seen == sorted(seen) and seen[0] < seen[-1] / 2)
 
 
-def test_a_table_is_read_for_the_tokens_that_are_there(tmp_path: Any) -> None:
+@pytest.mark.parametrize("scheme", ["f32", "w8a8_dyn", "w4a16_g128"])
+def test_a_table_is_read_for_the_tokens_that_are_there(scheme: str) -> None:
     workload = Workload(
-        op="gather", scheme="f32", input_shapes=((1, S),), output_shape=(1, S, C), cut=S,
+        op="gather", scheme=scheme, input_shapes=((1, S),), output_shape=(1, S, C), cut=S,
         attrs=(("ids", "int64"), ("rows", 9)),
     )  # fmt: skip
-    target, table = machine(), np.random.default_rng(0).standard_normal((9, C)).astype(np.float32)
-    ids = np.arange(S)[None] % 9
+    target, rng = machine(), np.random.default_rng(0)
+    table, scales = rng.standard_normal((9, C)).astype(np.float32), []
+    if scheme != "f32":
+        table, scales = rng.integers(-7, 8, (9, C)).astype(np.int8), [rng.random(9).astype(np.float32)]
+    ids, kernel = np.arange(S)[None] % 9, kernel_for(workload, target)
+    rows = table * scales[0][:, None] if scales else table
+    packed = [kernel.pack(table), *(scales if scheme != "w4a16_g128" else [scales[0][:, None]])]
     for n in (1, 7, S):
-        given = [np.where(np.arange(S) < n, ids, -(2**62)), np.array([n], np.int32), table]
-        found = run(kernel_for(workload, target), target, given, workload.output_shape, "float32")
-        np.testing.assert_array_equal(found[0, :n], table[ids[0, :n]])
+        given = [np.where(np.arange(S) < n, ids, -(2**62)), np.array([n], np.int32), *packed]
+        found = run(kernel, target, given, workload.output_shape, "float32")
+        np.testing.assert_array_equal(found[0, :n], rows[ids[0, :n]])
         assert (found[0, n:] == 99).all()
