@@ -77,8 +77,8 @@ class Layer:
     Output (B, S, H * E): softmax(scale * q k^T + bias) v for each head, heads side by side in the last axis, query head
     h with key and value head h // (H // G). attrs: heads (H), kv_heads (G), scale, causal (query i sees key j where
     j <= i + T - S). With attribute cut (True, else absent) one more input, the last: span, int32 (2,), (n, t): only
-    the first n queries are computed (the others' outputs are whatever they are, but finite), only the first t keys
-    exist, and causal means j <= i + t - n.
+    the first n queries are computed (the others' outputs are not written), only the first t keys exist, and causal
+    means j <= i + t - n.
     rms_norm: x / sqrt(mean(x^2) + epsilon) * scale over the last axis; constants: scale (C,); attrs: epsilon.
     rope: x (B, S, H * D); constants: cos, sin, (S, D) each; attrs: heads (H), style, "half" (rotate(x) is concat(-x[D /
     2:], x[:D / 2])) or "interleaved" (pairs (x0, x1) become (-x1, x0)): x * cos[s] + rotate(x) * sin[s] for each head.

@@ -77,7 +77,8 @@ def attention(
     causal: bool = False,
     span: tuple[int, int] | None = None,
 ) -> Floats:
-    """The outputs in steps of the output's scale, float32 (B, S, H * E), as ``transformer.attention`` shapes them.
+    """The outputs in steps of the output's scale, float32 (B, S, H * E), as ``transformer.attention`` shapes them;
+    queries beyond those of the span give 0 (kernels do not write them).
 
     zeros: the zero points of q, k and v. floats: what a step of a score is (the scales of q, of k and of attention, and
     LOG2_E where there is no bias, so that it is in powers of two), and what a step of v is, in steps of the output.

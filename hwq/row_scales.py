@@ -10,7 +10,8 @@ A dense layer on them, with u the stored bytes (q, or q + 128) and w the integer
 
 with acc an int32, exact, start[o] taking back what storage adds. With groups of inputs the first factor is the float32
 sum of ``group_scales.product`` instead, and start a float32. The residual, a float, is added to v; then comes the
-activation, in float. Stands beside ``group_scales``; NumPy only.
+activation, in float. NaN is undefined, as in ``numerics``: of a row that has some, bytes and outputs may be any finite
+numbers. Stands beside ``group_scales``; NumPy only.
 """
 
 from __future__ import annotations

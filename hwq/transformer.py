@@ -33,7 +33,8 @@ def attention(
 
     q: (B, S, H * D), k: (B, T, G * D), v: (B, T, G * E), result: (B, S, H * E). bias: 4-d, each axis 1 or that of (B,
     H, S, T). span: (n, t), how many queries are computed and how many keys exist; causal: query i sees key j where
-    j <= i + t - n. Queries beyond n give 0. A query that sees no key gives NaN.
+    j <= i + t - n. Queries beyond n give 0 (kernels do not write them). A query
+    that sees no key gives NaN.
     """
     n, t = (q.shape[1], k.shape[1]) if span is None else span
     qs = split_heads(q[:, :n], heads)

@@ -9,7 +9,7 @@ number of rows nor the order changes a bit; kernels compute, in this order and w
 
 then add the bias and the residual. An activation is off by half a step at most, max|x| / 65534 of its group: less than
 float16's rounding of the largest makes it, and far below what four bits make of the weights. A group that is zero, or
-so near that 1 / s would leave float32, has the step 0. Stands beside ``row_scales``; NumPy only.
+so near that 1 / s would leave float32, has the step 0. NaN is undefined. Stands beside ``row_scales``; NumPy only.
 """
 
 from __future__ import annotations
