@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwq import group_scales, numerics, observers
+from hwq import group_scales, numerics, observers, row_scales
 from hwq.errors import HwqError
 from hwq.graph import Graph, Layer
 from hwq.scheme import SCHEMES, QType
@@ -246,8 +246,8 @@ def _as_read(x: Array, scheme: str, observer: str, seen: Array) -> Array:
     if spec.act is None:
         return x
     if spec.dynamic:
-        scale = np.maximum(np.abs(x).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
-        return np.asarray(np.rint(x / scale) * scale)
+        scale = row_scales.row_scale(x)
+        return np.asarray(row_scales.quantize_rows(x, scale, "int8") * scale[:, None], np.float32)
     histogram = observers.Histogram()
     histogram.update(np.ascontiguousarray(seen, np.float32))
     low, high = observers.range_of(histogram, observer, QType(bits=8))

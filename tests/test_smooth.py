@@ -158,6 +158,13 @@ def test_one_large_channel_is_smoothed(op: str, scheme: str, rng: np.random.Gene
     assert after < 0.8 * before
 
 
+def test_rows_are_read_as_kernels_read_them(rng: np.random.Generator) -> None:
+    """A row too small for a scale is zeros, and all its output is lost."""
+    weight = rng.standard_normal((5, WIDTH)).astype(np.float32)
+    rows = np.full((3, WIDTH), 1e-30, np.float32)
+    assert error_left(rows, [weight], np.zeros(WIDTH, np.int64), "w8a8_dyn", "minmax", rows) == 1.0
+
+
 def test_nothing_is_smoothed_without_need(rng: np.random.Generator) -> None:
     (spot,) = find_spots(
         tiny.graph(

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hwq.integer_attention import ROUNDER, WHOLE_SHARE
+from hwq.integer_attention import LOG2_E, ROUNDER, WHOLE_SHARE
 from hwq.schedules.cpu import attention_parts as parts
 from hwq.schedules.cpu.attention_plan import Plan
 from hwq.schedules.cpu.attention_stages import KEYS_AHEAD, VALUES_AHEAD, Buffers, First, Stages, Task, Tile, ask
@@ -153,7 +153,7 @@ def scores(plan: Plan, task: Task, origin: Expr, block: Expr, place: Expr) -> No
 def shares(plan: Plan, buffers: Buffers, task: Task, tile: Tile, largest: list[Expr]) -> list[tuple[Expr, Expr]]:
     """Shares as bytes; of each row (a step of v over their sum, what the zero point of v adds to its sums)."""
     lanes = plan.lanes
-    step = tirx.const(parts.LOG2_E, "float32") if plan.added else buffers.floats[SCORE_STEP]
+    step = tirx.const(LOG2_E, "float32") if plan.added else buffers.floats[SCORE_STEP]
     factor = T.Bind(parts.wide(step, lanes))
     sums = T.alloc_buffer((plan.rows * lanes,), "int32", scope="local")
     for r in range(plan.rows):

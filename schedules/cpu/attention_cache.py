@@ -24,6 +24,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hwq.cost import compute_s
 from hwq.graph import Shape
+from hwq.integer_attention import LOG2_E
 from hwq.schedules.cpu import attention_parts as parts
 from hwq.schedules.cpu.attention_plan import even
 from hwq.schedules.cpu.attention_stages import ask, ceiling
@@ -222,7 +223,7 @@ def _powers(plan: Plan, scores: Any, bias: Any, totals: Any, keys: Expr, row: Ex
     with T.serial(0, ceiling(keys, lanes)) as vector:
         at = row * plan.pitch + vector * lanes
         distance = T.Bind(parts.loaded(scores, at, lanes) - largest)
-        value = parts.power(distance, parts.wide(parts.LOG2_E, lanes), lanes, fused=plan.fused)
+        value = parts.power(distance, parts.wide(LOG2_E, lanes), lanes, fused=plan.fused)
         parts.put(scores, value, at, lanes)
         parts.put(total, parts.loaded(total, 0, lanes) + value, 0, lanes)
     found = parts.fold(parts.loaded(total, 0, lanes), lanes, lambda a, b: a + b)

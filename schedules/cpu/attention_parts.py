@@ -5,27 +5,16 @@ Everything works within TVM's IRBuilder, on flat buffers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hwq.integer_attention import LEAST_POWER, POWER
 from hwq.schedules.generic.float_math import ROUNDER, ROUNDER_BITS
 
 Expr = Any
-# 2^f = 1 + f * p(f) for |f| <= 1/2 within 1.6e-7 of it, in float32 with fused products: fitted by Lawson's weights.
-POWER = (
-    1.326472731307149e-3,
-    9.671512991189957e-3,
-    5.550733581185341e-2,
-    2.4022242426872253e-1,
-    6.931470036506653e-1,
-)
-# Below this power of two a share is 0, exactly.
-LEAST_POWER = -126.0
-LOG2_E = 1.0 / math.log(2.0)
 
 
 def pieces(size: int, lanes: int) -> list[tuple[int, int]]:
@@ -90,11 +79,10 @@ def power(distance: Expr, factor: Expr, lanes: int, *, fused: bool) -> Expr:
     value = wide(POWER[0], lanes)
     for coefficient in POWER[1:]:
         value = multiply_add(value, rest, wide(coefficient, lanes), lanes, fused=fused)
-    value = multiply_add(value, rest, wide(1.0, lanes), lanes, fused=fused)
     # The rounder's own bits leave at the top.
     moved = tirx.reinterpret(ints, whole) << wide(23, lanes, "int32")
     result = tirx.reinterpret(floats, tirx.reinterpret(ints, value) + moved)
-    there = distance * factor >= wide(LEAST_POWER, lanes)
+    there = distance * factor >= wide(float(LEAST_POWER), lanes)
     return T.Bind(tirx.Select(there, result, wide(0.0, lanes)))
 
 

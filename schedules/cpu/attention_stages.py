@@ -14,6 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hwq.integer_attention import LOG2_E
 from hwq.schedules.cpu import attention_parts as parts
 from hwq.schedules.cpu.attention_plan import Plan
 
@@ -252,7 +253,7 @@ def shares(plan: Plan, _buffers: Buffers, task: Task, tile: Tile, largest: list[
     """Scores become powers, whose shares of their sum they are; of each row (one over their sum, what its sums of
     values begin with)."""
     lanes = plan.lanes
-    factor = parts.wide(parts.LOG2_E * (1.0 if plan.shifted else plan.scale), lanes)
+    factor = parts.wide(LOG2_E * (1.0 if plan.shifted else plan.scale), lanes)
     sums = T.alloc_buffer((plan.rows * lanes,), "float32", scope="local")
     for first in range(0, plan.rows, ROWS_BESIDE):
         some = range(first, min(first + ROWS_BESIDE, plan.rows))

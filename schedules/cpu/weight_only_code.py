@@ -21,8 +21,10 @@ from tvm.script.ir_builder import tirx as T
 from hwq.group_scales import LANES
 from hwq.row_scales import LEAST
 from hwq.schedules.cpu import attention_parts as parts
+from hwq.schedules.cpu.attention_stages import ask
 from hwq.schedules.cpu.weight_only_plan import NIBBLES, ZERO, Plan
-from hwq.schedules.generic.float_math import ROUNDER, ROUNDER_BITS, activate
+from hwq.schedules.generic import common
+from hwq.schedules.generic.float_math import activate
 from hwq.weight_only import LARGEST, SHARE
 
 Expr = Any
@@ -88,12 +90,14 @@ def _prepare_group(
     total = T.alloc_buffer((lanes,), "int32", scope="local")
     parts.put(total, parts.wide(0, lanes, "int32"), 0, lanes)
 
+    origin = common.origin_of(tirx.const(0, "int32"))
+
     def put(at: Expr, many: int) -> Expr:
         # The clamp keeps LLVM from fusing the product with what rounds it.
         value = parts.loaded(x, source + at, many) * parts.wide(factor, many)
         bound = parts.wide(float(LARGEST), many)
         value = tirx.min(tirx.max(value, parts.wide(float(-LARGEST), many)), bound)
-        number = T.Bind(_rounded(value, many))
+        number = T.Bind(common.rounded(value, origin, "int32", many))
         parts.put(whole, tirx.Cast(_type("int16", many), number), place + at, many)
         return number
 
@@ -107,12 +111,6 @@ def _prepare_group(
     for at in range(size, plan.padded(size)):
         T.buffer_store(whole, tirx.const(0, "int16"), [place + at])
     T.buffer_store(starts, summed * -ZERO, [row * plan.groups + group])
-
-
-def _rounded(value: Expr, lanes: int) -> Expr:
-    """nearbyint(value) as int32."""
-    bits = tirx.reinterpret(_type("int32", lanes), value + parts.wide(ROUNDER, lanes))
-    return bits - parts.wide(ROUNDER_BITS, lanes, "int32")
 
 
 def _tile(plan: Plan, given: dict[str, Any], kept: tuple[Any, Any, Any], block: Expr, tile: Expr) -> None:
@@ -166,7 +164,7 @@ def _group(
             T.Bind(parts.loaded(given["weight"], first + (chunk * vectors + v) * many, many)) for v in range(vectors)
         ]
         for at in range(0, vectors * many, LINE_WORDS):
-            _ask_for(given["weight"], first + (chunk + plan.ahead) * vectors * many + at)
+            ask(given["weight"], first + (chunk + plan.ahead) * vectors * many + at)
         for j in range(NIBBLES):
             unpacked = [T.Bind(_nibble(word, j, many)) for word in words]
             for r in range(rows):
@@ -193,12 +191,6 @@ def _group(
             at = (r * vectors + v) * lanes
             total = parts.multiply_add(scaled, scales[v], parts.loaded(totals, at, lanes), lanes, fused=True)
             parts.put(totals, total, at, lanes)
-
-
-def _ask_for(weight: Any, at: Expr) -> None:
-    """Has the line of ``weight`` brought to the second level of cache; beyond its end this has no effect."""
-    how = [tirx.const(each, "int32") for each in (0, 2, 1)]  # a read, to the second level, of data
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(weight[at]), *how))
 
 
 def _nibble(word: Expr, j: int, many: int) -> Expr:

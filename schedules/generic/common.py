@@ -92,9 +92,11 @@ def origin_of(zero_point: Any) -> Any:
     return zero_point - tirx.const(ROUNDER_BITS, "int32")
 
 
-def rounded(value: Any, origin: Any, dtype: str) -> Any:
-    """nearbyint(value) + zp in ``dtype``, for a value within 2^22 of zero; origin is ``origin_of(zp)``."""
-    return (rounder_bits(value) + origin).astype(dtype)
+def rounded(value: Any, origin: Any, dtype: str, lanes: int = 1) -> Any:
+    """nearbyint(value) + zp in ``dtype``, for a value within 2^22 of zero; origin is ``origin_of(zp)``. Of ``lanes``
+    such values with one origin, where those are more than one."""
+    bits = rounder_bits(value, lanes) + wide(origin, lanes)
+    return bits.astype(dtype if lanes == 1 else f"{dtype}x{lanes}")
 
 
 def wide(number: Any, lanes: int) -> Any:

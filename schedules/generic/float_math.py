@@ -52,12 +52,14 @@ def let(value: Any, body: Callable[[Any], Any], dtype: str = "float32") -> Any:
     return tirx.Let(name, value, body(name))
 
 
-def rounder_bits(x: Any) -> Any:
-    """nearbyint(x) + ROUNDER_BITS as int32, for x within 2^22 of zero.
+def rounder_bits(x: Any, lanes: int = 1) -> Any:
+    """nearbyint(x) + ROUNDER_BITS as int32, for x, one number or ``lanes``, within 2^22 of zero.
 
     The addition rounds to nearest even and leaves the integer in the low bits: one instruction on any processor, where
     rounding and conversion take two, or on those before SSE4.1 a call.
     """
+    if lanes > 1:
+        return tirx.reinterpret(f"int32x{lanes}", x + tirx.Broadcast(_f32(ROUNDER), lanes))
     return tirx.reinterpret("int32", x + _f32(ROUNDER))
 
 
