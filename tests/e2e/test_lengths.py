@@ -135,6 +135,27 @@ def test_every_length_is_the_artifact_of_that_length(kind: str, scheme: str, tmp
     assert any(f"'ids' may be 1 to {MOST} long" in note for note in artifact.report["notes"])
 
 
+@pytest.mark.parametrize("n", [MOST, 6])
+def test_ranges_and_smoothing_are_those_of_the_network_of_that_length(n: int) -> None:
+    """Calibrated on samples of one length: what lies behind the tokens that are there counts for nothing."""
+    samples = [_masked(x) for x in np.random.default_rng(1).integers(0, V, (8, 1, n))]
+    for sample in samples:
+        sample["ids"][0, 0] = 3  # a word that all begin with: of whole sequences smoothing pays then
+    any_length, fixed = (
+        hwq.plan(
+            hwq.load(_network("masked", size)), "host", calibration=samples, schemes=["w8a8"], dynamic=dynamic,
+            measure=False, threads=1,
+        )
+        for size, dynamic in ((MOST, MASKED), (n, None))
+    )  # fmt: skip
+    assert fixed.qparams
+    assert fixed.smoothing or n < MOST
+    assert any_length.schemes == fixed.schemes
+    assert any_length.qparams == fixed.qparams
+    assert any_length.smoothing == fixed.smoothing
+    assert any_length.roundings == fixed.roundings
+
+
 def test_a_plan_keeps_what_varies(tmp_path: Path) -> None:
     model = hwq.load(_encoder(MOST))
     plan = hwq.plan(model, "host", calibration=_samples(), dynamic=DYNAMIC, measure=False, threads=1)
