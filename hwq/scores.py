@@ -14,6 +14,7 @@ from tvm import ir, relax
 
 from hwq import relax_tools as rt
 from hwq.arithmetic import orders, scaled
+from hwq.graph import Shape
 
 # A score that has this much less than others counts for nothing.
 FAR = -9e3
@@ -77,8 +78,15 @@ def weights_of(expr: rt.Expr, scope: rt.Scope) -> Any:
         if rt.op_name(test) != "isnan" or not test.args[0].same_as(value.args[2]):
             return None
         value = scope.definition(value.args[2])
+    if rt.op_name(value) == "reshape" and _joined(rt.shape_of(value.args[0]), rt.shape_of(value)):
+        return weights_of(value.args[0], scope)
     last = (-1, len(rt.shape_of(expr)) - 1)
     return value if rt.op_name(value) == "nn.softmax" and int(value.attrs.axis) in last else None
+
+
+def _joined(shape: Shape, to: Shape) -> bool:
+    """Whether (B, H, S, T) becomes (B * H, S, T)."""
+    return len(shape) == 4 and to == (shape[0] * shape[1], *shape[2:])
 
 
 def unscaled(expr: rt.Expr, scope: rt.Scope) -> tuple[rt.Expr, float]:

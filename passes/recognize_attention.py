@@ -52,15 +52,17 @@ def _rule(value: rt.Expr, scope: rt.Scope, functions: Functions) -> rt.Expr | No
         return None
     found = scores_of(weights.args[0], scope)
     out, v = rt.shape_of(value), value.args[1]
-    if found is None or len(rt.shape_of(v)) != len(rt.shape_of(found.q)) or len(out) != len(rt.shape_of(v)):
+    if found is None or len(out) != len(rt.shape_of(v)):
         return None
-    heads = _heads(found, out, scope)
+    heads, rank = _heads(found, rt.shape_of(weights), out, scope), len(rt.shape_of(found.q))
+    if rank == 3 and rt.shape_of(found.q)[0] != prod(heads):
+        return None
     scale = found.scale
     q, factor = unscaled(found.q, scope)
     scale *= factor
     keys, factor = unscaled(found.keys, scope)
     scale *= factor
-    axes = [*range(len(out) - 2), len(out) - 1, len(out) - 2]
+    axes = [*range(rank - 2), rank - 1, rank - 2]
     k = scope.emit(relax.op.permute_dims(keys, axes), "")
     whole = (*heads, out[-2], rt.shape_of(v)[-2])
     if not all(_is_head_of(x, heads) for x in (k, v)):
@@ -95,10 +97,12 @@ def _called(value: rt.Expr, scope: rt.Scope, functions: Functions) -> rt.Expr | 
     return scope.emit(relax.op.permute_dims(made, _SWAP), "")
 
 
-def _heads(found: Scores, out: tuple[int, ...], scope: rt.Scope) -> tuple[int, int]:
-    """(B, H). Of a product of rank 3 that shows them nowhere, as the queries lie in memory, else one head each."""
-    if len(out) == 4:
-        return out[0], out[1]
+def _heads(found: Scores, weights: tuple[int, ...], out: tuple[int, ...], scope: rt.Scope) -> tuple[int, int]:
+    """(B, H), as the weights or the product show them; einsum takes both for one axis in either product. Of a product
+    of rank 3 that shows them nowhere, as the queries lie in memory, else one head each."""
+    for shape in (weights, out):
+        if len(shape) == 4:
+            return shape[0], shape[1]
     if found.split is not None:
         return found.split
     made = made_of(found.q, scope, moves_only=True)

@@ -292,6 +292,27 @@ def test_products_of_rank_three(shown: bool) -> None:
     assert len(call.args) == 3 + shown
 
 
+@pytest.mark.parametrize("scores_joined", [True, False])
+@pytest.mark.parametrize("values_joined", [True, False])
+def test_products_over_batches_and_heads_in_one_axis(scores_joined: bool, values_joined: bool) -> None:
+    """As einsum makes them, of either product."""
+
+    def make(e: Emit, q: rt.Expr, k: rt.Expr, v: rt.Expr) -> rt.Expr:
+        def joined(x: rt.Expr) -> rt.Expr:
+            shape = rt.shape_of(x)
+            return e(op.reshape(x, (B * H, *shape[2:])))
+
+        q, k, v = _apart(e, q, k, v)
+        k = e(op.permute_dims(k, [0, 1, 3, 2]))
+        s = e(op.matmul(joined(q), joined(k))) if scores_joined else e(op.matmul(q, k))
+        p = e(op.nn.softmax(e(op.reshape(s, (B, H, S, S))) if scores_joined else s, -1))
+        y = e(op.matmul(joined(p), joined(v))) if values_joined else e(op.matmul(p, v))
+        return _merged(e, e(op.reshape(y, (B, H, S, D))) if values_joined else y)
+
+    call = _recognized(_module(make))
+    assert [str(arg.name) for arg in call.args] == ["q", "k", "v"]
+
+
 def test_the_call_of_a_library_operator() -> None:
     def make(e: Emit, q: rt.Expr, k: rt.Expr, v: rt.Expr) -> rt.Expr:
         q, k, v = (e(op.reshape(x, (B, S, H, D))) for x in (q, k, v))
