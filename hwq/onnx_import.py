@@ -222,15 +222,7 @@ def _through_tvm(state: _State, node: onnx.NodeProto, inputs: tuple[rt.Expr | No
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mod = from_onnx(model)
-    main = mod["main"]
-    new: dict[rt.Expr, rt.Expr] = dict(zip(main.params, params, strict=True))
-    for gvar, func in mod.functions.items():
-        if gvar.name_hint != "main":
-            new[gvar] = state.scope.builder.add_func(func, gvar.name_hint)
-    for var, value in rt.bindings_of(mod):
-        value = rt.substitute(value, new)
-        new[var] = value if isinstance(value, relax.Var | ir.Tuple) or rt.is_const(value) else state.scope.emit(value)
-    result = rt.substitute(main.body.body, new)
+    result = rt.inlined(mod, params, state.scope)
     fields = list(result.fields) if isinstance(result, ir.Tuple) else [result]
     found = dict(zip(used, fields, strict=True))
     return [found.get(f"o{index}") for index in range(len(node.output))]

@@ -8,7 +8,7 @@ equality ignores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -260,3 +260,15 @@ def build_main(mod: IRModule, params: list[Expr], made: list[tuple[Expr, Expr]],
     out = mod.clone()
     out["main"] = relax.BlockBuilder().normalize(func)
     return out
+
+
+def inlined(mod: IRModule, given: Sequence[Expr], scope: Scope) -> Expr:
+    """What ``main`` of ``mod`` computes of ``given``, its bindings and its other functions now in ``scope``."""
+    new: dict[Expr, Expr] = dict(zip(mod["main"].params, given, strict=True))
+    for gvar, func in mod.functions.items():
+        if gvar.name_hint != "main":
+            new[gvar] = scope.builder.add_func(func, gvar.name_hint)
+    for var, value in bindings_of(mod):
+        value = substitute(value, new)
+        new[var] = value if isinstance(value, relax.Var | ir.Tuple) or is_const(value) else scope.emit(value)
+    return substitute(mod["main"].body.body, new)

@@ -289,15 +289,7 @@ def _through_tvm(state: _State, node: Any, args: Any, kwargs: Any) -> Any:
             listed = isinstance(made, list | tuple)
             result = builder.emit_output(relax.Tuple(list(made)) if listed else made)
         builder.emit_func_output(result)
-    mod = builder.get()
-    new: dict[rt.Expr, rt.Expr] = dict(zip(mod["main"].params, given, strict=True))
-    for gvar, func in mod.functions.items():
-        if gvar.name_hint != "main":
-            new[gvar] = state.scope.builder.add_func(func, gvar.name_hint)
-    for var, value in rt.bindings_of(mod):
-        value = rt.substitute(value, new)
-        new[var] = value if isinstance(value, relax.Var | ir.Tuple) or rt.is_const(value) else state.scope.emit(value)
-    out = rt.substitute(mod["main"].body.body, new)
+    out = rt.inlined(builder.get(), given, state.scope)
     if isinstance(out, ir.Tuple):
         return list(out.fields)
     if isinstance(out.ty, relax.TupleType):

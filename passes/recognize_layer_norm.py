@@ -21,6 +21,7 @@ from tvm import IRModule, ir, relax
 from tvm.ir.transform import PassContext, module_pass
 
 from hwq import relax_tools as rt
+from hwq.arithmetic import mean_of, orders, square_of
 
 
 @module_pass(opt_level=0, name="RecognizeLayerNorm")
@@ -41,16 +42,16 @@ def _rule(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
 
 def _normalized(value: rt.Expr, scope: rt.Scope) -> rt.Expr | None:
     """(x - mean) / sqrt(mean((x - mean)^2) + epsilon)."""
-    for left, right in _orders(value):
+    for left, right in orders(value):
         data, root = _centred(left, scope), _root(value, right, scope)
         added = scope.definition(root)
         if data is None or rt.op_name(added) != "add":
             continue
-        for variance, number in _orders(added):
-            epsilon, square = rt.scalar_of(number), _mean_of(variance, scope)
+        for variance, number in orders(added):
+            epsilon, square = rt.scalar_of(number), mean_of(variance, scope)
             if epsilon is None or epsilon <= 0.0 or square is None:
                 continue
-            source = _centred(_squared(square, scope), scope)
+            source = _centred(square_of(square, scope), scope)
             if source is not None and source.same_as(data):
                 size = rt.shape_of(data)[-1]
                 return _norm(data, np.ones(size, np.float32), np.zeros(size, np.float32), epsilon)
@@ -81,7 +82,7 @@ def _norm(data: rt.Expr, gamma: rt.Array, beta: rt.Array, epsilon: float) -> rt.
 
 def _norm_and_channels(value: rt.Expr, scope: rt.Scope) -> tuple[ir.Call, rt.Array] | None:
     """The layer norm that only ``value`` reads, with the constant of one number an element that meets it there."""
-    for data, other in _orders(value):
+    for data, other in orders(value):
         norm = scope.sole_reader(data, "nn.layer_norm")
         if norm is None or not rt.is_const(other) or not all(rt.is_const(arg) for arg in norm.args[1:]):
             continue
@@ -92,35 +93,13 @@ def _norm_and_channels(value: rt.Expr, scope: rt.Scope) -> tuple[ir.Call, rt.Arr
     return None
 
 
-def _orders(value: ir.Call) -> list[tuple[rt.Expr, rt.Expr]]:
-    left, right = value.args
-    return [(left, right)] if rt.op_name(value) == "divide" else [(left, right), (right, left)]
-
-
 def _centred(expr: rt.Expr, scope: rt.Scope) -> Any:
     """x where ``expr`` is x - mean(x), else None."""
     made = scope.definition(expr)
     if rt.op_name(made) != "subtract":
         return None
-    source = _mean_of(made.args[1], scope)
+    source = mean_of(made.args[1], scope)
     return source if source is not None and source.same_as(made.args[0]) else None
-
-
-def _mean_of(expr: rt.Expr, scope: rt.Scope) -> Any:
-    """What ``expr`` is the mean of along its last axis, which stays; None where it is none."""
-    made = scope.definition(expr)
-    if rt.op_name(made) != "mean" or made.attrs.axis is None or not made.attrs.keepdims:
-        return None
-    return made.args[0] if rt.ints(made.attrs.axis) in ((-1,), (len(rt.shape_of(made)) - 1,)) else None
-
-
-def _squared(expr: rt.Expr, scope: rt.Scope) -> Any:
-    """What ``expr`` is the square of, else None."""
-    made = scope.definition(expr)
-    op = rt.op_name(made)
-    if op == "square" or (op == "power" and rt.scalar_of(made.args[1]) == 2.0):
-        return made.args[0]
-    return made.args[0] if op == "multiply" and made.args[0].same_as(made.args[1]) else None
 
 
 def _root(value: ir.Call, expr: rt.Expr, scope: rt.Scope) -> Any:

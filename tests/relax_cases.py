@@ -17,6 +17,18 @@ from hwq.relax_numpy import evaluate, tensors_of
 Array = np.ndarray[Any, Any]
 
 
+def module_of(make: Any, shape: tuple[int, ...]) -> IRModule:
+    """``make(emit, x)``, one tensor or a list of them, as a function of one float32 tensor of ``shape``."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(shape, "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = make(builder.emit, x)
+            outs = [builder.emit_output(item) for item in (out if isinstance(out, list) else [out])]
+        builder.emit_func_output(relax.Tuple(outs) if len(outs) > 1 else outs[0])
+    return builder.get()
+
+
 def run(mod: IRModule, seed: int = 0) -> list[Array]:
     """The outputs of ``main`` on random float32 inputs, compiled without any schedule."""
     rng = np.random.default_rng(seed)

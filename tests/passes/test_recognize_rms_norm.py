@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from relax_cases import assert_left_alone, assert_same_numbers
+from relax_cases import assert_left_alone, assert_same_numbers, module_of
 from tvm import IRModule, relax
 
 from hwq import relax_tools as rt
@@ -25,15 +25,7 @@ def _number(value: float) -> rt.Expr:
 
 
 def _module(make: Any) -> IRModule:
-    """``make(emit, x)`` as a function of one tensor."""
-    builder = relax.BlockBuilder()
-    x = relax.Var("x", relax.TensorType(SHAPE, "float32"))
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            out = make(builder.emit, x)
-            outs = [builder.emit_output(item) for item in (out if isinstance(out, list) else [out])]
-        builder.emit_func_output(relax.Tuple(outs) if len(outs) > 1 else outs[0])
-    return builder.get()
+    return module_of(make, SHAPE)
 
 
 def _mean(e: Emit, square: rt.Expr, epsilon: float = 1e-3, axis: int = -1) -> rt.Expr:
