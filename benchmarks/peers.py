@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from race import Contender, Network, Samples, in_turns
 
 CALIBRATION_BATCHES = 300  # at most; NNCF's own number
@@ -126,9 +127,15 @@ def onnx_runtime_dynamic(network: Network) -> Path:
     path = network.path.with_suffix(".dynamic.onnx")
     if not path.exists():
         prepared = network.path.with_suffix(".fused.onnx")
-        optimizer.optimize_model(str(network.path), model_type="bert").save_model_to_file(str(prepared))
+        # Before its graph optimizations: those make Gemm of products whose GELU and attention it then leaves apart.
+        fused = optimizer.optimize_model(str(network.path), model_type="bert", opt_level=0)
+        fused.save_model_to_file(str(prepared))
         quantization.quantize_dynamic(
-            str(prepared), str(path), per_channel=True, weight_type=quantization.QuantType.QInt8
+            str(prepared),
+            str(path),
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # what its own fused nodes give
         )
     return path
 

@@ -43,10 +43,12 @@ from hwq.work import Work
 SLACK = 0.02
 LEAD = 0.05
 # Bounds of loss tried for a drop, at most; closer than this nothing lies between them. Then so many assignments that
-# should be hardly worse than the best, but faster.
+# should be hardly worse than the best, but faster; and so many, before a drop is given up, that should be hardly worse
+# than the one of least loss.
 BISECTIONS = 7
 CLOSE = 0.01
 FEW = 2
+LAST = 6
 BESIDE = 0.05
 # Where scores are re-anchored for a budget of drop: no nearer to no loss at all than this part of the proposal's.
 LEAST_PART = 0.02
@@ -256,8 +258,14 @@ def _within_drop(
     if _drop(ran[0]) <= drop:
         return ran[0]
     ran.append(run(_safest(problem, limits)))
-    low, high = max(ran[1].solution.loss, first.loss * 1e-4), first.loss
-    low_drop, high_drop = _drop(ran[1]), _drop(ran[0])
+    weighted = [layer for layer, group in by_layer(problem.candidates).items() if any(one.loss for one in group)]
+    if _drop(ran[-1]) > drop:  # a drop counts samples: of assignments that should lose as little, some lose fewer
+        for solution in near(problem, ran[-1].solution, LAST, tolerance=BESIDE, among=weighted, limits=limits):
+            ran.append(run(solution))
+            if _drop(ran[-1]) <= drop:
+                break
+    low, high = max(ran[-1].solution.loss, first.loss * 1e-4), first.loss
+    low_drop, high_drop = _drop(ran[-1]), _drop(ran[0])
     if low_drop > drop:
         closest = min(ran, key=_drop)
         raise HwqError(
@@ -282,7 +290,6 @@ def _within_drop(
     name = "weight_bytes" if small else "latency_s"
     best = min((one for one in ran if _drop(one) <= drop), key=lambda one: float(getattr(one.solution, name)))
     better = replace(limits, **{name: getattr(best.solution, name) * (1 - TIE)})
-    weighted = [layer for layer, group in by_layer(problem.candidates).items() if any(one.loss for one in group)]
     for solution in near(problem, best.solution, FEW, tolerance=BESIDE, among=weighted, limits=better):
         ran.append(run(solution))
     return min((one for one in ran if _drop(one) <= drop), key=lambda one: float(getattr(one.solution, name)))
