@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 from hwq import numerics, observers
 from hwq.errors import HwqError
-from hwq.execute import Runner, quiet, run, seen, to_device
+from hwq.execute import Runner, quiet, run, to_device
 from hwq.files import write_atomic
 from hwq.graph import ANCHORS, Activation, Graph, Layer
 from hwq.numerics import QParams
+from hwq.padding import NO_PADDING, Padding
 from hwq.progress import Callback
 from hwq.samples import Batch
 from hwq.scheme import QType
@@ -86,8 +87,10 @@ def collect(
     total: int | None = None,
     checkpoint: Path | None = None,
     progress: Callback = quiet,
+    padding: Padding = NO_PADDING,
 ) -> Statistics:
-    """Stream ``batches`` through the float ``runner``: histograms of ``tensors``, channel sums of what weights read.
+    """Stream ``batches`` through the float ``runner``: histograms of ``tensors``, channel sums of what weights read,
+    both without the rows of ``padding``.
 
     The checkpoint of an interrupted call on the same samples is taken up where it stopped. The caller removes it
     when what is made of the statistics is safe.
@@ -105,9 +108,9 @@ def collect(
             continue
         env = run(runner, to_device(batch))
         for tensor in tensors:
-            found.histograms[tensor].update(seen(runner, env, tensor))
+            found.histograms[tensor].update(padding.values(runner, env, tensor))
         for tensor in weighed:
-            value = seen(runner, env, tensor).reshape(-1, env[tensor].shape[-1])
+            value = padding.values(runner, env, tensor)
             found.sums[tensor] = found.sums.get(tensor, 0.0) + value.sum(axis=0, dtype=np.float64)
             found.rows[tensor] = found.rows.get(tensor, 0) + len(value)
         progress(done + 1, total or done + 1)

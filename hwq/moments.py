@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq import numerics
-from hwq.execute import Runner, quiet, run, seen, to_device
+from hwq.execute import Runner, quiet, run, to_device
 from hwq.graph import Layer
 from hwq.lengths import COUNT, leading
 from hwq.numerics import QParams
+from hwq.padding import NO_PADDING, Padding
 from hwq.progress import Callback
 from hwq.samples import Batch
 
@@ -130,10 +131,11 @@ def collect(
     batches: Iterable[Batch],
     total: int,
     progress: Callback = quiet,
+    padding: Padding = NO_PADDING,
 ) -> dict[str, Moments]:
     """The moments of each layer over ``batches``, of which there are about ``total``; runner: the float network.
 
-    Of inputs as quantized by ``qparams``; as they are where those have nothing of them.
+    Of inputs as quantized by ``qparams``; as they are where those have nothing of them. Of tokens of ``padding`` none.
     """
     found = {}
     for layer in layers:
@@ -149,8 +151,12 @@ def collect(
             varied = leading(layer.output_shape)
             if varied is not None:  # the columns of the tokens that are there come first
                 count = count // varied.tokens * int(batch[COUNT][0])
-            wanted = min(count, max(1, ROWS // max(total, 1)))
-            at = np.sort(rng.choice(count, wanted, replace=False))
+            shown = padding.shown(runner, env, layer.inputs[0])
+            among = np.arange(count)
+            if shown is not None:
+                among = among[np.repeat(shown, count // len(shown))]
+            wanted = min(len(among), max(1, ROWS // max(total, 1)))
+            at = np.sort(rng.choice(among, wanted, replace=False))
             moments = found[layer.name]
             # A single sample is all there is to fit to, and to judge by.
             part = moments.held if done % HELD == HELD - 1 else moments.fitted
@@ -164,9 +170,15 @@ def collect(
 
 
 def rows_of(
-    runner: Runner, tensors: Sequence[str], batches: Sequence[Batch], count: int, progress: Callback = quiet
+    runner: Runner,
+    tensors: Sequence[str],
+    batches: Sequence[Batch],
+    count: int,
+    progress: Callback = quiet,
+    padding: Padding = NO_PADDING,
 ) -> dict[str, tuple[Array, Array]]:
-    """(fitted, held) rows of each tensor along its last axis, at most about ``count`` of each, of all ``batches``."""
+    """(fitted, held) rows of each tensor along its last axis, at most about ``count`` of each, of all ``batches``, and
+    none of ``padding``."""
     found: dict[str, tuple[list[Array], list[Array]]] = {tensor: ([], []) for tensor in tensors}
     wanted = max(1, -(-count // max(1, len(batches) // HELD)))
     for done, batch in enumerate(batches):
@@ -174,7 +186,7 @@ def rows_of(
         rng = np.random.default_rng(done)
         held = done % HELD == HELD - 1
         for tensor in tensors:
-            rows = seen(runner, env, tensor).reshape(-1, env[tensor].shape[-1])
+            rows = padding.values(runner, env, tensor)
             at = np.sort(
                 rng.choice(len(rows), min(len(rows), wanted if held else -(-wanted // (HELD - 1))), replace=False)
             )

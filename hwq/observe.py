@@ -23,6 +23,7 @@ from hwq.execute import Runner
 from hwq.files import write_atomic
 from hwq.graph import ANCHORS, Graph, Layer, data_tensors
 from hwq.numerics import QParams
+from hwq.padding import find_padding
 from hwq.progress import Callback, Stages
 from hwq.quantize import Means
 from hwq.samples import Batch, Inputs
@@ -99,7 +100,7 @@ def calibrated(
 
     checkpoint = work.file("statistics", ".npz", sorted(tensors), digest) if repeatable else None
     with stages("calibrate") as progress:
-        seen = collect(runner, tensors, watched(), total, checkpoint, progress)
+        seen = collect(runner, tensors, watched(), total, checkpoint, progress, find_padding(split))
     qparams, means = choose(seen.histograms, tied_tensors(split), observer, needed), seen.means()
     if repeatable:
         save_means(finished_means, means)
@@ -148,7 +149,8 @@ def smoothing_of(
         return known
     found = {}
     with stages("smooth") as progress:
-        rows = moments.rows_of(runner, [spot.tensor for spot in spots], batches, SMOOTH_ROWS, progress)
+        tensors, padding = [spot.tensor for spot in spots], find_padding(graph)
+        rows = moments.rows_of(runner, tensors, batches, SMOOTH_ROWS, progress, padding)
         for spot in spots:
             exponents = best(spot, *rows[spot.tensor], schemes[spot], observer)
             if exponents is not None:
@@ -191,11 +193,11 @@ def rounded(
     if calibration is None:
         return {}
     again = isinstance(calibration, np.ndarray | Mapping | list | tuple)
-    total = count if again else len(kept)
+    total, padding = count if again else len(kept), find_padding(graph)
 
     def gather(layers: Sequence[Layer], progress: Callback) -> Mapping[str, moments.Moments]:
         batches = samples_of.stream(calibration, inputs) if again else kept
-        return moments.collect(runner, layers, qparams, batches, total, progress)
+        return moments.collect(runner, layers, qparams, batches, total, progress, padding)
 
     def journal(layer: Layer, schemes: Sequence[str]) -> Path:
         q = qparams.get(layer.inputs[0])
