@@ -260,8 +260,8 @@ def _within_drop(
     ran.append(run(_safest(problem, limits)))
     weighted = [layer for layer, group in by_layer(problem.candidates).items() if any(one.loss for one in group)]
     if _drop(ran[-1]) > drop:  # a drop counts samples: of assignments that should lose as little, some lose fewer
-        for solution in near(problem, ran[-1].solution, LAST, tolerance=BESIDE, among=weighted, limits=limits):
-            ran.append(run(solution))
+        for beside in near(problem, ran[-1].solution, LAST, tolerance=BESIDE, among=weighted, limits=limits):
+            ran.append(run(beside))
             if _drop(ran[-1]) <= drop:
                 break
     low, high = max(ran[-1].solution.loss, first.loss * 1e-4), first.loss

@@ -45,7 +45,7 @@ def batches(graph: Graph) -> list[Batch]:
     return list(stream({"input_ids": words, "attention_mask": mask}, inputs_of(graph)))
 
 
-def shown_rows(runner: Runner, batches: list[Batch], tensor: str) -> list[np.ndarray]:  # type: ignore[type-arg]
+def shown_rows(runner: Runner, batches: list[Batch], tensor: str) -> list[np.ndarray]:
     values = [seen(runner, run(runner, to_device(one)), tensor).copy() for one in batches]
     return [value.reshape(TOKENS, -1)[: 3 + at] for at, value in enumerate(values)]
 
