@@ -9,9 +9,10 @@ int8 comes from the same calibration pictures: ONNX Runtime's is QDQ, static, pe
 top-1 and what is lost of float's, the share of pictures with float's class, the logits' SQNR, bytes of weights. Times
 have no part in the choice but for the mix's; the engine's wall time is printed beside it.
 
-Of the language networks (``text_data``), without peers: w8a8, w8a8_dyn and mixes of int8 and int4 within shares of
-w8a8_dyn's bytes (``TEXTS``), MiniLM calibrated on the dev split and judged on the test split, stories260K on its last
-stories and judged on those before. MiniLM takes an hour on one core.
+Of the language networks (``text_data``): w8a8, w8a8_dyn and mixes of int8 and int4 within shares of w8a8_dyn's bytes
+(``TEXTS``), MiniLM calibrated on the dev split and judged on the test split, stories260K on its last stories and judged
+on those before; beside them NNCF's int8 and int4 weights with each of its corrections, activations in float, which
+OpenVINO runs. MiniLM takes an hour on one core.
 """
 
 from __future__ import annotations
@@ -143,28 +144,30 @@ def rows_of(data: Case, mix: Mix, folder: Path, threads: int) -> list[Row]:
 def text_rows(name: str, folder: Path, most: int | None, threads: int) -> list[TextRow]:
     """Every contender on the language network ``name``, on at most so many samples."""
     calibration: list[text_data.Feed]
+    path = text_data.minilm(folder) if name == "minilm" else text_data.stories260k()
+    model = hwq.load(path)
     if name == "minilm":
-        model = hwq.load(text_data.minilm(folder))
         one, other, scores = text_data.sentences("test", most)
         calibration = text_data.sentences_to_calibrate(64)
 
-        def judge(artifact: hwq.Artifact) -> float:
-            pair = (text_data.embeddings(artifact, feeds) for feeds in (one, other))
+        def judge(call: text_data.Call) -> float:
+            pair = (text_data.embeddings(call, feeds) for feeds in (one, other))
             return text_data.rank_correlation(*pair, scores)
     else:
-        model = hwq.load(text_data.stories260k())
         samples = text_data.stories(0, min(most or 100, 100 - text_data.CALIBRATE))
         calibration = text_data.stories(-text_data.CALIBRATE)[0]
 
-        def judge(artifact: hwq.Artifact) -> float:
-            return text_data.bits_per_byte(artifact, *samples)
+        def judge(call: text_data.Call) -> float:
+            return text_data.bits_per_byte(call, *samples)
 
     found: list[TextRow] = []
 
     def compiled(contender: str, schemes: tuple[str, ...], **more: Any) -> int:
         given = None if schemes == ("f32",) else calibration
         artifact = hwq.compile(model, calibration=given, schemes=schemes, measure=False, threads=threads, **more)
-        figure, size = judge(artifact), artifact.report["measured"]["weight_bytes"]
+        return add(contender, judge(artifact), artifact.report["measured"]["weight_bytes"])
+
+    def add(contender: str, figure: float, size: int) -> int:
         clean = found[0].figure if found else figure
         row = TextRow(network=name, contender=contender, figure=figure, in_float=clean, weight_bytes=size)
         print(f"| {name} | {contender} | {figure:.4f} | {figure - clean:+.4f} | {figure / clean - 1:+.2%} | {size} |")
@@ -180,7 +183,27 @@ def text_rows(name: str, folder: Path, most: int | None, threads: int) -> list[T
     for share in TEXTS[name]:
         budget = hwq.Budget(weight_bytes=share * int8)
         compiled(f"mix, at most {share:.0%} of w8a8_dyn's bytes", MIXED, budget=budget)
+    if peers.available("nncf") and peers.available("openvino"):
+        for way in peers.WEIGHTS:
+            call, size = openvino_call(path, calibration, way, threads)
+            add(f"NNCF {way}", judge(call), size)
     return found
+
+
+def openvino_call(path: Path, calibration: list[text_data.Feed], way: str, threads: int) -> tuple[text_data.Call, int]:
+    """(the network with NNCF's weights as a function of inputs, bytes of weights), in float all but these."""
+    import openvino
+
+    core = openvino.Core()
+    found, size = peers.nncf_weights(core, path, calibration, way)
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    network = core.compile_model(found, "CPU", {**exact, "INFERENCE_NUM_THREADS": threads})
+
+    def call(feed: text_data.Feed) -> Any:
+        outputs = [value.copy() for value in network(feed).values()]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return call, size
 
 
 def onnx_outputs(path: Path, inputs: Array) -> Array:

@@ -24,6 +24,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ from race import Contender, Network, Samples, in_turns
 CALIBRATION_BATCHES = 300  # at most; NNCF's own number
 TRIAL = (3, 5)  # rounds and runs that decide between OpenVINO's settings
 PRESETS = ("performance", "mixed")
+# NNCF's ways to compress weights alone, int4 in groups of 64: its corrections one by one and together.
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "int8 weights": {},
+    "int4 weights": {"group_size": 64},
+    "int4 weights, AWQ and GPTQ": {"group_size": 64, "awq": True, "gptq": True},
+    "int4 weights, AWQ and scale estimation": {"group_size": 64, "awq": True, "scale_estimation": True},
+    "int4 weights, all three": {"group_size": 64, "awq": True, "gptq": True, "scale_estimation": True},
+}
 
 
 def absent() -> list[str]:
@@ -230,3 +239,40 @@ def nncf_int8(core: Any, network: Network, preset: str) -> Path:
         )
     openvino.save_model(quantized, str(path), compress_to_fp16=False)
     return path
+
+
+def nncf_weights(core: Any, path: Path, feeds: Sequence[Samples], way: str) -> tuple[Any, int]:
+    """(the network with weights that NNCF compressed in one of ``WEIGHTS``, their bytes with their scales)."""
+    import nncf
+    from nncf.quantization import advanced_parameters as advanced
+
+    nncf.set_log_level(logging.ERROR)
+    model = core.read_model(str(path))
+    model.reshape({name: value.shape for name, value in feeds[0].items()})
+    _transpose_weights(model)
+    given = WEIGHTS[way]
+    if given:  # inputs that groups do not divide get smaller ones, where it would fail otherwise
+        groups = advanced.AdvancedCompressionParameters(
+            group_size_fallback_mode=advanced.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=4
+        )
+        corrected = {"dataset": nncf.Dataset(list(feeds)), "subset_size": len(feeds)} if "awq" in given else {}
+        given = {**given, **corrected, "ratio": 1.0, "all_layers": True, "advanced_parameters": groups}
+    mode = nncf.CompressWeightsMode.INT4_SYM if given else nncf.CompressWeightsMode.INT8_SYM
+    with contextlib.redirect_stdout(sys.stderr):
+        found = nncf.compress_weights(model, mode=mode, **given)
+    constants = [op for op in found.get_ops() if op.get_type_name() == "Constant"]
+    packed = [op for op in constants if op.get_element_type().get_type_name() in ("i4", "i8", "f16")]
+    return found, sum(op.get_byte_size() for op in packed)
+
+
+def _transpose_weights(model: Any) -> None:
+    """Hold matrices of weights the other way round, the only one that NNCF's GPTQ takes."""
+    from openvino import opset13
+
+    for op in model.get_ops():
+        weight = op.input_value(1).get_node() if op.get_type_name() == "MatMul" else op
+        if op is not weight and weight.get_type_name() == "Constant" and not op.get_attributes()["transpose_b"]:
+            turned = opset13.constant(np.ascontiguousarray(weight.data.T))
+            new = opset13.matmul(op.input_value(0), turned, op.get_attributes()["transpose_a"], True)
+            new.set_friendly_name(op.get_friendly_name())
+            op.output(0).replace(new.output(0))
