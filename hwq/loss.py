@@ -2,8 +2,10 @@
 
 A classifier, whose first output is (N, classes), loses the Kullback-Leibler divergence of its classes: the mean over
 samples of sum p (log p - log q), where p is float's distribution and q the quantized one, in nats. Outputs that are
-distributions already (rows of no negative number that sum to 1) are taken as they are, others are logits. Whatever else
-is put out loses its noise-to-signal ratio, sum |y - y0|^2 / sum |y0|^2, which -10 log10 turns into the SQNR in dB.
+distributions already (rows of no negative number that sum to 1) are taken as they are, others are logits. A language
+model, whose first output is (..., words) for as many words as its largest table has rows, is a classifier of each
+token: what its logits of unlikely words are off by is no loss. Whatever else is put out loses its noise-to-signal
+ratio, sum |y - y0|^2 / sum |y0|^2, which -10 log10 turns into the SQNR in dB.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from hwq.graph import Graph
 
 Array = npt.NDArray[Any]
 KINDS = ("logits", "probabilities", "values")
@@ -70,12 +74,21 @@ def noise_per_loss(found: Iterable[Sums]) -> float:
     return statistics.median(parts) if parts else 1.0
 
 
-def kind_of(outputs: Sequence[Array], samples: int) -> str:
-    """What the network's first output is, by what float gives on a batch of ``samples``: one of KINDS."""
+def words_of(graph: Graph) -> int:
+    """Rows of the largest table that ``graph`` picks from: of a language model, its words. 0 without any."""
+    return max((layer.attrs["rows"] for layer in graph.layers if layer.op == "gather"), default=0)
+
+
+def kind_of(outputs: Sequence[Array], samples: int, words: int = 0) -> str:
+    """What the network's first output is, by what float gives on a batch of ``samples``: one of KINDS. words: rows
+    of the network's largest table.
+    """
     first = outputs[0]
-    if first.dtype.kind != "f" or first.ndim != 2 or first.shape[0] != samples or first.shape[1] < 2:
+    if first.dtype.kind != "f" or first.ndim < 2 or first.shape[-1] < 2:
         return "values"
-    whole = first.min() >= 0.0 and bool(np.all(np.abs(first.sum(axis=1, dtype=np.float64) - 1.0) <= _WHOLE))
+    if first.shape[-1] != words and first.shape[:-1] != (samples,):
+        return "values"
+    whole = first.min() >= 0.0 and bool(np.all(np.abs(first.sum(axis=-1, dtype=np.float64) - 1.0) <= _WHOLE))
     return "probabilities" if whole else "logits"
 
 
@@ -102,8 +115,8 @@ def compare(outputs: Sequence[Array], clean: Sequence[Array], kind: str) -> Sums
 
 
 def _log_probabilities(values: Array, kind: str) -> Array:
-    """The logarithms of (N, classes) distributions, float64."""
-    exact = values.astype(np.float64)
+    """The logarithms of (..., classes) distributions as (N, classes), float64."""
+    exact = values.reshape(-1, values.shape[-1]).astype(np.float64)
     if kind == "probabilities":
         exact = np.maximum(exact, _LEAST)
         return np.asarray(np.log(exact / exact.sum(axis=1, keepdims=True)))

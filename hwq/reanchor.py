@@ -108,7 +108,7 @@ def open_runs(study: Study, work: Work, pool: Pool, samples: int) -> Runs:
         env = run(study.runner, to_device(batch))
         clean.append([seen(study.runner, env, name).copy() for name in study.runner.program.outputs])
         batches.append(to_device(batch))
-    kind = loss.kind_of(clean[0], count_of(study.kept[0]))
+    kind = loss.kind_of(clean[0], count_of(study.kept[0]), loss.words_of(study.graph))
     found = Runs(
         study=study,
         pool=pool,

@@ -71,8 +71,10 @@ def measure(
     batches: Sequence[Batch],
     journal: Path | None = None,
     progress: Callback = quiet,
+    words: int = 0,
 ) -> dict[Unit, Sums]:
-    """What each (layer, scheme) loses over ``batches``; ``reference`` is the bound float network.
+    """What each (layer, scheme) loses over ``batches``; ``reference`` is the bound float network. words: as in
+    ``loss.kind_of``.
 
     A journal of an interrupted call on the same network, ranges and samples is taken up after its last whole sample.
     """
@@ -86,7 +88,7 @@ def measure(
     for done, batch in enumerate(left, skip):
         env = run(reference, to_device(batch))
         clean = [seen(reference, env, name) for name in outputs]
-        kind = kind or loss.kind_of(clean, count_of(batch))
+        kind = kind or loss.kind_of(clean, count_of(batch), words)
         for count, unit in enumerate(units):
             mine = run(runners[unit], {name: env[name] for name in runners[unit].program.inputs})
             target = runners[unit].program.outputs[0]

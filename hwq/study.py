@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hwq import nominal, sensitivity
+from hwq import loss, nominal, sensitivity
 from hwq.arguments import can_time
 from hwq.assignment import Pair
 from hwq.cache import default_store_path
@@ -219,7 +219,9 @@ def study(
             sorted((*unit, text) for unit, text in roundings.items()),
         )
         with stages(stage) as progress:
-            lost |= sensitivity.measure(runner, chosen, kernels_here, kept[:few], journal, progress)
+            lost |= sensitivity.measure(
+                runner, chosen, kernels_here, kept[:few], journal, progress, loss.words_of(graph)
+            )
     losses |= {unit: sums.loss for unit, sums in lost.items()} if kept else nominal.losses(graph, weights, wanted)
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
     found = Study(

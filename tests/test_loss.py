@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import tiny
 
-from hwq.loss import Sums, compare, kind_of, noise_per_loss
+from hwq.graph import Graph
+from hwq.loss import Sums, compare, kind_of, noise_per_loss, words_of
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def test_what_an_output_is(rng: np.random.Generator) -> None:
@@ -23,6 +27,33 @@ def test_what_an_output_is(rng: np.random.Generator) -> None:
     assert kind_of([logits[:, :1]], 3) == "values", "one number a sample is no class"
     assert kind_of([logits[:, :, None]], 3) == "values"
     assert kind_of([logits.astype(np.int64)], 3) == "values"
+
+
+def test_a_language_model_is_a_classifier_of_each_token(rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((2, 5, 29))
+    assert kind_of([logits], 2, 29) == kind_of([logits[0]], 1, 29) == "logits"
+    assert kind_of([softmax(logits)], 2, 29) == "probabilities"
+    assert kind_of([logits], 2, 30) == kind_of([logits], 2) == "values", "hidden states"
+    table = tiny.layer("gather", ("ids",), "y", {"ids": (1, 5), "y": (1, 5, 4)}, attrs={"ids": "int64", "rows": 29})
+    small = dataclasses.replace(table, attrs={"ids": "int64", "rows": 2})
+    graph = Graph(
+        inputs=("ids",), outputs=("y",), shapes={"ids": (1, 5), "y": (1, 5, 4)},
+        dtypes={"ids": "int64", "y": "float32"}, layers=(table, small),
+    )  # fmt: skip
+    assert words_of(graph) == 29
+    assert words_of(dataclasses.replace(graph, layers=())) == 0
+    mine = logits + 0.1 * rng.standard_normal(logits.shape)
+    found, flat = (
+        compare([mine], [logits], "logits"),
+        compare([mine.reshape(10, 29)], [logits.reshape(10, 29)], "logits"),
+    )
+    assert found.rows == 10
+    assert found.loss == flat.loss > 0
+    unlikely = logits.copy()
+    unlikely[..., 0] = -30.0
+    off = unlikely.copy()
+    off[..., 0] -= 10.0
+    assert compare([off], [unlikely], "logits").loss < 1e-9, "what no text will say may be off"
 
 
 def test_divergence_of_two_classes_is_what_it_is_by_hand() -> None:
