@@ -38,7 +38,7 @@ from hwq.scheme import SCHEMES
 
 log = logging.getLogger(__name__)
 
-# Factors of the scale that just holds the largest weight, each tried with GPTQ: four bits clip to win resolution.
+# Factors of the scale that just holds all weights, each tried with GPTQ: four bits clip to win resolution.
 SHRINK = {4: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 8: (1.0,)}
 # Of the mean power, added to every input's: the paper's, and for four bits more too, for layers of few columns.
 DAMPS = {4: (rounding.DAMP, 10 * rounding.DAMP), 8: (rounding.DAMP,)}
@@ -215,11 +215,17 @@ def _gptq(w: Doubles, h: Doubles, passed: Passing, floor: Doubles, scheme: str) 
     groups, outs, length = w.shape
     bits, size = _bits(scheme), SCHEMES[scheme].group_size or length
     count, shrink = floor.shape[-1], np.array(SHRINK[bits])
-    padded = np.pad(np.abs(w), ((0, 0), (0, 0), (0, size * count - length)))
-    largest = padded.reshape(groups, outs, count, size).max(axis=3)
+    padded = np.pad(w, ((0, 0), (0, 0), (0, size * count - length))).reshape(groups, outs, count, size)
+    low, high = -padded.min(axis=3), padded.max(axis=3)
+    lowest, highest = rounding.bounds(bits)
+    if SCHEMES[scheme].group_size is None:
+        just = np.maximum(low, high) / highest
+    else:  # scales are plain factors there: the sign that has the larger side where integers reach one further
+        just = np.where(high > low, high / lowest, low / -lowest)
     # All at once, as further channels. Where all weights are 0 any scale does.
-    wanted = largest[:, None] * (shrink / rounding.bounds(bits)[1])[:, None, None]
-    scales = np.maximum(wanted, floor[:, None]).reshape(groups, -1, count)
+    wanted = just[:, None] * shrink[:, None, None]
+    scales = np.where(wanted < 0, np.minimum(wanted, -floor[:, None]), np.maximum(wanted, floor[:, None]))
+    scales = scales.reshape(groups, -1, count)
     wide, floors = np.tile(w, (1, len(shrink), 1)), np.tile(floor, (1, len(shrink), 1))
     q = rounding.gptq_with(passed, wide, rounding.spread(scales, length, size), bits)
     scales = rounding.fit_scale(q, wide, h, scales, floors, size)

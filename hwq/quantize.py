@@ -31,7 +31,8 @@ from hwq.scheme import SCHEMES
 class IntegerWeights:
     """Integer weights of one layer: values int8 in the layout of ``Layer.weight``, scale float32 (O,).
 
-    group_size: with a scale for each so many neighbouring inputs, scale is (O, groups): see ``hwq.group_scales``.
+    group_size: with a scale for each so many neighbouring inputs, scale is (O, groups), and perhaps negative: see
+    ``hwq.group_scales``.
     bias: float32 (O,), the layer's own with the correction for these weights' rounding.
     """
 
@@ -121,7 +122,8 @@ def read_rounding(layer: Layer, scheme: str, text: str) -> tuple[npt.NDArray[np.
         if len(blob) != size:
             raise ValueError(f"{len(blob)} bytes instead of {size}")
         scale = np.frombuffer(blob[:edge], "<f4").astype(np.float32).reshape(shape)
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
+        sizes = scale if SCHEMES[scheme].group_size is None else np.abs(scale)  # of a group it may be negative
+        if not (np.isfinite(scale).all() and (sizes > 0).all()):
             raise ValueError("scales that are not positive numbers")
     except (binascii.Error, zlib.error, ValueError) as error:
         message = (

@@ -174,13 +174,15 @@ def _descend(q: Doubles, w: Doubles, h: Doubles, scale: Doubles, lo: Doubles, hi
 def fit_scale(
     q: Doubles, w: Doubles, h: Doubles, scale: Doubles, floor: Doubles, size: int | None = None, sweeps: int = 4
 ) -> Doubles:
-    """The scales of least error for these integers, from ``scale``, one at a time to its best; none below ``floor``.
+    """The scales of least error for these integers, from ``scale``, one at a time to its best; each keeps its sign, and
+    none is of a size below ``floor``.
 
     All (G, R, S), ``size`` neighbouring inputs sharing one (all of them if None): with one scale a channel that is its
     least squares. A block without weights keeps its scale.
     """
     count = w.shape[-1]
     size, scale = size or count, scale.copy()
+    sign = np.where(scale < 0, -1.0, 1.0)
     error = w - q * spread(scale, count, size)
     for _ in range(sweeps if scale.shape[-1] > 1 else 1):
         for i in range(scale.shape[-1]):
@@ -189,7 +191,7 @@ def fit_scale(
             down = (mine * (error @ h[:, :, part])).sum(axis=2)
             stiff = quadratic(mine, h[:, part, part])
             better = scale[:, :, i] + np.where(stiff > 0, down / np.where(stiff > 0, stiff, 1), 0)
-            better = np.maximum(better, floor[:, :, i])
+            better = sign[:, :, i] * np.maximum(sign[:, :, i] * better, floor[:, :, i])
             error[:, :, part] += mine * (scale[:, :, i] - better)[:, :, None]
             scale[:, :, i] = better
     return scale

@@ -119,7 +119,7 @@ def make_arguments(workload: Workload, target: Target, rng: np.random.Generator)
     spread = 74.0 * float(np.std(np.arange(lo, hi))) * np.sqrt(terms)  # 74: the deviation of a uniform byte
     multiplier = (rng.uniform(0.5, 1.5, out_c) * 90.0 / spread).astype(np.float32)
     if workload.scheme == "w4a8_g64":
-        scales = (rng.uniform(0.5, 1.5, (out_c, -(-terms // 64))) * 90.0 / spread).astype(np.float32)
+        scales = (_signed(rng, (out_c, -(-terms // 64))) * 90.0 / spread).astype(np.float32)
         start = group_scales.start_values(rng.uniform(-9, 9, out_c), weight, scales, zero_x, 64)
     bias = numerics.fold_zero_point(rng.integers(-999, 999, out_c).astype(np.int32), weight, zero_x)
     least = zero_y if workload.activation.kind == "relu" else offset - 100
@@ -133,6 +133,11 @@ def make_arguments(workload: Workload, target: Target, rng: np.random.Generator)
     return [*x, weight, bias, multiplier, ints, scalars, *table]
 
 
+def _signed(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Scales of groups, which may be negative, around 1 in size."""
+    return np.asarray(rng.uniform(0.5, 1.5, shape) * rng.choice((-1.0, 1.0), shape))
+
+
 def _dynamic(workload: Workload, target: Target, rng: np.random.Generator) -> list[Array]:
     """Rows in bytes, scales, [residual], weight, start, multiplier, bias of a dynamic scheme; outputs of a few."""
     shape, group = weight_shape(workload), KNOWN[workload.scheme].group_size
@@ -143,7 +148,8 @@ def _dynamic(workload: Workload, target: Target, rng: np.random.Generator) -> li
     scales = rng.uniform(0, 0.1, workload.input_shapes[1]).astype(np.float32)
     spread = 74.0 * float(np.std(np.arange(lo, hi))) * np.sqrt(shape[1])
     channels = (shape[0],) if group is None else (shape[0], -(-shape[1] // group))
-    multiplier = (rng.uniform(0.5, 1.5, channels) * 90.0 / spread).astype(np.float32)
+    factor = rng.uniform(0.5, 1.5, channels) if group is None else _signed(rng, channels)
+    multiplier = (factor * 90.0 / spread).astype(np.float32)
     start = row_scales.start_values(weight, multiplier, target.activation_offset, group)
     residual = [numbers(rng, each, "float32") for each in workload.input_shapes[2:]]
     factors = multiplier if group is None else group_scales.in_lanes(multiplier)
@@ -155,7 +161,7 @@ def _weight_only(workload: Workload, rng: np.random.Generator) -> list[Array]:
     shape, size = weight_shape(workload), np.sqrt(workload.input_shapes[0][-1])
     x, *residual = [numbers(rng, each, "float32") for each in workload.input_shapes]
     x = x * rng.uniform(0.1, 3.0, (*x.shape[:-1], 1)).astype(np.float32)
-    multiplier = (rng.uniform(0.5, 1.5, (shape[0], -(-shape[1] // 128))) / 9 / size).astype(np.float32)
+    multiplier = (_signed(rng, (shape[0], -(-shape[1] // 128))) / 9 / size).astype(np.float32)
     weight = rng.integers(-8, 8, shape).astype(np.int8)
     bias = [numbers(rng, (shape[0],), "float32")] if workload.has_bias else []
     return [x, *residual, weight, group_scales.in_lanes(multiplier), *bias]

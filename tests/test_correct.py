@@ -125,6 +125,23 @@ def test_output_error_beats_that_of_nearest(name: str, scheme: str) -> None:
     assert np.square(layer.weight - found.real()).sum() > np.square(layer.weight - plain.real()).sum() or "w8" in scheme
 
 
+@pytest.mark.parametrize("scheme", ["w4a8_g64", "w4a8_g64_dyn", "w4a16_g128"])
+def test_scales_of_groups_take_the_sign_that_reaches_further(scheme: str) -> None:
+    """Integers go from -8 to 7: a group whose largest weight is positive has a negative scale, and loses no more than
+    its mirror image."""
+    layer = LAYERS["dense"]
+    assert layer.weight is not None
+    mirrored = dataclasses.replace(layer, weight=-layer.weight)
+    x, source = smooth(layer), SOURCE if SCHEMES[scheme].domain == "int8" else None
+    found = []
+    for one in (layer, mirrored):
+        text = correct_layer(one, [scheme], source, moments_of(one, x))[scheme]
+        found.append(quantize_layer(one, scheme, source, rounding=text))
+    assert found[0].scale.min() < 0 < found[0].scale.max()
+    np.testing.assert_array_equal(found[0].values, found[1].values)
+    np.testing.assert_array_equal(found[0].scale, -found[1].scale)
+
+
 def test_scales_hold_bias_and_products() -> None:
     plain = LAYERS["conv"]
     assert plain.weight is not None
