@@ -142,3 +142,8 @@ def data_tensors(graph: Graph) -> frozenset[str]:
         if layer.op in WEIGHTED or found & set(layer.inputs):
             found.add(layer.output)
     return frozenset(name for name in found if graph.dtypes[name] == "float32")
+
+
+def words_of(graph: Graph) -> int:
+    """Rows of the largest table that ``graph`` picks from: of a language model, its words. 0 without any."""
+    return max((layer.attrs["rows"] for layer in graph.layers if layer.op == "gather"), default=0)

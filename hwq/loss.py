@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwq.graph import Graph
-
 Array = npt.NDArray[Any]
 KINDS = ("logits", "probabilities", "values")
 
@@ -72,11 +70,6 @@ def noise_per_loss(found: Iterable[Sums]) -> float:
     nothing was lost."""
     parts = [one.noise_ratio / one.loss for one in found if one.loss > 0]
     return statistics.median(parts) if parts else 1.0
-
-
-def words_of(graph: Graph) -> int:
-    """Rows of the largest table that ``graph`` picks from: of a language model, its words. 0 without any."""
-    return max((layer.attrs["rows"] for layer in graph.layers if layer.op == "gather"), default=0)
 
 
 def kind_of(outputs: Sequence[Array], samples: int, words: int = 0) -> str:

@@ -30,7 +30,7 @@ from hwq.compose import Pool, composed
 from hwq.cost import op_macs
 from hwq.execute import quiet, run, seen, to_device
 from hwq.files import write_atomic
-from hwq.graph import PASS_THROUGH
+from hwq.graph import PASS_THROUGH, words_of
 from hwq.progress import Callback
 from hwq.ridge import Quality, Vector
 from hwq.samples import count_of
@@ -108,7 +108,7 @@ def open_runs(study: Study, work: Work, pool: Pool, samples: int) -> Runs:
         env = run(study.runner, to_device(batch))
         clean.append([seen(study.runner, env, name).copy() for name in study.runner.program.outputs])
         batches.append(to_device(batch))
-    kind = loss.kind_of(clean[0], count_of(study.kept[0]), loss.words_of(study.graph))
+    kind = loss.kind_of(clean[0], count_of(study.kept[0]), words_of(study.graph))
     found = Runs(
         study=study,
         pool=pool,

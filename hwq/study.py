@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hwq import loss, nominal, sensitivity
+from hwq import nominal, sensitivity
 from hwq.arguments import can_time
 from hwq.assignment import Pair
 from hwq.cache import default_store_path
@@ -25,7 +25,7 @@ from hwq.compose import Pool
 from hwq.decided import Decisions, compile_decided, decisions_for, without_decided
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels
-from hwq.graph import PASS_THROUGH, Graph
+from hwq.graph import PASS_THROUGH, Graph, words_of
 from hwq.learned_price import usable_for
 from hwq.loss import Sums, noise_per_loss
 from hwq.lower import Program, legal_schemes, lower
@@ -219,9 +219,7 @@ def study(
             sorted((*unit, text) for unit, text in roundings.items()),
         )
         with stages(stage) as progress:
-            lost |= sensitivity.measure(
-                runner, chosen, kernels_here, kept[:few], journal, progress, loss.words_of(graph)
-            )
+            lost |= sensitivity.measure(runner, chosen, kernels_here, kept[:few], journal, progress, words_of(graph))
     losses |= {unit: sums.loss for unit, sums in lost.items()} if kept else nominal.losses(graph, weights, wanted)
     losses.update({(layer.name, "f32"): 0.0 for layer in graph.layers})
     found = Study(

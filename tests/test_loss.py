@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from hwq.graph import Graph
-from hwq.loss import Sums, compare, kind_of, noise_per_loss, words_of
+from hwq.graph import Graph, words_of
+from hwq.loss import Sums, compare, kind_of, noise_per_loss
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
