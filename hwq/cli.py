@@ -45,6 +45,7 @@ _TIMES = "Time kernels on this machine, or the board.  [default: where they can 
 _DEVICE = "The board that is the target's machine, and times it: KEY, or KEY@HOST:PORT."
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _DYNAMIC = "An axis whose length may vary from call to call, and the lengths (may be given again)."
+_DECODER = "Token by token, keys and values kept as float32, or with --decoder=int8 as bytes."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
 _ANCHORS = "About how long losses are corrected by runs of whole assignments; 0s: not at all."
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."
@@ -70,6 +71,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch", type=count, default=1, show_default=True, help="Size of a free batch axis."),
         click.option("--shape", "shapes", metavar="INPUT=1x3x8x8", multiple=True, help=_SHAPES),
         click.option("--dynamic", metavar="INPUT:AXIS=1..256", multiple=True, help=_DYNAMIC),
+        click.option("--decoder", is_flag=False, flag_value="float32", metavar="CACHE", help=_DECODER),
         click.option("--observer", metavar="NAME", default="mse", show_default=True, help=_OBSERVERS),
         click.option("--sensitivity-time", metavar="TIME", default="2min", show_default=True, help=_ANCHORS),
         click.option("--measure/--no-measure", default=None, help=_TIMES),
@@ -106,6 +108,8 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
         machine = machine.on(given["device"])
     shapes, dynamic = dict(map(_shape, given["shapes"])), read_dynamic(given["dynamic"])
     model = hwq.load(given["model"], batch=given["batch"], shapes=shapes, dynamic=dynamic)
+    if given["decoder"] is not None:
+        model = hwq.decoder(model, cache=given["decoder"])
     names = tuple(model.graph.inputs)
     evaluate = None
     if given["eval_"] is not None:

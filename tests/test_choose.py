@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from demo_study import anchors, demo_evaluation, demo_study, demo_work, priced, 
 
 from hwq import choose as module
 from hwq.assignment import Solution, evaluate, within
-from hwq.choose import BISECTIONS, LEAD, SLACK, choose, leading, problem_of, uniform, uniforms
+from hwq.choose import BESIDE, BISECTIONS, LAST, LEAD, SLACK, choose, leading, problem_of, uniform, uniforms
 from hwq.errors import HwqError
 from hwq.judge import Judge
 from hwq.reanchor import LEAST, anchored
@@ -229,6 +230,33 @@ def test_drop_budget_holds_within_the_others(study: Study, monkeypatch: pytest.M
     with pytest.raises(HwqError, match="the closest assignment found loses") as caught:
         choose(study, demo_work(), Budget(weight_bytes=size, drop=1e-9), demo_evaluation())
     assert caught.value.code == "budget-impossible"
+
+
+def test_a_drop_that_the_safest_misses_by_a_sample_is_not_given_up(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others that should lose hardly more are run, and the first that holds bounds the search; none holds: an error."""
+    size = 0.8 * uniforms(study)["w8a8"].weight_bytes
+    ran: list[Solution] = []
+
+    def run(_: Judge, solution: Solution, holds: int) -> Accuracy:
+        if solution not in ran:
+            ran.append(solution)
+        drop = 0.01 if ran.index(solution) == holds else 0.02
+        return Accuracy(score=1 - drop, float_score=1.0, drop=drop, agreement=None, sqnr_db=(), samples=300)
+
+    monkeypatch.setattr(module, "accuracy_of", functools.partial(run, holds=3))
+    budget = Budget(weight_bytes=size, drop=0.01)
+    found = choose(study, demo_work(), budget, demo_evaluation())
+    assert found.solution == ran[3]
+    assert found.solution.weight_bytes <= size
+    assert ran[1].loss < found.solution.loss <= (1 + BESIDE) * ran[1].loss, "ran[1] is the safest"
+    ran.clear()
+    monkeypatch.setattr(module, "accuracy_of", functools.partial(run, holds=-1))
+    with pytest.raises(HwqError, match=r"drop 1\.00% cannot be met") as caught:
+        choose(study, demo_work(), budget, demo_evaluation())
+    assert caught.value.code == "budget-impossible"
+    assert 3 <= len(ran) <= LAST + 2
 
 
 def test_no_drop_at_all_is_float(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from demo_study import demo_artifact, demo_pictures
 from shell_runs import DEMO, Ended, hwq, write_samples
+from transformer_networks import Size, decoder
 
 import hwq as face
 from hwq.artifact import Artifact
@@ -71,6 +73,22 @@ def test_compile_writes_an_artifact_and_prints_its_report(
     assert "calibrate" not in stages_of(again), "kept in the work directory"
     assert "the whole network" in again.out
     assert "block1.conv1" in again.out
+
+
+def test_compile_goes_token_by_token(capsys: Capture, tmp_path: Path) -> None:
+    """With caches of either kind; a kind that there is not is refused before anything is written."""
+    size, words = Size(layers=1, width=32, heads=4, inner=64, vocabulary=50, kv_heads=2), np.arange(6)[None]
+    onnx.save(decoder(size, 8), str(tmp_path / "m.onnx"))
+    job = [tmp_path / "m.onnx", "--schemes", "f32", "--threads", "1", "--no-measure"]
+    found = []
+    for option in ("--decoder", "--decoder=int8"):
+        assert hwq(capsys, "compile", *job, option, "-o", tmp_path / "step.hwq").status == 0
+        found.append(Artifact.load(tmp_path / "step.hwq").start()(words))
+    assert found[0].shape == (1, 6, 50)
+    assert 0 < np.abs(found[0] - found[1]).max() < 0.1
+    ended = hwq(capsys, "compile", *job, "--decoder=int9", "-o", tmp_path / "other.hwq")
+    assert (ended.status, ended.err) == (1, "error: cache is 'int9'; accepted: float32, int8\n")
+    assert not (tmp_path / "other.hwq").exists()
 
 
 def test_a_front_is_printed_and_its_plans_are_written(

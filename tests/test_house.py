@@ -82,6 +82,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
                 "kernel_constants",
                 "lower",
                 "execute",
+                "padding",
                 "probe",
             ),
             *("board_facts", "device", "space"),
