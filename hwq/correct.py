@@ -159,9 +159,17 @@ def correct_layer(layer: Layer, schemes: Sequence[str], source: QParams | None, 
     if not moments.held.count:
         return dict.fromkeys(schemes, "")
     groups, length = shape_of(layer)
-    w = layer.weight.astype(np.float64).reshape(groups, -1, length)
     centre = moments.fitted.mean
     h, held = moments.fitted.about(centre), moments.held.about(centre)
+    return rounded_to(layer, schemes, source, layer.weight.astype(np.float64).reshape(groups, -1, length), h, held)
+
+
+def rounded_to(
+    layer: Layer, schemes: Sequence[str], source: QParams | None, w: Doubles, h: Doubles, held: Doubles
+) -> dict[str, str]:
+    """The text of the best rounding of ``w`` (G, O / G, K), the weights or what shall stand in their place, in each of
+    ``schemes``. h, held (G, K, K): moments of the columns to fit to, and to judge by."""
+    groups, _, length = w.shape
     bits = {scheme: _bits(scheme) for scheme in schemes}
     ways: dict[str, dict[str, Way]] = {}
     plains = {scheme: quantize_layer(layer, scheme, source) for scheme in schemes}

@@ -147,16 +147,7 @@ def collect(
         rng = np.random.default_rng(done)
         for layer in layers:
             q = qparams.get(layer.inputs[0])
-            count = positions(layer)
-            varied = leading(layer.output_shape)
-            if varied is not None:  # the columns of the tokens that are there come first
-                count = count // varied.tokens * int(batch[COUNT][0])
-            shown = padding.shown(runner, env, layer.inputs[0])
-            among = np.arange(count)
-            if shown is not None:
-                among = among[np.repeat(shown, count // len(shown))]
-            wanted = min(len(among), max(1, ROWS // max(total, 1)))
-            at = np.sort(rng.choice(among, wanted, replace=False))
+            at = drawn(runner, env, layer, batch, total, padding, rng)
             moments = found[layer.name]
             # A single sample is all there is to fit to, and to judge by.
             part = moments.held if done % HELD == HELD - 1 else moments.fitted
@@ -167,6 +158,29 @@ def collect(
         moments.fitted.settle()
         moments.held.settle()
     return found
+
+
+def drawn(
+    runner: Runner,
+    env: Mapping[str, Any],
+    layer: Layer,
+    batch: Batch,
+    total: int,
+    padding: Padding,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """Which of the layer's columns of one sample, of ``total``, are taken: as ``columns`` counts them. env: of a run of
+    ``runner`` on it."""
+    count = positions(layer)
+    varied = leading(layer.output_shape)
+    if varied is not None:  # the columns of the tokens that are there come first
+        count = count // varied.tokens * int(batch[COUNT][0])
+    shown = padding.shown(runner, env, layer.inputs[0])
+    among = np.arange(count)
+    if shown is not None:
+        among = among[np.repeat(shown, count // len(shown))]
+    wanted = min(len(among), max(1, ROWS // max(total, 1)))
+    return np.asarray(np.sort(rng.choice(among, wanted, replace=False)), np.int64)
 
 
 def rows_of(

@@ -97,6 +97,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
                 "calibrate",
                 "moments",
                 "correct",
+                "in_sequence",
                 "sensitivity",
                 "nominal",
                 "measure",

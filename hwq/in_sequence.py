@@ -1,0 +1,141 @@
+"""In sequence: weights in groups that also take back what the layers before them are off by.
+
+``hwq.correct`` rounds each layer as if it read what it reads in float. Here the layers of one scheme are rounded in
+the network's order, each to the inputs x' that the rounded ones before it leave: the float weights W are replaced by
+
+    W + W (C - H) (H + d)^-1,    H = E[x' x'], C = E[x x'], x float's inputs
+
+whose outputs on x' are nearest to float's own, and these are rounded (arXiv:2504.02692 has the same aim inside GPTQ). d
+keeps a small error of many columns from being fitted by large weights. The new rounding is kept where held-out
+outputs are nearer to float's than with the one before. Biases take back the means of float's inputs, as elsewhere.
+
+All layers are taken in the same scheme; in a mix some of those before are better than that. Measured on stories260K by
+folds of its calibration stories, divergence of w4a8_g64_dyn: 20% less with all layers in it, 13 to 16% less with
+some, and as much as with the layers' own mix in mind. Stands between correct and quantize; dense layers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from hwq.correct import Roundings, rounded_to
+from hwq.cost import op_macs
+from hwq.execute import BoundStep, Runner, quiet, run, to_device
+from hwq.graph import Graph, Layer
+from hwq.moments import HELD, Moments, Part, columns, drawn
+from hwq.padding import NO_PADDING, Padding
+from hwq.progress import Callback
+from hwq.quantize import IntegerWeights, Means, Weights, quantize_layer
+from hwq.rounding import Doubles
+from hwq.samples import Batch
+from hwq.scheme import SCHEMES
+
+# d, as a part of the inputs' mean power.
+DAMP = 0.3
+# Multiply-adds that this may take: half a minute on one core. Beyond that roundings stay as they are.
+MOST_MACS = 1e12
+
+# A network with these layers in these schemes, of these weights, ready to run.
+Network = Callable[[Mapping[str, str], Weights], Runner]
+
+
+def sequences(graph: Graph, candidates: Mapping[str, Sequence[str]]) -> dict[str, list[list[Layer]]]:
+    """For each scheme in groups the dense layers that may be in it, in order, those together that read the same; no
+    scheme where all read the same: nothing before them is in it."""
+    found: dict[str, list[list[Layer]]] = {}
+    for scheme, spec in SCHEMES.items():
+        if spec.group_size is None or spec.domain != "f32":
+            continue
+        groups: dict[str, list[Layer]] = {}
+        for layer in graph.layers:
+            if layer.op == "dense" and scheme in candidates[layer.name]:
+                groups.setdefault(layer.inputs[0], []).append(layer)
+        if len(groups) > 1:
+            found[scheme] = list(groups.values())
+    return found
+
+
+def in_sequence(
+    graph: Graph,
+    candidates: Mapping[str, Sequence[str]],
+    roundings: Mapping[tuple[str, str], str],
+    reference: Runner,
+    network: Network,
+    batches: Sequence[Batch],
+    means: Means,
+    padding: Padding = NO_PADDING,
+    progress: Callback = quiet,
+    most_macs: float = MOST_MACS,
+) -> Roundings:
+    """``roundings`` with those of schemes in groups made in sequence. reference: the float network.
+
+    They stay as they are where ``most_macs`` does not pay for it, or where there are too few samples to hold any out.
+    """
+    found = dict(roundings)
+    work = sequences(graph, candidates)
+    total = sum(map(len, work.values()))
+    macs = sum(op_macs(bound.step.workload) for bound in reference.steps if bound.step.workload is not None)
+    if len(batches) < HELD or total * macs * len(batches) > most_macs:
+        return found
+    done = 0
+    for scheme, groups in work.items():
+        weights: dict[tuple[str, str], IntegerWeights] = {}
+        for layers in groups:
+            runner = network({name: scheme for name, _ in weights}, weights)
+            moments = _joint(reference, runner, layers[0], batches, padding)
+            for layer in layers:
+                text = found.get((layer.name, scheme), "")
+                text = found[layer.name, scheme] = _better(layer, scheme, text, moments)
+                mean = means.get(layer.inputs[0])
+                weights[layer.name, scheme] = quantize_layer(layer, scheme, None, mean, text)
+            done += 1
+            progress(done, total)
+    return found
+
+
+def _joint(reference: Runner, runner: Runner, layer: Layer, batches: Sequence[Batch], padding: Padding) -> Moments:
+    """Moments of (x', x), the layer's columns in ``runner`` and in ``reference``, side by side."""
+    tensor = layer.inputs[0]
+    length = 2 * layer.input_shapes[0][-1]
+    fitted, held = (Part(total=np.zeros((1, length)), square=np.zeros((1, length, length))) for _ in range(2))
+    # A mask that says what is padding may come later than what it says it of.
+    before = [_until(runner, tensor), None if tensor in padding.masks else _until(reference, tensor)]
+    for index, batch in enumerate(batches):
+        given = to_device(batch)
+        mine = run(runner, given, before[0])
+        clean = run(reference, given, before[1])
+        at = drawn(reference, clean, layer, batch, len(batches), padding, np.random.default_rng(index))
+        rows = [columns(layer, env[tensor].numpy(), at) for env in (mine, clean)]
+        (held if index % HELD == HELD - 1 else fitted).add(np.concatenate(rows, axis=2))
+    fitted.settle()
+    held.settle()
+    return Moments(fitted=fitted, held=held)
+
+
+def _until(runner: Runner, tensor: str) -> Sequence[BoundStep]:
+    """The steps up to the one that writes ``tensor``; none where it is an input."""
+    written = [bound.step.output for bound in runner.steps]
+    return runner.steps[: written.index(tensor) + 1] if tensor in written else ()
+
+
+def _better(layer: Layer, scheme: str, text: str, moments: Moments) -> str:
+    """The rounding of the weights that are nearest to float's outputs, or ``text`` where that is no worse."""
+    assert layer.weight is not None
+    w = layer.weight.astype(np.float64)
+    count = w.shape[1]
+    centre = moments.fitted.mean
+    fitted, held = (part.about(centre)[0] for part in (moments.fitted, moments.held))
+    h, cross = fitted[:count, :count], fitted[count:, :count]
+    damp = max(DAMP * float(np.diagonal(h).mean()), float(np.finfo(np.float32).tiny))
+    nearest = w + w @ np.linalg.solve(h + damp * np.eye(count), (cross - h).T).T
+    new = rounded_to(layer, [scheme], None, nearest[None], h[None], held[None, :count, :count])[scheme]
+    errors = [_off(w, quantize_layer(layer, scheme, None, rounding=one).real(), held) for one in (text, new)]
+    return new if errors[1] < errors[0] else text
+
+
+def _off(w: Doubles, real: np.ndarray, held: Doubles) -> float:
+    """E|real x' - W x|^2, summed over outputs, by the moments (2 K, 2 K) of (x', x)."""
+    both = np.concatenate([real.astype(np.float64), -w], axis=1)
+    return float(((both @ held) * both).sum())
