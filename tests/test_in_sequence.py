@@ -23,7 +23,7 @@ HOST = Target.load("host")
 SCHEME = "w4a8_g64_dyn"
 GRAPH: Graph = language.llama().graph
 DENSE = [layer.name for layer in GRAPH.layers if layer.op == "dense"]
-CANDIDATES = {layer.name: ("f32", SCHEME) if layer.name in DENSE else ("f32",) for layer in GRAPH.layers}
+CANDIDATES = {layer.name: (SCHEME,) if layer.name in DENSE else ("f32",) for layer in GRAPH.layers}
 RNG = np.random.default_rng(3)
 BATCHES = [{"ids": RNG.integers(0, language.VOCABULARY, (1, 12))} for _ in range(48)]
 JUDGED = [{"ids": RNG.integers(0, language.VOCABULARY, (1, 12))} for _ in range(16)]
@@ -82,7 +82,9 @@ def test_outputs_are_nearer_to_floats_than_with_layers_rounded_alone(network: Ne
 def test_nothing_changes_where_there_is_no_sequence_or_too_little_to_go_by(network: Network, alone: Roundings) -> None:
     runner = network({}, {})
     one = {name: (SCHEME,) if name == DENSE[0] else () for name in CANDIDATES}
+    mixed = {name: (*found, "w8a8_dyn") for name, found in CANDIDATES.items()}
     assert not sequences(GRAPH, one)
+    assert not sequences(GRAPH, mixed), "what stands before a layer is not known in a mix"
     assert in_sequence(GRAPH, one, alone, runner, network, BATCHES, {}) == alone
     assert in_sequence(GRAPH, CANDIDATES, alone, runner, network, BATCHES[: HELD - 1], {}) == alone
     assert in_sequence(GRAPH, CANDIDATES, alone, runner, network, BATCHES, {}, most_macs=1.0) == alone
