@@ -11,7 +11,7 @@ float's outputs, and all that is held against them, stay what they are. A place 
 
 - layer_norm or rms_norm, read by dense layers alone: in the constants of the norm;
 - the dense layer of the values of an attention, read by dense layers alone: a head's output is a weighted mean of rows
-  of values, so what scales these scales it;
+  of values, so what scales these scales it (a cache of int8 rounds the scaled rows, by scales found of them);
 - a dense layer without activation whose output is multiplied (the up projection of a gated network), likewise.
 
 A dense layer that writes has a scale for each of its output channels, which takes the factor exactly, so that one place
@@ -48,6 +48,8 @@ MOST = 12
 # Taken where the readers' held-out error falls to this part of what it was, or less.
 KEPT = 0.97
 NORMS = ("layer_norm", "rms_norm")
+# Where attention has its values among its inputs; those of a cache of int8 stand behind the scales of the keys' rows.
+_VALUES = {"attention": 2, "attention_cache": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,11 +89,13 @@ def find_spots(graph: Graph) -> tuple[Spot, ...]:
             found += more
         return found if found and tensor not in graph.outputs else None
 
-    def plain_writer(tensor: str) -> Layer | None:
-        """The dense layer that makes ``tensor`` for one reader alone, without activation or residual."""
+    def plain_writer(tensor: str, readers: int = 1) -> Layer | None:
+        """The dense layer that makes ``tensor`` for so many ``readers`` alone, without activation or residual."""
         maker = makers.get(tensor)
-        if maker is None or tensor in graph.outputs or len(users[tensor]) != 1:
+        if maker is None or tensor in graph.outputs or len(users[tensor]) != readers:
             return None
+        if maker.op == "append_int8":  # reads the values; the second reader of these finds the scales of their rows
+            return plain_writer(maker.inputs[0], 2)
         if _keeps_channels(maker):
             return plain_writer(maker.inputs[0])
         plain = maker.op == "dense" and maker.activation.kind == "none" and not maker.residual
@@ -104,8 +108,9 @@ def find_spots(graph: Graph) -> tuple[Spot, ...]:
         source = np.arange(width)
         if layer.op in NORMS:
             writer = layer
-        elif layer.op == "attention" and len(set(layer.inputs[:3])) == 3:
-            writer = plain_writer(layer.inputs[2])
+        elif layer.op in _VALUES:
+            values = layer.inputs[_VALUES[layer.op]]
+            writer = plain_writer(values) if layer.inputs.count(values) == 1 else None
             heads, kv_heads = layer.attrs["heads"], layer.attrs["kv_heads"]
             each = width // heads
             source = (np.arange(heads) // (heads // kv_heads))[:, None] * each + np.arange(each)

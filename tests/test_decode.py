@@ -19,6 +19,7 @@ from hwq.lengths import lengths_of
 from hwq.lower import legal_schemes
 from hwq.model import Model, varying
 from hwq.scheme import SCHEMES
+from hwq.smooth import find_spots
 from hwq.target import Target
 
 HOST = Target.load("host")
@@ -98,6 +99,26 @@ def test_caches_of_int8_lose_little_and_take_less(model: Model) -> None:
     )
     assert 6 * room == 10 * cached
     assert less.library.state_bytes < 0.6 * full.library.state_bytes
+
+
+def test_smoothing_of_the_whole_goes_for_caches_of_int8() -> None:
+    """The values' writer among the layers, whose rows are rounded: all channels by the same power of two change no bit,
+    since the scales of the rows follow, and each by its own leaves errors of the size that rounding has without."""
+    model = language.llama(blocks=1)
+    step = decoder(model, cache="int8")
+    writers = {spot.writer: spot.channels for spot in find_spots(model.graph)}
+    assert {spot.writer for spot in find_spots(step.graph)} == set(writers) >= {"0.v:rows"}
+    ids, plan = tokens_of(model), hwq.plan(model, "host", schemes=["f32"], **PLAIN)
+    rng = np.random.default_rng(2)
+    even, uneven = (
+        {name: tuple(int(one) for one in rng.integers(*ends, count)) for name, count in writers.items()}
+        for ends in ((3, 4), (-1, 2))
+    )
+    found, same, other = (
+        hwq.build(step, replace(plan, smoothing=smoothing)).start()(ids) for smoothing in ({}, even, uneven)
+    )
+    np.testing.assert_array_equal(same, found)
+    assert 0 < np.square(other - found).mean() < 2e-4 * np.square(found).mean()
 
 
 def test_samples_belong_to_the_whole() -> None:
