@@ -7,7 +7,6 @@ module is never changed, and no gradients are recorded.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import io
 import logging
@@ -22,6 +21,7 @@ import numpy as np
 from hwq.errors import HwqError
 from hwq.graph import Shape
 from hwq.lengths import NO_LENGTHS, Lengths, check_axes
+from hwq.torch_program import fingerprint
 
 # Composite operators that ``hwq.torch_convert`` writes itself; torch would take them apart.
 KEPT = (
@@ -96,7 +96,7 @@ def export(
     program = _decompose(program, name)
     _check_state(program, name)
     return Exported(
-        name=name, program=program, inputs=inputs, outputs=outputs, fingerprint=_fingerprint(program, inputs)
+        name=name, program=program, inputs=inputs, outputs=outputs, fingerprint=fingerprint(program, inputs)
     )
 
 
@@ -345,34 +345,6 @@ def _root_name(program: Any) -> str:
             kind = stack[0][1]
             return str(kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
     return "model"
-
-
-def _fingerprint(program: Any, inputs: tuple[tuple[str, str, Shape], ...]) -> str:
-    digest = hashlib.sha256()
-    for node in program.graph.nodes:
-        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
-    digest.update(repr(inputs).encode())
-    for spec in program.graph_signature.input_specs:
-        value = tensor_of(program, spec)
-        if value is not None:
-            digest.update(f"{spec.arg.name} {spec.target} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(dtype=_bytes()).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8
-
-
-def tensor_of(program: Any, spec: Any) -> Any:
-    """The parameter, buffer or constant that an input of the captured graph stands for; None for the user's inputs."""
-    if spec.kind.name in ("USER_INPUT", "TOKEN"):
-        return None
-    if spec.kind.name in ("PARAMETER", "BUFFER") and spec.target in program.state_dict:
-        return program.state_dict[spec.target]
-    return program.constants.get(spec.target)
 
 
 @contextlib.contextmanager

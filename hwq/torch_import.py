@@ -21,7 +21,8 @@ from hwq import relax_tools as rt
 from hwq.errors import HwqError
 from hwq.torch_call import Call
 from hwq.torch_convert import CONVERTERS
-from hwq.torch_export import Exported, tensor_of
+from hwq.torch_export import Exported
+from hwq.torch_program import tensor_of
 
 _FOLD_LIMIT_BYTES = 1 << 28
 # What only checks, at run time, what holds for fixed shapes.
@@ -142,9 +143,10 @@ def _refuse(state: _State, node: Any, label: str) -> None:
 def _assumed(state: _State, node: Any) -> dict[Any, Any]:
     """What torch promises of a refused node, so that later refusals are found too."""
     value = node.meta.get("val")
-    if isinstance(value, state.torch.Tensor) and all(isinstance(dim, int) for dim in value.shape):
-        return {node: relax.Var("refused", relax.TensorType(tuple(value.shape), _dtype(state, value.dtype)))}
-    return {}
+    static = isinstance(value, state.torch.Tensor) and all(isinstance(dim, int) for dim in value.shape)
+    if not static or value.is_complex():  # TVM has no complex numbers
+        return {}
+    return {node: relax.Var("refused", relax.TensorType(tuple(value.shape), _dtype(state, value.dtype)))}
 
 
 def _path(node: Any) -> str:

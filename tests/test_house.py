@@ -59,6 +59,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
             *("lengths", "token_func", "tokens", "baked", "onnx_prepare", "onnx_convert", "onnx_modules"),
             *(
                 "onnx_import",
+                "torch_program",
                 "torch_export",
                 "torch_call",
                 "torch_views",

@@ -13,6 +13,7 @@ from test_torch_import import same_as_torch
 
 from hwq.errors import HwqError
 from hwq.model import load
+from hwq.torch_program import tensor_of
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'hwq[torch]'")
 nn = torch.nn
@@ -111,6 +112,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any]] = {
         ("TorchScript",),
         lambda: load(torch.jit.script(nn.Linear(6, 6).eval()), (x(1, 6),)),
     ),
+    "weights without values": (
+        "model-invalid",
+        ("'weight'", "'meta'"),
+        lambda: load(nn.Linear(6, 6, device="meta").eval(), (x(1, 6),)),
+    ),
     "weights alone": (
         "model-invalid",
         ("OrderedDict", "a torch.nn.Module, or a torch.export.ExportedProgram"),
@@ -183,6 +189,14 @@ def test_a_saved_program_is_the_same_model(tmp_path: Path) -> None:
     with pytest.raises(HwqError, match=r"net\.pt2") as caught:
         load(tmp_path / "net.pt2")
     assert caught.value.code == "model-invalid"
+
+
+def test_the_tensors_of_a_program_are_the_modules_own() -> None:
+    net = wide()
+    program = torch.export.export(net, (x(1, 6),))
+    found = {spec.target: tensor_of(program, spec) for spec in program.graph_signature.input_specs}
+    assert torch.equal(found["proj.weight"], net.proj.weight)
+    assert [name for name, value in found.items() if value is None] == [None]
 
 
 def test_other_weights_are_another_model() -> None:

@@ -144,3 +144,26 @@ def test_operators_that_cannot_be_imported_are_listed_with_counts() -> None:
         load(Odd().eval(), (torch.rand(3, 3),))
     assert caught.value.code == "model-unsupported"
     assert "matrix_exp" in str(caught.value)
+
+
+class Turned(torch.nn.Module):
+    """Positions as complex numbers, which TVM has none of."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.view_as_real(torch.view_as_complex(x) * torch.polar(torch.ones(4), torch.ones(4)))
+
+
+class Spectrum(torch.nn.Module):
+    """A Fourier transform."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.fft.rfft(x).abs()
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "name"), [(Turned(), (1, 4, 2), "view_as_complex"), (Spectrum(), (8,), "fft")]
+)
+def test_operators_of_complex_numbers_are_named(net: Any, shape: tuple[int, ...], name: str) -> None:
+    with pytest.raises(HwqError, match=f"{name}.*accepted: those of TVM's importer") as caught:
+        load(net.eval(), (torch.ones(shape),))
+    assert caught.value.code == "model-unsupported"
