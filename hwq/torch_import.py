@@ -67,7 +67,7 @@ def import_program(exported: Exported) -> IRModule:
     """The Relax module of a captured network: ``main`` takes its inputs in order and returns a tuple of its outputs.
 
     Raises HwqError "model-unsupported" listing every operator that cannot be imported with its count, "model-dynamic"
-    for a tensor whose shape depends on data, "model-kind" for a network with a constant output.
+    for a tensor whose shape depends on data, "model-kind" for a network with a constant output or random numbers.
     """
     import torch
 
@@ -118,6 +118,12 @@ def _import_node(state: _State, node: Any) -> None:
     state.scope.here = rt.module_origin(_path(node))
     if label in _CHECKS or label.startswith(_CHECK_PREFIXES):
         return
+    if _draws(state, node):
+        raise HwqError(
+            "model-kind",
+            f"{label} at {_path(node) or node.name!r} draws random numbers, which an artifact cannot; accepted: a "
+            "network whose outputs follow from its inputs (draw them outside, and give them as an input)",
+        )
     try:
         state.env[node] = _converted(state, node, label)
     except _UnknownError:  # its inputs are not known, but whether there is a converter is
@@ -133,6 +139,15 @@ def _import_node(state: _State, node: Any) -> None:
         logging.getLogger(__name__).debug("%s %r is refused: %s", label, node.name, error)
         _refuse(state, node, label)
         state.env.update(_assumed(state, node))
+
+
+def _draws(state: _State, node: Any) -> bool:
+    """Whether a node draws random numbers; dropout and attention with dropout off, as export leaves them, do not."""
+    if state.torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    given = _bound(node.target, list(node.args), node.kwargs)
+    flags = [given[key] for key in ("dropout_p", "train", "training") if key in given]
+    return not flags or any(flag != 0 for flag in flags)  # False and 0.0 are off
 
 
 def _refuse(state: _State, node: Any, label: str) -> None:
@@ -203,9 +218,7 @@ def _any(test: Callable[[Any], bool], value: Any) -> bool:
 
 
 def _fold(state: _State, node: Any, args: Any, kwargs: Any) -> Any:
-    """Evaluate a node whose inputs are all known; None where it draws random numbers, or makes too much."""
-    if state.torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        return None
+    """Evaluate a node whose inputs are all known; None where it makes too much."""
     with state.torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = node.target(*args, **{**kwargs, **({"device": "cpu"} if "device" in kwargs else {})})

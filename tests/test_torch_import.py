@@ -17,6 +17,7 @@ from hwq.target import Target
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'hwq[torch]'")
 torch_nets = pytest.importorskip("torch_nets")
+F = torch.nn.functional
 
 Array = np.ndarray[Any, Any]
 SCHEMES = ("f32", "w8a8")
@@ -167,3 +168,48 @@ def test_operators_of_complex_numbers_are_named(net: Any, shape: tuple[int, ...]
     with pytest.raises(HwqError, match=f"{name}.*accepted: those of TVM's importer") as caught:
         load(net.eval(), (torch.ones(shape),))
     assert caught.value.code == "model-unsupported"
+
+
+class Applied(torch.nn.Module):
+    """A function as a module in the network."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Any) -> Any:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (lambda x: x + torch.randn_like(x), "randn_like"),
+        (lambda x: x + torch.rand(4), "rand"),
+        (lambda x: F.dropout2d(x, training=True), "bernoulli"),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1), "scaled_dot_product_attention"),
+    ],
+)
+def test_random_numbers_are_refused(function: Any, operator: str) -> None:
+    """Frozen in the artifact, they would be the same numbers at each call."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), Applied(function)).eval()
+    with pytest.raises(HwqError, match=rf"{operator}\S* at '1' draws random numbers.*accepted") as caught:
+        load(net, (torch.ones(1, 2, 3, 4),))
+    assert caught.value.code == "model-kind"
+
+
+def test_dropout_that_is_off_draws_nothing() -> None:
+    parts = (
+        torch.nn.Dropout(),
+        torch.nn.Dropout1d(),
+        torch.nn.AlphaDropout(),
+        torch.nn.TransformerEncoderLayer(8, 2, 8),
+    )
+    whole = torch.nn.Sequential(*parts, Applied(lambda x: F.scaled_dot_product_attention(x, x, x))).eval()
+    same_as_torch(whole, {"input": torch.linspace(-1, 1, 32).reshape(1, 4, 8)})
+
+
+def test_many_headed_attention_draws_nothing() -> None:
+    net = torch.nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True).eval()
+    x = torch.linspace(-1, 1, 32).reshape(1, 4, 8)
+    assert [spec.name for spec in load(net, (x, x, x)).inputs] == ["query", "key", "value"]
