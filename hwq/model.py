@@ -99,8 +99,7 @@ def _load(source: Any, example_inputs: Any, batch: int | None, shapes: Mapping[s
     if is_torch(source):
         return _load_torch(source, example_inputs, batch=batch, shapes=shapes, lengths=lengths)
     if example_inputs is not None:
-        kind = type(source).__name__
-        raise HwqError("example-inputs", f"example_inputs are given for a {kind}; accepted: for a torch module only")
+        raise HwqError("example-inputs", f"example_inputs are given for {_no_module(source)}")
     batch = 1 if batch is None else batch
     name, proto = read_proto(source)
     try:
@@ -116,6 +115,18 @@ def _load(source: Any, example_inputs: Any, batch: int | None, shapes: Mapping[s
         name=name, graph=graph, fingerprint=digest.hexdigest(), inputs=inputs, outputs=outputs,
         float_ops=kept_in_float(graph), opset=opset_of(proto), batch=batch,
     )  # fmt: skip
+
+
+def _no_module(source: Any) -> str:
+    """What was given with example_inputs instead of a torch module, and what is accepted."""
+    kind = type(source).__name__
+    if isinstance(source, Mapping):
+        return f"a {kind}, which holds weights without their network; accepted: the torch.nn.Module that they belong to"
+    if isinstance(source, type):
+        return f"the class {source.__name__}; accepted: an instance of it that is a torch.nn.Module"
+    if callable(source):
+        return f"a {kind}; accepted: a torch.nn.Module whose forward calls it"
+    return f"a {kind}; accepted: for a torch module only"
 
 
 def _load_varying(

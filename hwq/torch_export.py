@@ -134,11 +134,17 @@ def _capture(module: Any, example_inputs: Any) -> Any:
             "model-training",
             f"module {name} is in training mode (first {training[0]}); accepted: a module after .eval()",
         )
-    args, kwargs = _arguments(module, example_inputs)
+    bound = _arguments(module, example_inputs)
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(module, args, kwargs, strict=False)
+            return torch.export.export(module, bound.args, bound.kwargs, strict=False)
     except Exception as error:  # whatever the user's forward, or torch while it follows it, raises
+        given = [
+            f"{key} {str(value.dtype).removeprefix('torch.')} {_text(tuple(value.shape))}"
+            for key, value in bound.arguments.items()
+            if isinstance(value, torch.Tensor)
+        ]
+        name = f"{name} with {', '.join(given)}" if given else name
         raise HwqError(
             "torch-export",
             f"torch.export cannot capture {name}: {_first_line(error)}; accepted: a forward that takes these inputs "
@@ -146,8 +152,8 @@ def _capture(module: Any, example_inputs: Any) -> Any:
         ) from None
 
 
-def _arguments(module: Any, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of ``forward``, as tensors on the module's device."""
+def _arguments(module: Any, example_inputs: Any) -> inspect.BoundArguments:
+    """The arguments of ``forward`` by name, as tensors on the module's device."""
     import torch
 
     signature = inspect.signature(module.forward)
@@ -174,12 +180,11 @@ def _arguments(module: Any, example_inputs: Any) -> tuple[tuple[Any, ...], dict[
 
     try:
         if isinstance(example_inputs, Mapping):
-            bound = signature.bind(**{str(key): tensor(key, value) for key, value in example_inputs.items()})
+            return signature.bind(**{str(key): tensor(key, value) for key, value in example_inputs.items()})
         else:
-            bound = signature.bind(*(tensor(index, value) for index, value in enumerate(example_inputs)))
+            return signature.bind(*(tensor(index, value) for index, value in enumerate(example_inputs)))
     except TypeError as error:
         raise HwqError("example-inputs", f"example_inputs do not fit forward: {error}; {accepted}") from None
-    return bound.args, bound.kwargs
 
 
 def _check_inference(program: Any, name: str) -> None:

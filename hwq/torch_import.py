@@ -28,6 +28,11 @@ _FOLD_LIMIT_BYTES = 1 << 28
 # What only checks, at run time, what holds for fixed shapes.
 _CHECKS = ("_assert_tensor_metadata.default", "_assert_async.msg", "_assert_async.default", "_assert_scalar.default")
 _CHECK_PREFIXES = ("sym_constrain_range",)
+# Operators whose tensors are of one type, masks apart.
+_ONE_TYPE = (
+    "linear.", "matmul.", "mm.", "bmm.", "addmm.", "baddbmm.", "conv", "scaled_dot_product", "layer_norm.",
+    "native_layer_norm.", "group_norm.", "native_group_norm.", "batch_norm.", "_native_batch_norm",
+)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +40,7 @@ class _State:
     """What is known so far: for each node a tensor of torch's, its values known, a Relax expression, or a number."""
 
     torch: Any
+    inputs: dict[Any, str] = field(default_factory=dict)
     env: dict[Any, Any] = field(default_factory=dict)
     consts: dict[int, rt.Expr] = field(default_factory=dict)
     scope: rt.Scope = field(default_factory=rt.Scope)
@@ -67,7 +73,8 @@ def import_program(exported: Exported) -> IRModule:
     """The Relax module of a captured network: ``main`` takes its inputs in order and returns a tuple of its outputs.
 
     Raises HwqError "model-unsupported" listing every operator that cannot be imported with its count, "model-dynamic"
-    for a tensor whose shape depends on data, "model-kind" for a network with a constant output or random numbers.
+    for a tensor whose shape depends on data, "model-kind" for a network with a constant output or random numbers,
+    "example-inputs" for inputs of another type than the weights.
     """
     import torch
 
@@ -80,6 +87,7 @@ def import_program(exported: Exported) -> IRModule:
         if node.op == "placeholder" and node.name in shapes:
             name, shape = shapes[node.name]
             dtype = _dtype(state, node.meta["val"].dtype)
+            state.inputs[node] = name
             params[node.name] = state.env[node] = relax.Var(name, relax.TensorType(shape, dtype))
         elif node.op == "placeholder":
             value = tensor_of(exported.program, specs[node.name])
@@ -137,6 +145,7 @@ def _import_node(state: _State, node: Any) -> None:
         ) from None
     except Exception as error:  # whatever the importer raises is a refusal, to be listed with the others
         logging.getLogger(__name__).debug("%s %r is refused: %s", label, node.name, error)
+        _check_types(state, node, label)
         _refuse(state, node, label)
         state.env.update(_assumed(state, node))
 
@@ -153,6 +162,25 @@ def _draws(state: _State, node: Any) -> bool:
 def _refuse(state: _State, node: Any, label: str) -> None:
     state.unsupported[label] += 1
     state.first.setdefault(label, _path(node) or node.name)
+
+
+def _check_types(state: _State, node: Any, label: str) -> None:
+    """Raises HwqError "example-inputs" for a refused node whose tensors differ in type because an input does."""
+    values = [item.meta.get("val") for item in node.all_input_nodes]
+    types = {_dtype(state, value.dtype) for value in values if isinstance(value, state.torch.Tensor)} - {"bool"}
+    if not label.startswith(_ONE_TYPE) or len(types) < 2:
+        return
+    seen, todo = {node}, [node]
+    while todo:  # all that it was made of
+        new = [item for item in todo.pop().all_input_nodes if item not in seen]
+        seen.update(new)
+        todo += new
+    found = {name: _dtype(state, item.meta["val"].dtype) for item, name in state.inputs.items() if item in seen}
+    blamed = ", ".join(f"{name!r} is {dtype}" for name, dtype in found.items() if dtype in types)
+    if blamed:
+        where = f"{label} at {_path(node) or node.name!r} is given {' and '.join(sorted(types))}"
+        accepted = "inputs of the type that the network computes with"
+        raise HwqError("example-inputs", f"example input {blamed}, and {where}; accepted: {accepted}") from None
 
 
 def _assumed(state: _State, node: Any) -> dict[Any, Any]:

@@ -112,6 +112,29 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any]] = {
         ("TorchScript",),
         lambda: load(torch.jit.script(nn.Linear(6, 6).eval()), (x(1, 6),)),
     ),
+    "whole numbers into a linear layer": (
+        "example-inputs",
+        ("'x' is int64", "linear.default at 'proj'", "float32 and int64"),
+        lambda: load(wide(), (x(1, 6).long(),)),
+    ),
+    "doubles into a linear layer": (
+        "example-inputs",
+        ("'x' is float64", "float32 and float64"),
+        lambda: load(wide(), (x(1, 6).double(),)),
+    ),
+    "a float into a double layer": ("example-inputs", ("'x' is float32",), lambda: load(wide().double(), (x(1, 6),))),
+    "doubles into a convolution": (
+        "torch-export",
+        ("Conv1d with input float64 (1, 6, 4)",),
+        lambda: load(nn.Conv1d(6, 6, 3).eval(), (x(1, 6, 4).double(),)),
+    ),
+    "weights alone with inputs": (
+        "example-inputs",
+        ("OrderedDict", "weights without their network"),
+        lambda: load(wide().state_dict(), (x(1, 6),)),
+    ),
+    "a class with inputs": ("example-inputs", ("class Wide", "an instance"), lambda: load(Wide, (x(1, 6),))),
+    "a function with inputs": ("example-inputs", ("a function", "forward"), lambda: load(wide, (x(1, 6),))),
     "weights without values": (
         "model-invalid",
         ("'weight'", "'meta'"),
