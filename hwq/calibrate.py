@@ -26,10 +26,11 @@ from hwq.errors import HwqError
 from hwq.execute import Runner, quiet, run, to_device
 from hwq.files import write_atomic
 from hwq.graph import ANCHORS, Activation, Graph, Layer
+from hwq.lengths import EXTRA
 from hwq.numerics import QParams
 from hwq.padding import NO_PADDING, Padding
 from hwq.progress import Callback
-from hwq.samples import Batch
+from hwq.samples import Batch, batch_size
 from hwq.scheme import QType
 
 log = logging.getLogger(__name__)
@@ -93,9 +94,13 @@ def collect(
     both without the rows of ``padding``.
 
     The checkpoint of an interrupted call on the same samples is taken up where it stopped. The caller removes it
-    when what is made of the statistics is safe.
+    when what is made of the statistics is safe. Raises HwqError "values-not-finite", naming the first tensor of the
+    network that holds such values.
     """
     found = Statistics(histograms={tensor: observers.Histogram() for tensor in tensors})
+    layers = {one.step.output: one.step.name for one in runner.steps}
+    places = {tensor: place for place, tensor in enumerate(layers)}
+    ordered = sorted(tensors, key=lambda tensor: places.get(tensor, -1))
     anchors = [one.step for one in runner.steps if one.step.workload is not None and one.step.workload.op in ANCHORS]
     weighed = list(dict.fromkeys(step.inputs[0] for step in anchors))
     skip = 0
@@ -107,8 +112,11 @@ def collect(
         if done < skip:
             continue
         env = run(runner, to_device(batch))
-        for tensor in tensors:
-            found.histograms[tensor].update(padding.values(runner, env, tensor))
+        for tensor in ordered:
+            whose = f"{_counted(batch, done)} gives activation {tensor!r}"
+            layer = layers.get(tensor, tensor)
+            whose += "" if layer == tensor else f" (layer {layer!r})"
+            found.histograms[tensor].update(padding.values(runner, env, tensor), whose)
         for tensor in weighed:
             value = padding.values(runner, env, tensor)
             found.sums[tensor] = found.sums.get(tensor, 0.0) + value.sum(axis=0, dtype=np.float64)
@@ -120,6 +128,12 @@ def collect(
     if checkpoint is not None and checkpoint.exists():
         _save_checkpoint(checkpoint, found, done + 1)
     return found
+
+
+def _counted(batch: Batch, done: int) -> str:
+    """Which of the calibration samples, counted from 0, those of ``batch`` are."""
+    size = batch_size({name: (array.shape, "") for name, array in batch.items() if name not in EXTRA}) or 1
+    return f"calibration sample {done}" if size == 1 else f"calibration batch {done} (of {size} samples)"
 
 
 def _save_checkpoint(path: Path, found: Statistics, done: int) -> None:

@@ -60,15 +60,16 @@ class Histogram:
     def total(self) -> int:
         return int(self.counts.sum())
 
-    def update(self, values: npt.NDArray[Any]) -> None:
-        """Count ``values`` of any shape, as float32. Raises HwqError "values-not-finite" for NaN or infinities."""
+    def update(self, values: npt.NDArray[Any], what: str = "the values to be observed hold") -> None:
+        """Count ``values`` of any shape, as float32. Raises HwqError "values-not-finite" for NaN or infinities, of
+        which ``what`` says whose they are."""
         flat = np.asarray(values, np.float32).reshape(-1)
         if not flat.size:
             return
         low, high = float(flat.min()), float(flat.max())
         if not (math.isfinite(low) and math.isfinite(high)):
-            what = "NaN" if math.isnan(low) or math.isnan(high) else "an infinity"
-            raise HwqError("values-not-finite", f"the values to be observed hold {what}; accepted: finite numbers")
+            found = "NaN" if math.isnan(low) or math.isnan(high) else "an infinity"
+            raise HwqError("values-not-finite", f"{what} {found}; accepted: finite numbers")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(math.frexp(max(-low, high))[1] - (BINS // 2).bit_length() + 1)
         inverse = np.float32(math.ldexp(1.0, -self.exponent))

@@ -186,6 +186,8 @@ def best(spot: Spot, fitted: Array, held: Array, schemes: Iterable[str], observe
     kinds = [scheme for scheme in schemes if SCHEMES[scheme].weight is not None]
     if not kinds or not len(fitted) or not len(held):
         return None
+    if not (np.isfinite(fitted).all() and np.isfinite(held).all()):  # refused by calibrate, which sees whose they are
+        return None
     nothing = np.zeros(spot.channels, np.int64)
     ways = {exponents_of(spot, fitted, weights, alpha).tobytes(): alpha for alpha in ALPHAS}
     ways.pop(nothing.tobytes(), None)

@@ -86,6 +86,24 @@ def test_collect_sees_every_value_of_every_tensor(runner: Runner, batches: Batch
         )
 
 
+@pytest.mark.parametrize(("of", "where"), [(1, "sample 2"), (2, r"batch 2 \(of 2 samples\)")])
+def test_values_that_are_not_finite_are_named(of: int, where: str) -> None:
+    """The first layer of the network that writes them, in whatever order tensors are asked for."""
+    shapes = {"x": (of, 4), "a": (of, 4), "b": (of, 4)}
+    weight = np.full((4, 4), 2, np.float32)
+    layers = [tiny.layer("dense", (one,), two, shapes, weight=weight) for one, two in ("xa", "ab")]
+    graph = tiny.graph([replace(one, name=f"layer {one.output}") for one in layers], ["x"], ["b"])
+    program = lower(graph, {}, {}, {}, HOST, 1)
+    runner = bind(program, compile_kernels([program], HOST, default_cache_dir()))
+    given = [{"x": np.full((of, 4), value, np.float32)} for value in (1, 2, 3e38, 4)]
+    with pytest.raises(
+        HwqError,
+        match=rf"^calibration {where} gives activation 'a' \(layer 'layer a'\) an infinity; accepted: finite numbers$",
+    ) as caught:
+        collect(runner, ["b", "a", "x"], given)
+    assert caught.value.code == "values-not-finite"
+
+
 def test_means_are_of_the_channels_that_weights_read(runner: Runner, batches: Batches) -> None:
     found = collect(runner, TENSORS, batches)
     assert list(found.sums) == ["x", "stem", "left", "join", "flat"]

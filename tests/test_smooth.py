@@ -173,6 +173,10 @@ def test_nothing_is_smoothed_without_need(rng: np.random.Generator) -> None:
     )
     even, other = (rng.uniform(-1, 1, (256, WIDTH)).astype(np.float32) for _ in range(2))
     assert best(spot, even, other, ["w8a8"], "mse") is None
+    large = np.where(np.arange(WIDTH) == 3, np.float32(64), np.float32(1)) * even
+    assert best(spot, large, large, ["w8a8"], "mse") is not None
+    large[5, 2] = np.inf
+    assert best(spot, large, large, ["w8a8"], "mse") is None, "this is for calibration to refuse, which knows the layer"
     large = even * norm().constants[0]
     assert best(spot, large, other, ["w8a8_dyn"], "mse") is None, "the rows held out are even"
     assert best(spot, large, large, ["f32"], "mse") is None
