@@ -14,6 +14,7 @@ import os
 import statistics
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from hwq.device import close as close_device
 from hwq.errors import HwqError
 from hwq.files import write_atomic
 from hwq.graph import SPAN, Shape
-from hwq.lengths import COUNT, EXTRA, Length, cut_to
+from hwq.lengths import COUNT, EXTRA, Length, cut_to, plain
 from hwq.library import Library
 from hwq.placed import Placed, arguments, between_kernels, call, call_times, new_state, place
 from hwq.plan import Plan
@@ -76,6 +77,15 @@ class Artifact:
     length: int | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __repr__(self) -> str:
+        """One line, without the plan, the report and the library."""
+        taken, given = (
+            ", ".join(f"{name} {dtype} {plain(shape)}" for name, (shape, dtype) in specs.items())
+            for specs in (self.inputs, self.outputs)
+        )
+        schemes = ", ".join(f"{count} {name}" for name, count in Counter(self.plan.schemes.values()).most_common())
+        return f"Artifact({self.target.name}: {taken} -> {given}; layers: {schemes})"
 
     def __call__(self, *values: Any) -> Array | tuple[Array, ...]:
         """Run on one array (or one for each input, or one dict): samples first, any number of them.

@@ -98,13 +98,13 @@ class Layer:
     input_shapes: tuple[Shape, ...]
     output_shape: Shape
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    weight: npt.NDArray[np.float32] | None = None
-    bias: npt.NDArray[np.float32] | None = None
+    weight: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    bias: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     activation: Activation = field(default_factory=Activation)
     residual: bool = False
     float_residual: bool = False
-    func: Any = None
-    constants: tuple[npt.NDArray[Any], ...] = ()
+    func: Any = field(default=None, repr=False)
+    constants: tuple[npt.NDArray[Any], ...] = field(default=(), repr=False)
 
     @property
     def int8_tensors(self) -> tuple[str, ...]:

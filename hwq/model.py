@@ -23,7 +23,7 @@ from hwq.baked import check_constants, same_layers
 from hwq.errors import HwqError
 from hwq.graph import Graph, Shape
 from hwq.layers import find_layers
-from hwq.lengths import NO_LENGTHS, Dynamic, Lengths, check_axes, check_dynamic
+from hwq.lengths import NO_LENGTHS, Dynamic, Lengths, check_axes, check_dynamic, plain
 from hwq.onnx_import import import_graph
 from hwq.onnx_prepare import free_inputs, opset_of, prepare, read_proto
 from hwq.relax_tools import dtype_of
@@ -65,6 +65,14 @@ class Model:
     length: int | None = None
     dynamic: Dynamic = field(default_factory=dict)
     seen: bool = False
+
+    def __repr__(self) -> str:
+        """One line, without the weights."""
+        taken, given = (
+            ", ".join(f"{spec.name} {spec.dtype} {plain(spec.shape)}" for spec in specs)
+            for specs in (self.inputs, self.outputs)
+        )
+        return f"Model({self.name!r}: {taken} -> {given}; {len(self.graph.layers)} layers)"
 
 
 def load(

@@ -132,6 +132,14 @@ def test_the_same_artifact_is_the_same_bytes(saved: Path, tmp_path: Path) -> Non
     assert (tmp_path / "loaded.hwq").read_bytes() == saved.read_bytes()
 
 
+def test_an_artifact_is_shown_in_one_line() -> None:
+    shown, artifact = repr(demo_artifact()), demo_artifact()
+    ((name, (shape, dtype)),) = artifact.inputs.items()
+    assert shown.startswith(f"Artifact({artifact.target.name}: {name} {dtype} {shape} -> ")
+    assert all(scheme in shown for scheme in artifact.plan.schemes.values())
+    assert (len(shown) < 300, "\n" in shown) == (True, False)
+
+
 def test_all_comes_back(saved: Path) -> None:
     loaded = Artifact.load(saved)
     assert loaded.plan == demo_artifact().plan

@@ -46,6 +46,13 @@ def test_a_model_says_what_it_is(tmp_path: Path) -> None:
     assert load(str(path), batch=2).fingerprint == model.fingerprint
 
 
+def test_a_model_is_shown_in_one_line_without_its_weights() -> None:
+    model = load(_conv_net(), batch=2)
+    expected = "x float32 (2, 3, 6, 6) -> y float32 (2, 4, 4, 4); "
+    assert repr(model) == f"Model({model.name!r}: {expected}{len(model.graph.layers)} layers)"
+    assert "array" not in repr(model.graph)
+
+
 def test_the_fingerprint_is_of_the_content_and_the_shapes(tmp_path: Path) -> None:
     one = load(_conv_net()).fingerprint
     assert load(_conv_net()).fingerprint == one
