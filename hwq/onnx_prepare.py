@@ -191,7 +191,8 @@ def fix_inputs(proto: onnx.ModelProto, *, batch: int, shapes: Mapping[str, Shape
                     raise HwqError(
                         "model-dynamic",
                         f"dimension {axis} ({label}) of input {value.name!r} is free; give the whole shape in "
-                        f"shapes={{{value.name!r}: (...)}}",
+                        f"shapes={{{value.name!r}: (...)}}, or its lengths, where they vary, in "
+                        f"dynamic={{{value.name!r}: {{{axis}: (least, most)}}}}",
                     )
         del tensor.shape.dim[:]
         for dim in given:

@@ -246,7 +246,8 @@ def _inputs(
                 raise HwqError(
                     "model-dynamic",
                     f"dimension {axis} ({dim}) of input {name!r} is free; give the whole shape in "
-                    f"shapes={{{name!r}: (...)}}",
+                    f"shapes={{{name!r}: (...)}}, or its lengths, where they vary, in "
+                    f"dynamic={{{name!r}: {{{axis}: (least, most)}}}}",
                 )
             if value is None or value != (value if want is None else want):
                 accepted = _text(own) if free else f"{_text(own)}, as in example_inputs"

@@ -150,7 +150,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "a shape that depends on data": ("model-dynamic", ("depends on data",), lambda: load(Picky().eval(), (x(1, 6),))),
     "an input of another kind": ("model-kind", ("'x'", "complex64"), lambda: load(Plus().eval(), (x(1, 6) * 1j,))),
     "an empty input": ("model-kind", ("'x'", "(0, 6)"), lambda: load(Plus().eval(), (x(0, 6),))),
-    "a free dimension": ("model-dynamic", ("dimension 1", "'x'", "shapes={'x'"), lambda: load(free())),
+    "a free dimension": ("model-dynamic", ("dimension 1", "shapes={'x'", "dynamic={'x': {1:"), lambda: load(free())),
     "a dimension out of range": ("shapes-invalid", ("(1, 65, 6)",), lambda: load(free(), shapes={"x": (1, 65, 6)})),
     "another fixed dimension": ("shapes-invalid", ("(free, free, 6)",), lambda: load(free(), shapes={"x": (1, 5, 7)})),
     "shapes of no input": ("shapes-invalid", ("'y'", "'x'"), lambda: load(free(), shapes={"y": (1, 5, 6)})),
