@@ -1,7 +1,8 @@
 """What the scores of attention are made of: a product of queries with keys, a scale, and what is added for masks.
 
 Used by the pass that recognizes attention. Masks become sums: where(seen, s, fill) is s + where(seen, 0, fill), which
-is the same to a softmax where the fill leaves nothing of s beside it, or where every query sees some key.
+is the same to a softmax where the fill leaves nothing of s beside it, or where every query sees some key. Masks that
+the network makes are finite: a query that no key is shown to weighs all alike, and its result is their mean, no NaN.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tvm import ir, relax
+from tvm import IRModule, ir, relax
 
 from hwq import relax_tools as rt
 from hwq.arithmetic import orders, scaled
 from hwq.graph import Shape
+from hwq.layer_functions import layer_attrs
+from hwq.relax_numpy import MOVES, tensors_of
 
 # A score that has this much less than others counts for nothing.
 FAR = -9e3
@@ -22,6 +25,8 @@ FAR = -9e3
 SWALLOWS = -1e9
 # Where a mask says -infinity, this is added: less than any score, and still finite if a few masks come together.
 LEAST = -1e30
+# What a mask may go through on its way to the scores, and hide the same keys with LEAST as with -infinity.
+_CARRY = (*MOVES, "add", "maximum", "minimum", "where", "astype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,6 +87,37 @@ def weights_of(expr: rt.Expr, scope: rt.Scope) -> Any:
         return weights_of(value.args[0], scope)
     last = (-1, len(rt.shape_of(expr)) - 1)
     return value if rt.op_name(value) == "nn.softmax" and int(value.attrs.axis) in last else None
+
+
+def finite_masks(mod: IRModule) -> IRModule:
+    """``mod`` with LEAST for -infinity in the constants that masks are made of apart from the scores, as in
+    where(seen, 0, -infinity), wherever all that comes of them is added to the scores of calls of attention."""
+    bindings, uses = rt.bindings_of(mod), rt.count_uses(mod)
+    read: dict[rt.Expr, int] = {}
+    made: list[tuple[rt.Expr, rt.Expr]] = []
+    for var, value in reversed(bindings):
+        parts: list[rt.Expr] = []
+        if (layer_attrs(mod, value) or {}).get("layer") == "attention":
+            parts = list(value.args[3:])
+        elif read.get(var) == uses[var] and rt.op_name(value) in _CARRY and rt.dtype_of(var).startswith("float"):
+            parts, args = tensors_of(value), [_finite(arg) for arg in value.args]
+            if not all(new.same_as(old) for new, old in zip(args, value.args, strict=True)):
+                value = ir.Call(value.op, args, value.attrs, value.ty_args, value.span, value.ty)
+        for part in parts:
+            read[part] = read.get(part, 0) + 1
+        made.append((var, value))
+    if all(new.same_as(old) for (_, new), (_, old) in zip(made, reversed(bindings), strict=True)):
+        return mod
+    return rt.build_main(mod, mod["main"].params, made[::-1], mod["main"].body.body)
+
+
+def _finite(expr: rt.Expr) -> rt.Expr:
+    """A constant with LEAST for -infinity; anything else as it is."""
+    if not rt.is_const(expr) or not rt.dtype_of(expr).startswith("float"):
+        return expr
+    array = rt.value_of(expr)
+    hidden = np.isneginf(array)
+    return rt.const(np.where(hidden, array.dtype.type(LEAST), array)) if hidden.any() else expr
 
 
 def _joined(shape: Shape, to: Shape) -> bool:

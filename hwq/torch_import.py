@@ -217,6 +217,8 @@ def _converted(state: _State, node: Any, label: str) -> Any:
         return args[0][args[1]]
     if label == "sym_size.int" and isinstance(args[0], relax.Expr):
         return rt.shape_of(args[0])[args[1]]
+    if label == "full_like.default" and isinstance(args[0], relax.Expr):  # of which only the shape matters
+        args = (state.torch.empty(rt.shape_of(args[0]), dtype=state.plain(node.meta["val"].dtype)), *args[1:])
     if not _any(lambda item: isinstance(item, relax.Expr), (args, kwargs)):
         result = _fold(state, node, args, kwargs)
         if result is not None:

@@ -8,9 +8,9 @@ After:   q1, k1, v1 = R.reshape(R.permute_dims(q, [0, 2, 1, 3]), [b, s, h * d]),
 attention is a private function of the module (``hwq.layer_functions``), with attributes heads, kv_heads, scale and
 causal. Stands after recognize_rope; simplify_layout takes out the transposes that meet the network's own. The scale may
 stand anywhere, on q and k too; masks may be added or chosen by R.where, and keep the small shape that they had before
-they were broadcast; a constant one that hides the future is the attribute causal. Heads of keys and values that were
-repeated are read where they were not. A call of R.nn.attention is taken too. Weights that anything else reads, and
-products of other ranks than 3 and 4, are left alone.
+they were broadcast, and -infinity in them is finite; a constant one that hides the future is the attribute causal.
+Heads of keys and values that were repeated are read where they were not. A call of R.nn.attention is taken too. Weights
+that anything else reads, and products of other ranks than 3 and 4, are left alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tvm.ir.transform import PassContext, module_pass
 from hwq import relax_tools as rt
 from hwq.follow import made_of, terms_of
 from hwq.layer_functions import Functions, causal_mask
-from hwq.scores import FAR, LEAST, SWALLOWS, Scores, scores_of, unscaled, weights_of
+from hwq.scores import FAR, LEAST, SWALLOWS, Scores, finite_masks, scores_of, unscaled, weights_of
 
 _SWAP = (0, 2, 1, 3)
 
@@ -38,7 +38,8 @@ class RecognizeAttention:
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         functions = Functions(builder=relax.BlockBuilder(mod))
-        return functions.into(rt.rewrite(mod, lambda value, scope: _rule(value, scope, functions)))
+        mod = functions.into(rt.rewrite(mod, lambda value, scope: _rule(value, scope, functions)))
+        return finite_masks(mod)
 
 
 def _rule(value: rt.Expr, scope: rt.Scope, functions: Functions) -> rt.Expr | None:

@@ -13,6 +13,8 @@ from reference import run_graph
 from hwq.compiler import build, plan
 from hwq.errors import HwqError
 from hwq.model import Model, load
+from hwq.padding import find_padding
+from hwq.scores import FAR
 from hwq.target import Target
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'hwq[torch]'")
@@ -130,6 +132,93 @@ def test_names_of_outputs() -> None:
     assert [spec.name for spec in loaded("decoder").outputs] == ["logits"]
     assert [spec.name for spec in loaded("perceptron").outputs] == ["output_0", "output_1"]
     assert [spec.name for spec in loaded("residual").outputs] == ["output"]
+
+
+def both_ways(net: Any, inputs: tuple[Any, ...]) -> list[Model]:
+    """A module, and its ONNX export; their layers have the same names."""
+    pytest.importorskip("onnxscript", reason="torch.onnx's exporter needs onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(net.eval(), inputs, dynamo=True, verbose=False)
+    return [load(net, inputs), load(program.model_proto)]
+
+
+class Padded(torch.nn.Module):
+    """torch's own encoder: True hides a key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(50, 16)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        return self.layer(self.words(ids), src_key_padding_mask=mask == 0)
+
+
+class LeftPadded(torch.nn.Module):
+    """Two layers of causal attention with a bool mask, whose queries of padding at the start see no key at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(50, 16)
+        self.into = torch.nn.ModuleList(torch.nn.Linear(16, 48) for _ in range(2))
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        x, size = self.words(ids), ids.shape[1]
+        seen = torch.ones(size, size, dtype=torch.bool).tril() & mask[:, None, None, :].bool()
+        for linear in self.into:
+            q, k, v = linear(x).view(1, size, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            x = x + y.transpose(1, 2).reshape(1, size, 16)
+        return x
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(Padded, slice(0, 5)), (LeftPadded, slice(3, 8))])
+def test_bool_masks_that_hide_tokens_are_finite_and_found_as_padding(kind: Any, shown: slice) -> None:
+    torch.manual_seed(0)
+    net, ids, mask = kind(), torch.randint(0, 50, (1, 8)), torch.zeros(1, 8, dtype=torch.int64)
+    mask[:, shown] = 1
+    models, feeds = both_ways(net, (ids, mask)), {"ids": ids.numpy(), "mask": mask.numpy()}
+    for model in models:
+        tensor = next(layer.inputs[0] for layer in model.graph.layers if layer.op == "dense")
+        (hider,) = find_padding(model.graph).masks[tensor]
+        found = run_graph(model.graph, dict(zip(model.graph.inputs, feeds.values(), strict=True)))
+        hidden = (found[hider].max(axis=(1, 2)) <= FAR).reshape(-1)
+        np.testing.assert_array_equal(hidden, mask.numpy().reshape(-1) == 0)
+        assert all(np.isfinite(value).all() for value in found.values() if value.dtype == np.float32)
+    model = models[0]
+    artifact = build(model, plan(model, "host", calibration=[feeds] * 2, schemes=["w8a8"], measure=False, threads=1))
+    wanted = expected(net, {"ids": ids, "mask": mask})[0]
+    np.testing.assert_allclose(artifact(feeds)[:, shown], wanted[:, shown], atol=0.1 * np.abs(wanted).max())
+
+
+class Typed(torch.nn.Module):
+    """Of two tables, the second read at the same row for every token, as BERT's types are by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.types = torch.nn.Embedding(50, 16), torch.nn.Embedding(2, 16)
+        self.out = torch.nn.Linear(16, 8)
+
+    def forward(self, ids: Any) -> Any:
+        return self.out(self.words(ids) + self.types(torch.zeros_like(ids)))
+
+
+def test_what_has_only_the_shape_of_an_input_is_constant() -> None:
+    torch.manual_seed(0)
+    net, ids = Typed().eval(), torch.randint(0, 50, (1, 8))
+    here, there = both_ways(net, (ids,))
+    same_as_torch(net, {"ids": ids}, here)
+    assert [(layer.name, layer.op) for layer in here.graph.layers] == [(one.name, one.op) for one in there.graph.layers]
+    assert [layer.op for layer in here.graph.layers].count("gather") == 1
+    np.testing.assert_array_equal(*(run(model, {"ids": ids.numpy()})[0] for model in (here, there)))
+    free = load(net, (ids,), dynamic={"ids": {1: (1, 8)}})
+    fixed = load(net, (ids[:, :5],))
+    outputs = [
+        build(model, plan(model, "host", schemes=["w8a8_dyn"], measure=False, threads=1))(ids[:, :5].numpy())
+        for model in (free, fixed)
+    ]
+    np.testing.assert_array_equal(*outputs)
 
 
 class Odd(torch.nn.Module):

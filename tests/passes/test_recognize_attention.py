@@ -18,6 +18,7 @@ from hwq.passes.fold_constants import FoldConstants
 from hwq.passes.recognize_attention import RecognizeAttention
 from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.simplify_layout import SimplifyLayout
+from hwq.scores import LEAST
 
 op = relax.op
 Emit = Callable[[rt.Expr], rt.Expr]
@@ -127,6 +128,27 @@ def test_a_mask_that_was_broadcast_is_read_before() -> None:
 
     call = _recognized(_module(make, mask=(B, 1, 1, S)))
     assert rt.shape_of(call.args[3]) == (B, 1, 1, S)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_mask_made_apart_is_finite_where_only_scores_read_it(elsewhere: bool) -> None:
+    """Its -infinity is LEAST then, that of what is added to it on the way too; so no query gives NaN."""
+
+    def make(e: Emit, q: rt.Expr, k: rt.Expr, v: rt.Expr, mask: rt.Expr) -> Any:
+        test = e(op.greater(mask, _number(2.0)))
+        apart = e(op.where(test, _number(-math.inf), _number(0.0)))
+        wide = e(op.add(e(op.broadcast_to(e(op.reshape(apart, (B, 1, 1, S))), (B, 1, S, S))), rt.const(FUTURE)))
+        out = _attend(e, *_apart(e, q, k, v), lambda s: e(op.add(s, wide)))
+        return [out, e(op.exp(apart))] if elsewhere else out
+
+    call = _recognized(_module(make, mask=(B, S)))
+    assert rt.shape_of(call.args[3]) == (B, 1, S, S)
+    after = RecognizeAttention()(_module(make, mask=(B, S)))
+    values = [value for _, value in rt.bindings_of(after)]
+    (fill,) = [rt.scalar_of(value.args[1]) for value in values if rt.op_name(value) == "where"]
+    (table,) = [rt.value_of(value.args[1]) for value in values if rt.op_name(value) == "add"]
+    assert fill == (-math.inf if elsewhere else np.float32(LEAST))
+    np.testing.assert_array_equal(table, np.maximum(FUTURE, np.float32(LEAST)))
 
 
 @pytest.mark.parametrize("hidden", [True, False])
