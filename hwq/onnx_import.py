@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import tvm
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tvm import IRModule, ir, relax
 from tvm.relax.frontend.onnx import from_onnx
+from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from hwq import relax_tools as rt
 from hwq.errors import HwqError
@@ -246,20 +246,8 @@ def _refuse(state: _State, node: onnx.NodeProto, name: str) -> bool:
 
 def _refuse_unknown(state: _State, node: onnx.NodeProto, name: str) -> bool:
     """A node behind a refused one, its input types unknown: refused only where TVM does not know its operator."""
-    single = helper.make_node(node.op_type, [], ["o0"])
-    model = helper.make_model(
-        helper.make_graph([single], "node", [], [helper.make_empty_tensor_value_info("o0")]),
-        opset_imports=[helper.make_opsetid("", state.opset)],
-    )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from_onnx(model)
-    except tvm.error.OpNotImplemented:
-        return _refuse(state, node, name)
-    except Exception:  # known to the importer, which misses its inputs
-        return False
-    return False
+    known = node.op_type in CONVERTERS or node.op_type in _get_convert_map()
+    return False if known else _refuse(state, node, name)
 
 
 def _unsupported_text(state: _State) -> str:

@@ -183,6 +183,16 @@ def test_all_unsupported_operators_at_once() -> None:
     assert "Conv" not in message
 
 
+def test_what_stands_behind_a_refused_operator_is_not_built(capfd: pytest.CaptureFixture[str]) -> None:
+    """TVM complains on stderr of each that it begins and cannot end."""
+    behind = [node("Erf", ["a"], ["b"]), node("Sqrt", ["b"], ["c"]), node("Exp", ["c"], ["y"])]
+    proto = network([node("Abs", ["x"], ["a"]), *behind])
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "NonsenseOp", "com.example"
+    proto.opset_import.append(helper.make_opsetid("com.example", 1))
+    assert ": com.example.NonsenseOp (1, first 'a'); " in _refused(proto, "model-unsupported")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_quantized_network_is_refused_by_its_operators() -> None:
     consts = {"xs": np.float32(0.1), "xz": np.uint8(0), "w": np.ones((2, 3, 1, 1), np.uint8)}
     nodes = [
