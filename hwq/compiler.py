@@ -7,10 +7,12 @@ study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hwq import evaluate as evaluation_of
 from hwq.arguments import (
@@ -34,12 +36,14 @@ from hwq.deliver import deliver, plan_of, priced
 from hwq.dispose import dispose
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
+from hwq.graph import Graph, table_rows
 from hwq.lower import legal_schemes
 from hwq.model import Model, varying
 from hwq.plan import Plan
 from hwq.process import peak_memory_bytes
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, anchored
+from hwq.samples import as_batch, stream
 from hwq.scheme import SCHEMES, Budget
 from hwq.study import Study, inputs_of, priced_again, study, study_of_plan
 from hwq.target import Target
@@ -89,6 +93,7 @@ def compile(
         model,
         target,
         calibration=calibration,
+        evaluate=evaluate,
         schemes=schemes,
         trials=trials,
         work_dir=work_dir,
@@ -131,6 +136,7 @@ def plan(
         model,
         target,
         calibration=calibration,
+        evaluate=None if budget.drop is None else evaluate,
         schemes=schemes,
         trials=trials,
         work_dir=work_dir,
@@ -189,6 +195,7 @@ def build(
             f"plan was made for a model of fingerprint {plan.model[:8]!r}, this one has {model.fingerprint[:8]!r}: "
             "other weights or another batch size, so its ranges do not hold; accepted: the same model, loaded alike",
         )
+    check_rows(graph, None, evaluate)
     work = open_work(model.fingerprint, model.name, work_dir)
     with progress("compile") as callback:
         judged = evaluate is not None
@@ -203,6 +210,7 @@ def studied(
     target: Target | str | Path,
     *,
     calibration: Any,
+    evaluate: Any,
     schemes: Iterable[str] | None,
     trials: int,
     work_dir: str | Path | None,
@@ -228,16 +236,30 @@ def studied(
     if schemes is None:
         allowed = schemes_of_network(model.graph, allowed)
     check_threads(threads)
+    check_rows(model.graph, calibration, evaluate)
     work = open_work(model.fingerprint, model.name, work_dir)
     cores = threads or machine.cores
     return study(model, machine, work, calibration, allowed, cores, observer, timed, progress, careful=careful), work
+
+
+def check_rows(graph: Graph, calibration: Any, evaluate: Any) -> None:
+    """Raises HwqError, before anything runs, for samples of a network that looks rows up in tables, where they do not
+    fit it. All other samples are checked as they are read."""
+    inputs, rows = inputs_of(graph), table_rows(graph)
+    if rows and isinstance(calibration, np.ndarray | Mapping | list | tuple):
+        for _ in stream(calibration, inputs, rows=rows):
+            pass
+    if rows and isinstance(evaluate, tuple | list) and len(evaluate) == 2:
+        as_batch(evaluate[0], inputs, "evaluate", rows)
 
 
 def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:
     """The samples to judge by, with float's outputs on them; None where there are none."""
     check_samples(found.model, "evaluate", evaluate)
     with progress("evaluate float"):
-        return evaluation_of.prepare(evaluate, found.kept, found.runner, inputs_of(found.graph))
+        return evaluation_of.prepare(
+            evaluate, found.kept, found.runner, inputs_of(found.graph), table_rows(found.graph)
+        )
 
 
 def tuned(

@@ -18,7 +18,7 @@ from hwq.device import Device, closed_if_it_fails, connect, local
 from hwq.evaluate import Evaluation
 from hwq.execute import bind
 from hwq.explain import explain
-from hwq.graph import SPAN, WEIGHTED, Graph, Layer
+from hwq.graph import SPAN, WEIGHTED, Layer, table_rows
 from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
 from hwq.measure import homes_by
@@ -139,19 +139,6 @@ def assemble(study: Study, work: Work, plan: Plan, board: Device | None = None) 
 def weight_bytes(artifact: Artifact) -> int:
     """Bytes of all constants of an artifact that was assembled and not yet described."""
     return sum(artifact.report["sizes"].values())
-
-
-def table_rows(graph: Graph) -> dict[str, int]:
-    """Of the inputs that a gather takes its rows by, as they are or reshaped, how many rows there are to be had."""
-    source = {name: name for name in graph.inputs}
-    found: dict[str, int] = {}
-    for layer in graph.layers:
-        name = source.get(layer.inputs[0]) if layer.inputs else None
-        if name is not None and layer.op == "reshape":
-            source[layer.output] = name
-        elif name is not None and layer.op == "gather":
-            found[name] = min(layer.attrs["rows"], found.get(name, layer.attrs["rows"]))
-    return found
 
 
 def network_input(study: Study) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,8 @@ class Evaluation:
     source: str = "evaluate"
 
 
-def float_call(runner: Runner, inputs: Inputs) -> Run:
-    """The float network as a call like an artifact's: samples in, one array or a tuple out."""
+def float_call(runner: Runner, inputs: Inputs, rows: Mapping[str, int] | None = None) -> Run:
+    """The float network as a call like an artifact's: samples in, one array or a tuple out. rows: see ``as_batch``."""
 
     def once(part: Batch) -> tuple[Array, ...]:
         env = run(runner, to_device(part))
@@ -43,18 +43,24 @@ def float_call(runner: Runner, inputs: Inputs) -> Run:
 
     def call(value: Any) -> Any:
         shapes = [runner.program.values[name][0] for name in runner.program.outputs]
-        return samples.in_batches(once, value, inputs, shapes=shapes)
+        return samples.in_batches(once, value, inputs, shapes=shapes, rows=rows)
 
     return call
 
 
-def prepare(evaluate: Any, kept: tuple[Batch, ...], runner: Runner, inputs: Inputs) -> Evaluation | None:
+def prepare(
+    evaluate: Any,
+    kept: tuple[Batch, ...],
+    runner: Runner,
+    inputs: Inputs,
+    rows: Mapping[str, int] | None = None,
+) -> Evaluation | None:
     """The evaluation a user asked for; without one, on the ``kept`` calibration samples; None if there are none either.
 
     evaluate: (inputs, labels), or a function of a run callable that returns a number, higher is better. Raises HwqError
-    "evaluate-invalid", "labels-invalid" and those of ``hwq.samples``.
+    "evaluate-invalid", "labels-invalid" and those of ``hwq.samples``. rows: see ``hwq.samples.as_batch``.
     """
-    reference = float_call(runner, inputs)
+    reference = float_call(runner, inputs, rows)
     batch: Batch | None = kept[0] if kept else None
     if kept and samples.batch_size(inputs) is not None:
         batch = samples.gathered(kept)
@@ -71,7 +77,7 @@ def prepare(evaluate: Any, kept: tuple[Batch, ...], runner: Runner, inputs: Inpu
         found = type(evaluate).__name__
         message = f"evaluate is {found}; accepted: (inputs, labels), or a function of a run callable"
         raise HwqError("evaluate-invalid", message)
-    checked = samples.as_batch(evaluate[0], inputs, "evaluate")
+    checked = samples.as_batch(evaluate[0], inputs, "evaluate", rows)
     outputs = verify.outputs_of(reference, checked)
     labels = verify.check_labels(checked, evaluate[1], outputs[0])
     return Evaluation(inputs=checked, float_outputs=outputs, labels=labels)

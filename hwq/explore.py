@@ -129,6 +129,7 @@ def explore(
         model,
         target,
         calibration=calibration,
+        evaluate=evaluate,
         schemes=schemes,
         trials=trials,
         work_dir=work_dir,

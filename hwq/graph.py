@@ -147,3 +147,16 @@ def data_tensors(graph: Graph) -> frozenset[str]:
 def words_of(graph: Graph) -> int:
     """Rows of the largest table that ``graph`` picks from: of a language model, its words. 0 without any."""
     return max((layer.attrs["rows"] for layer in graph.layers if layer.op == "gather"), default=0)
+
+
+def table_rows(graph: Graph) -> dict[str, int]:
+    """Of the inputs that a gather takes its rows by, as they are or reshaped, how many rows there are to be had."""
+    source = {name: name for name in graph.inputs}
+    found: dict[str, int] = {}
+    for layer in graph.layers:
+        name = source.get(layer.inputs[0]) if layer.inputs else None
+        if name is not None and layer.op == "reshape":
+            source[layer.output] = name
+        elif name is not None and layer.op == "gather":
+            found[name] = min(layer.attrs["rows"], found.get(name, layer.attrs["rows"]))
+    return found

@@ -21,7 +21,7 @@ from hwq.correct import MOST_MACS, Roundings, correct
 from hwq.errors import HwqError
 from hwq.execute import KernelSet, Runner, bind, compile_kernels
 from hwq.files import write_atomic
-from hwq.graph import ANCHORS, Graph, Layer, data_tensors
+from hwq.graph import ANCHORS, Graph, Layer, data_tensors, table_rows
 from hwq.in_sequence import in_sequence, sequences
 from hwq.lower import lower
 from hwq.numerics import QParams
@@ -70,7 +70,7 @@ def calibrated(
     first: tuple[Batch, ...] = ()
     digest, total = "", None
     if repeatable or not integers:
-        first, digest, total = _read(samples_of.stream(calibration, inputs), room)
+        first, digest, total = _read(samples_of.stream(calibration, inputs, rows=table_rows(split)), room)
     if not integers:
         return {}, {}, first, total or 0, digest
     tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
@@ -94,7 +94,7 @@ def calibrated(
 
     def watched() -> Iterable[Batch]:
         nonlocal count
-        for batch in samples_of.stream(calibration, inputs):
+        for batch in samples_of.stream(calibration, inputs, rows=table_rows(split)):
             streamed.add(batch)
             count += 1
             if len(kept) < room:
@@ -140,7 +140,7 @@ def smoothing_of(
             spots.append(spot)
     if not spots:
         return {}
-    batches = list(itertools.islice(samples_of.stream(calibration, inputs), KEPT_SAMPLES))
+    batches = list(itertools.islice(samples_of.stream(calibration, inputs, rows=table_rows(graph)), KEPT_SAMPLES))
     seen = samples_of.Digest()
     for batch in batches:
         seen.add(batch)
@@ -199,7 +199,7 @@ def rounded(
     total, padding = count if again else len(kept), find_padding(graph)
 
     def gather(layers: Sequence[Layer], progress: Callback) -> Mapping[str, moments.Moments]:
-        batches = samples_of.stream(calibration, inputs) if again else kept
+        batches = samples_of.stream(calibration, inputs, rows=table_rows(graph)) if again else kept
         return moments.collect(runner, layers, qparams, batches, total, progress, padding)
 
     def journal(layer: Layer, schemes: Sequence[str]) -> Path:

@@ -116,11 +116,11 @@ def check_range(name: str, array: Array, dtype: str, what: str, rows: int | None
             raise HwqError("input-range", f"{message}; accepted: {least} to {most}")
 
 
-def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
+def as_batch(value: Any, inputs: Inputs, what: str, rows: Mapping[str, int] | None = None) -> Batch:
     """One user value (an array for the only input, a sequence in input order, or a dict) as checked arrays by name.
 
-    Of what ``gathered`` made, how many tokens there are goes along. Raises HwqError "input-name", "input-shape", and
-    those of ``check_array``.
+    Of what ``gathered`` made, how many tokens there are goes along. rows: of inputs that are looked up in a table, how
+    many it has (``hwq.graph.table_rows``). Raises HwqError "input-name", "input-shape", and those of ``check_array``.
     """
     names = list(inputs)
     extra: Batch = {}
@@ -140,6 +140,8 @@ def as_batch(value: Any, inputs: Inputs, what: str) -> Batch:
         raise HwqError("input-name", f"{what} names inputs {_listed(given)}; accepted: {_listed(names)}")
     batched = batch_size(inputs) is not None
     batch = {name: check_array(name, given[name], *inputs[name], what, batched=batched) for name in names}
+    for name, count in (rows or {}).items():
+        check_range(name, batch[name], str(batch[name].dtype), what, count)
     counts = {len(array) for array in batch.values()} if batched else ()
     if len(counts) > 1:
         message = f"{what} has inputs of different lengths {sorted(counts)}; accepted: one length for all"
@@ -218,32 +220,35 @@ def in_batches(
     inputs: Inputs,
     what: str = "the argument",
     shapes: Sequence[Shape] = (),
+    rows: Mapping[str, int] | None = None,
 ) -> Array | tuple[Array, ...]:
     """Call ``run`` on network-sized batches of ``value`` and join what it gives: one array, or a tuple of several.
 
     Outputs with the inputs' batch axis hold as many samples as ``value``; others follow one another, batch by batch.
     ``run`` gives outputs for as many tokens as there are; of what ``gathered`` made they are filled up with zeros to
-    ``shapes``, the outputs' own. Raises the errors of ``as_batch``.
+    ``shapes``, the outputs' own. rows and errors: those of ``as_batch``.
     """
     size = batch_size(inputs)
-    rows = []
-    batch = as_batch(value, inputs, what)
+    results = []
+    batch = as_batch(value, inputs, what, rows)
     for part, real in split(batch, inputs):
         found = run(part)
         if COUNT in batch and shapes:
             found = [filled_up(out, shape) for out, shape in zip(found, shapes, strict=True)]
-        rows.append([out[:real] if out.shape[:1] == (size,) else out for out in found])
-    if len(rows) == 1:
-        joined = tuple(rows[0])
+        results.append([out[:real] if out.shape[:1] == (size,) else out for out in found])
+    if len(results) == 1:
+        joined = tuple(results[0])
     else:
-        joined = tuple(np.concatenate([np.atleast_1d(out) for out in column]) for column in zip(*rows, strict=True))
+        joined = tuple(np.concatenate([np.atleast_1d(out) for out in column]) for column in zip(*results, strict=True))
     return joined[0] if len(joined) == 1 else joined
 
 
-def stream(samples: Any, inputs: Inputs, what: str = "calibration") -> Iterator[Batch]:
+def stream(
+    samples: Any, inputs: Inputs, what: str = "calibration", rows: Mapping[str, int] | None = None
+) -> Iterator[Batch]:
     """Network-sized batches of ``samples``; HwqError "samples-empty" if there is not one.
 
-    Empty arrays among others are passed over.
+    Empty arrays among others are passed over. rows: see ``as_batch``.
     """
     sets = [samples] if isinstance(samples, np.ndarray | Mapping) else samples
     if not isinstance(sets, Iterable):
@@ -255,7 +260,7 @@ def stream(samples: Any, inputs: Inputs, what: str = "calibration") -> Iterator[
         arrays = item.values() if isinstance(item, Mapping) else [item]
         if all(isinstance(array, np.ndarray) and array.shape[:1] == (0,) for array in arrays):
             continue
-        for part, _ in split(as_batch(item, inputs, what), inputs):
+        for part, _ in split(as_batch(item, inputs, what, rows), inputs):
             empty = False
             yield part
     if empty:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import language
 import numpy as np
 import pytest
 from demo_study import CALIBRATION, anchors, demo_evaluation, demo_model, demo_pictures, demo_study
@@ -14,6 +15,7 @@ from hwq.compiler import build, compile, plan
 from hwq.contest import NOISE
 from hwq.demo import load_demo
 from hwq.errors import HwqError
+from hwq.explore import explore
 from hwq.numerics import sqnr_db
 from hwq.plan import Plan
 from hwq.scheme import Budget
@@ -168,3 +170,38 @@ def test_plans_that_do_not_fit_the_model(schemes: dict[str, Any], code: str) -> 
             Plan(model="", target="host", threads=1, schemes=given, latency_s=0.0, weight_bytes=0, loss=0.0),
         )
     assert caught.value.code == code
+
+
+def test_ids_beyond_a_table_are_refused_before_anything_runs() -> None:
+    """Of calibration and of evaluation, however given; a generator's when they come."""
+    model = language.llama(blocks=1)
+    right = np.zeros((3, 12), np.int64)
+    wrong = right + np.array([[0], [29], [0]])
+    labels = np.zeros(3, np.int64)
+
+    def started(stage: str) -> Any:
+        raise AssertionError(f"{stage} began")
+
+    def refused(what: str, found: int = 29) -> Any:
+        text = rf"^{what} for input 'ids' holds {found}, which is beyond a table of 29 rows; accepted: -29 to 28$"
+        return pytest.raises(HwqError, match=text)
+
+    for given, found in ((wrong, 29), ([right, {"ids": wrong}], 29), ({"ids": right - 30}, -30)):
+        with refused("calibration", found) as caught:
+            plan(model, calibration=given, progress=started)
+        assert caught.value.code == "input-range"
+    for judged in (
+        lambda: compile(model, evaluate=(wrong, labels), progress=started),
+        lambda: plan(model, evaluate=(wrong, labels), budget=Budget(drop=0.1), progress=started),
+        lambda: explore(model, evaluate=(wrong, labels), progress=started),
+    ):
+        with refused("evaluate"):
+            judged()
+    once: Any = {"threads": 1, "measure": False, "schemes": ["f32"]}
+    with refused("calibration"):
+        plan(model, calibration=(one for one in (right, wrong)), **once)
+    with refused("the argument"):
+        plan(model, evaluate=lambda run: float(run(wrong).max()), budget=Budget(drop=0.1), **once)
+    made = plan(model, calibration=right - 29, **once)
+    with refused("evaluate"):
+        build(model, made, evaluate=(wrong, labels), progress=started)
