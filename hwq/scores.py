@@ -99,7 +99,7 @@ def finite_masks(mod: IRModule) -> IRModule:
         parts: list[rt.Expr] = []
         if (layer_attrs(mod, value) or {}).get("layer") == "attention":
             parts = list(value.args[3:])
-        elif read.get(var) == uses[var] and rt.op_name(value) in _CARRY and rt.dtype_of(var).startswith("float"):
+        elif var in read and read[var] == uses[var] and _carries(value):
             parts, args = tensors_of(value), [_finite(arg) for arg in value.args]
             if not all(new.same_as(old) for new, old in zip(args, value.args, strict=True)):
                 value = ir.Call(value.op, args, value.attrs, value.ty_args, value.span, value.ty)
@@ -109,6 +109,14 @@ def finite_masks(mod: IRModule) -> IRModule:
     if all(new.same_as(old) for (_, new), (_, old) in zip(made, reversed(bindings), strict=True)):
         return mod
     return rt.build_main(mod, mod["main"].params, made[::-1], mod["main"].body.body)
+
+
+def _carries(value: rt.Expr) -> bool:
+    """Whether what ``value`` reads hides by LEAST what it would hide by -infinity."""
+    if rt.op_name(value) not in _CARRY:
+        factor = scaled(value)
+        return factor is not None and factor[1] > 0
+    return rt.dtype_of(value).startswith("float")
 
 
 def _finite(expr: rt.Expr) -> rt.Expr:

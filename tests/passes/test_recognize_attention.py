@@ -138,10 +138,10 @@ def test_a_mask_made_apart_is_finite_where_only_scores_read_it(elsewhere: bool) 
         test = e(op.greater(mask, _number(2.0)))
         apart = e(op.where(test, _number(-math.inf), _number(0.0)))
         wide = e(op.add(e(op.broadcast_to(e(op.reshape(apart, (B, 1, 1, S))), (B, 1, S, S))), rt.const(FUTURE)))
-        out = _attend(e, *_apart(e, q, k, v), lambda s: e(op.add(s, wide)))
+        out = _attend(e, *_apart(e, q, k, v), lambda s: e(op.multiply(e(op.add(s, wide)), _number(0.5))))
         return [out, e(op.exp(apart))] if elsewhere else out
 
-    call = _recognized(_module(make, mask=(B, S)))
+    call = _recognized(_module(make, mask=(B, S)), scale=0.5)
     assert rt.shape_of(call.args[3]) == (B, 1, S, S)
     after = RecognizeAttention()(_module(make, mask=(B, S)))
     values = [value for _, value in rt.bindings_of(after)]
