@@ -138,7 +138,7 @@ def test_every_length_is_the_artifact_of_that_length(kind: str, scheme: str, tmp
 @pytest.mark.parametrize("n", [MOST, 6])
 def test_ranges_and_smoothing_are_those_of_the_network_of_that_length(n: int) -> None:
     """Calibrated on samples of one length: what lies behind the tokens that are there counts for nothing."""
-    samples = [_masked(x) for x in np.random.default_rng(1).integers(0, V, (8, 1, n))]
+    samples = [_masked(x) for x in np.random.default_rng(4).integers(0, V, (8, 1, n))]
     for sample in samples:
         sample["ids"][0, 0] = 3  # a word that all begin with: of whole sequences smoothing pays then
     any_length, fixed = (
