@@ -45,7 +45,7 @@ _TIMES = "Time kernels on this machine, or the board.  [default: where they can 
 _DEVICE = "The board that is the target's machine, and times it: KEY, or KEY@HOST:PORT."
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _DYNAMIC = "An axis whose length may vary from call to call, and the lengths (may be given again)."
-_DECODER = "Token by token, keys and values kept as float32, or with --decoder=int8 as bytes."
+_DECODER = "Token by token, keys and values kept as float32 (--decoder, after MODEL), or as bytes (--decoder=int8)."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
 _ANCHORS = "About how long losses are corrected by runs of whole assignments; 0s: not at all."
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."

@@ -224,6 +224,7 @@ def studied(
     """The arguments of compile, plan and explore checked, then studied."""
     check_model(model)
     check_samples(model, "calibration", calibration)
+    check_samples(model, "evaluate", evaluate)
     if dynamic is not None:
         model = varying(model, dynamic)
     check_trials(trials)
@@ -255,7 +256,6 @@ def check_rows(graph: Graph, calibration: Any, evaluate: Any) -> None:
 
 def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:
     """The samples to judge by, with float's outputs on them; None where there are none."""
-    check_samples(found.model, "evaluate", evaluate)
     with progress("evaluate float"):
         return evaluation_of.prepare(
             evaluate, found.kept, found.runner, inputs_of(found.graph), table_rows(found.graph)

@@ -38,7 +38,8 @@ from hwq.scheme import SCHEMES
 
 log = logging.getLogger(__name__)
 
-# Factors of the scale that just holds all weights, each tried with GPTQ: four bits clip to win resolution.
+# Factors of the scale that just holds all weights, in groups those of the side that reaches further, each tried with
+# GPTQ: four bits clip to win resolution.
 SHRINK = {4: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 8: (1.0,)}
 # Of the mean power, added to every input's: the paper's, and for four bits more too, for layers of few columns.
 DAMPS = {4: (rounding.DAMP, 10 * rounding.DAMP), 8: (rounding.DAMP,)}

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from hwq.correct import Roundings, rounded_to
+from hwq.correct import MOMENT_BYTES, Roundings, rounded_to, work_macs
 from hwq.cost import op_macs
 from hwq.execute import BoundStep, Runner, quiet, run, to_device
 from hwq.graph import Graph, Layer
@@ -72,13 +72,18 @@ def in_sequence(
 ) -> Roundings:
     """``roundings`` with those of schemes in groups made in sequence. reference: the float network.
 
-    They stay as they are where ``most_macs`` does not pay for it, or where there are too few samples to hold any out.
+    They stay as they are where ``most_macs`` or ``MOMENT_BYTES`` does not pay for it, or where samples are too few to
+    hold any out.
     """
     found = dict(roundings)
     work = sequences(graph, candidates)
     total = sum(map(len, work.values()))
-    macs = sum(op_macs(bound.step.workload) for bound in reference.steps if bound.step.workload is not None)
-    if len(batches) < HELD or total * macs * len(batches) > most_macs:
+    once = sum(op_macs(bound.step.workload) for bound in reference.steps if bound.step.workload is not None)
+    wanted = [layer for groups in work.values() for layers in groups for layer in layers]
+    widest = max((layer.input_shapes[0][-1] for layer in wanted), default=0)
+    # Both networks run for each group; moments are of two inputs side by side.
+    macs = 2.0 * total * once * len(batches) + sum(4 * work_macs(layer, 1) for layer in wanted)
+    if len(batches) < HELD or macs > most_macs or 2 * 8 * (2 * widest) ** 2 > MOMENT_BYTES:
         return found
     done = 0
     for scheme, groups in work.items():

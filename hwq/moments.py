@@ -177,7 +177,7 @@ def drawn(
         count = count // varied.tokens * int(batch[COUNT][0])
     shown = padding.shown(runner, env, layer.inputs[0])
     among = np.arange(count)
-    if shown is not None:
+    if shown is not None and count % len(shown) == 0:
         among = among[np.repeat(shown, count // len(shown))]
     wanted = min(len(among), max(1, ROWS // max(total, 1)))
     return np.asarray(np.sort(rng.choice(among, wanted, replace=False)), np.int64)

@@ -234,6 +234,8 @@ def rounded_in_sequence(
         changed = {(layer, scheme): str(text) for layer, scheme, text in json.loads(path.read_bytes())}
         if changed.keys() <= roundings.keys():
             return {**roundings, **changed}
+    except FileNotFoundError:
+        pass
     except (OSError, ValueError, TypeError) as error:
         log.debug("%s cannot be read (%r): layers are rounded in sequence", path, error)
 

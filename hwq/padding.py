@@ -1,7 +1,8 @@
 """Padding: the tokens of a sample that its masks hide from all attention, as short sentences are filled up with.
 
-Nothing comes of what is computed for them, but of sentences filled up to one length most rows are theirs: ranges,
-means and moments are taken without them. Stands before ``hwq.calibrate``.
+Nothing else is made of what is computed for them, and of sentences filled up to one length most rows are theirs:
+ranges, means and moments are taken without them. Where they are put out, a row for each token, they count as any in
+losses. Stands before ``hwq.calibrate``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Padding:
 
 
 NO_PADDING = Padding(masks={})
+# What reads several places for one: its output's rows are not its input's, whatever their number.
+_OTHERS = ("conv2d", "depthwise_conv2d", "max_pool2d", "avg_pool2d", "resize_nearest", "resize_linear")
 
 
 def find_padding(graph: Graph) -> Padding:
@@ -76,6 +79,8 @@ def _alongside(layer: Layer) -> tuple[tuple[str, ...], ...]:
     """The tensors of a layer that may have the same tokens."""
     if layer.op == "attention":
         return ((layer.inputs[0], layer.output), layer.inputs[1:3])
+    if layer.op in _OTHERS or (layer.op == "transpose" and tuple(layer.attrs["axes"][:2]) != (0, 1)):
+        return ()
     return ((*layer.inputs, layer.output),)
 
 

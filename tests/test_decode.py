@@ -129,6 +129,7 @@ def test_samples_belong_to_the_whole() -> None:
         ("calibration", lambda: hwq.compile(step, calibration=ids, **PLAIN)),
         ("calibration", lambda: hwq.plan(step, calibration=ids, **PLAIN)),
         ("evaluate", lambda: hwq.compile(step, evaluate=lambda run: 1.0, schemes=["f32"], **PLAIN)),
+        ("evaluate", lambda: hwq.compile(step, evaluate=(ids, ids[:, 0]), schemes=["f32"], **PLAIN)),
         ("evaluate", lambda: hwq.build(step, plan, evaluate=lambda run: 1.0)),
     ):
         with pytest.raises(

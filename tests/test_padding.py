@@ -12,7 +12,7 @@ import hwq
 from hwq.cache import default_cache_dir
 from hwq.calibrate import collect
 from hwq.execute import Runner, bind, compile_kernels, run, seen, to_device
-from hwq.graph import Graph
+from hwq.graph import Graph, Layer
 from hwq.lower import lower
 from hwq.moments import collect as moments_of
 from hwq.moments import rows_of
@@ -103,6 +103,27 @@ def test_a_sample_of_nothing_but_padding_counts(graph: Graph, runner: Runner, ba
     (tensor,) = {layer.inputs[0] for layer in graph.layers if layer.name == QUERY}
     nothing = [batches[0] | {"attention_mask": np.zeros((1, TOKENS), np.int64)}]
     assert collect(runner, [tensor], nothing, padding=find_padding(graph)).rows[tensor] == TOKENS
+
+
+def test_what_moves_tokens_is_not_followed() -> None:
+    """As many channels as tokens: turned round, the rows are the channels."""
+    square = hwq.load(encoder(replace(SIZE, width=TOKENS), TOKENS)).graph
+    last = next(layer for layer in square.layers if layer.name == NORM)
+    shape = last.output_shape
+    for axes, followed in (((0, 2, 1), False), ((0, 1, 2), True)):
+        turn = Layer(
+            name="turn", op="transpose", inputs=(last.output,), output="turned", input_shapes=(shape,),
+            output_shape=shape, attrs={"axes": axes},
+        )  # fmt: skip
+        graph = replace(
+            square,
+            layers=(*square.layers, turn),
+            shapes={**square.shapes, "turned": shape},
+            dtypes={**square.dtypes, "turned": "float32"},
+        )
+        found = find_padding(graph).masks
+        assert last.output in found
+        assert ("turned" in found) == followed
 
 
 def test_without_a_mask_of_the_sample_there_is_none(graph: Graph) -> None:
