@@ -7,12 +7,10 @@ study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hwq import evaluate as evaluation_of
 from hwq.arguments import (
@@ -43,7 +41,7 @@ from hwq.plan import Plan
 from hwq.process import peak_memory_bytes
 from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, anchored
-from hwq.samples import as_batch, stream
+from hwq.samples import as_batch, repeatable, stream
 from hwq.scheme import SCHEMES, Budget
 from hwq.study import Study, inputs_of, priced_again, study, study_of_plan
 from hwq.target import Target
@@ -247,7 +245,7 @@ def check_rows(graph: Graph, calibration: Any, evaluate: Any) -> None:
     """Raises HwqError, before anything runs, for samples of a network that looks rows up in tables, where they do not
     fit it. All other samples are checked as they are read."""
     inputs, rows = inputs_of(graph), table_rows(graph)
-    if rows and isinstance(calibration, np.ndarray | Mapping | list | tuple):
+    if rows and repeatable(calibration):
         for _ in stream(calibration, inputs, rows=rows):
             pass
     if rows and isinstance(evaluate, tuple | list) and len(evaluate) == 2:

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hwq import moments
 from hwq import samples as samples_of
 from hwq.calibrate import choose, collect, load_means, save_means
@@ -65,7 +63,7 @@ def calibrated(
             raise HwqError("samples-empty", f"{message} {without}, such as schemes=['f32'] for none")
         return {}, {}, (), 0, ""
     # What can be read twice is read first, so that a finished result is found; a generator is streamed once.
-    repeatable = isinstance(calibration, np.ndarray | Mapping | list | tuple)
+    repeatable = samples_of.repeatable(calibration)
     room = max(1, KEPT_SAMPLES // (samples_of.batch_size(inputs) or 1))
     first: tuple[Batch, ...] = ()
     digest, total = "", None
@@ -126,7 +124,7 @@ def smoothing_of(
 ) -> dict[str, tuple[int, ...]]:
     """How the channels of ``graph`` are best smoothed (``hwq.smooth``), by samples that can be read again; by a
     generator's they are not. Nothing is where no loss is looked at, which ``careful`` says."""
-    again = isinstance(calibration, np.ndarray | Mapping | list | tuple)
+    again = samples_of.repeatable(calibration)
     if not again or not careful:
         return {}
     schemes = {
@@ -195,7 +193,7 @@ def rounded(
     """
     if calibration is None:
         return {}
-    again = isinstance(calibration, np.ndarray | Mapping | list | tuple)
+    again = samples_of.repeatable(calibration)
     total, padding = count if again else len(kept), find_padding(graph)
 
     def gather(layers: Sequence[Layer], progress: Callback) -> Mapping[str, moments.Moments]:

@@ -243,6 +243,11 @@ def in_batches(
     return joined[0] if len(joined) == 1 else joined
 
 
+def repeatable(samples: Any) -> bool:
+    """Whether ``stream`` can go through ``samples`` more than once: through a generator's it cannot."""
+    return isinstance(samples, np.ndarray | Mapping | list | tuple)
+
+
 def stream(
     samples: Any, inputs: Inputs, what: str = "calibration", rows: Mapping[str, int] | None = None
 ) -> Iterator[Batch]:

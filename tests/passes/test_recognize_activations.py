@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from relax_cases import assert_left_alone, assert_same_numbers
-from tvm import IRModule, relax
+from relax_cases import assert_left_alone, assert_same_numbers, module_of
+from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
@@ -24,18 +24,6 @@ op, INF = relax.op, math.inf
 
 def _number(value: float) -> rt.Expr:
     return relax.const(value, "float32")
-
-
-def _module(make: Any) -> IRModule:
-    """``make(emit, x)`` as a function of one tensor."""
-    builder = relax.BlockBuilder()
-    x = relax.Var("x", relax.TensorType(SHAPE, "float32"))
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            out = make(builder.emit, x)
-            outs = [builder.emit_output(item) for item in (out if isinstance(out, list) else [out])]
-        builder.emit_func_output(relax.Tuple(outs) if len(outs) > 1 else outs[0])
-    return builder.get()
 
 
 def _hard_gate(e: Any, x: rt.Expr) -> rt.Expr:
@@ -94,7 +82,7 @@ SPELLINGS: list[tuple[str, Activation, Any]] = [
 
 @pytest.mark.parametrize(("activation", "make"), [case[1:] for case in SPELLINGS], ids=[case[0] for case in SPELLINGS])
 def test_one_call_remains(activation: Activation, make: Any) -> None:
-    before = _module(make)
+    before = module_of(make, SHAPE)
     after = RecognizeActivations()(before)
     relax.analysis.well_formed(after)
     ((_, value),) = rt.bindings_of(after)
@@ -162,4 +150,4 @@ def test_hard_swish_is_a_private_function() -> None:
     ids=["read twice", "another tensor", "steep", "not up to 6", "slopes", "over 7"],
 )
 def test_what_only_looks_alike_is_left_alone(make: Any) -> None:
-    assert_left_alone(RecognizeActivations(), _module(make))
+    assert_left_alone(RecognizeActivations(), module_of(make, SHAPE))
