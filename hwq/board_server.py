@@ -11,6 +11,7 @@ first.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -101,11 +102,12 @@ def serve(key: str, tracker: tuple[str, int], host: str, address: str | None) ->
         print(f"a session ended badly: {ended.exc_value}; the board goes on", file=sys.stderr, flush=True)
 
     threading.excepthook = say
-    first, last = PORTS
-    port = server._popen_start_rpc_server(host, first, last, False, tracker, key, custom_addr=address)
-    state: Any = server.PopenRPCServerState.current
+    try:
+        state = started(key, tracker, host, address)
+    except (OSError, ValueError) as error:
+        sys.exit(f"board {key!r} cannot listen on {host}: {getattr(error, 'strerror', None) or error}")
+    port, thread = state.port, state.thread
     _ask_after_clients(state.sock)
-    thread = state.thread
     print(f"board {key!r} listens on port {port}, known to the tracker at {tracker[0]}:{tracker[1]}", flush=True)
     while True:
         thread.join()
@@ -113,6 +115,25 @@ def serve(key: str, tracker: tuple[str, int], host: str, address: str | None) ->
         os.chdir(home)  # a session that died left its own folder, which may be gone
         thread = threading.Thread(target=server._listen_loop, args=(state.sock, port, key, tracker, None, address))
         thread.start()
+
+
+def started(key: str, tracker: tuple[str, int], host: str, address: str | None) -> Any:
+    """TVM's server, listening on the first port of PORTS that is free.
+
+    Two boards that are started at once may both bind a port, for TVM lets ports be reused; only one of them may listen.
+    The other tries again, and is then refused that port in time for the next. Raises ValueError where no port is free,
+    OSError where ``host`` is no address of this machine.
+    """
+    from tvm.rpc import server
+
+    first, last = PORTS
+    while True:
+        try:
+            server._popen_start_rpc_server(host, first, last, False, tracker, key, custom_addr=address)
+            return server.PopenRPCServerState.current
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
 
 
 def _ask_after_clients(listening: socket.socket) -> None:

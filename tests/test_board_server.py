@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import signal
 import socket
 import subprocess
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from boards import free_port
+from tvm.rpc import server
 
 from hwq import board_server
 from hwq.address import read_device
@@ -121,3 +125,55 @@ def test_it_runs_without_hwq() -> None:
     found = subprocess.run([sys.executable, "-I", str(SERVER), "--help"], capture_output=True, text=True, check=False)
     assert found.returncode == 0
     assert "--tracker" in found.stdout
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TVM leaves its socket to be collected
+def test_a_board_started_at_the_same_moment_gets_the_next_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TVM binds, says so in its log, then listens: in between, another board listens on that port."""
+    first = free_port()
+    monkeypatch.setattr(board_server, "PORTS", (first, first + 50))
+    monkeypatch.setattr(server, "_listen_loop", lambda *_: None)
+    log = logging.getLogger("RPCServer")
+    monkeypatch.setattr(log, "level", logging.INFO)
+    with contextlib.ExitStack() as ends:
+        taken: list[int] = []
+
+        class Other(logging.Handler):
+            """The board that was faster, once."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                if taken:
+                    return
+                line = ends.enter_context(socket.socket())
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                line.bind(record.args)
+                line.listen()
+                taken.append(record.args[1])
+
+        other = Other()
+        log.addHandler(other)
+        ends.callback(log.removeHandler, other)
+        state = board_server.started("key", ("127.0.0.1", 1), "127.0.0.1", None)
+        ends.enter_context(state.sock)
+        assert taken
+        assert state.port not in taken
+        with socket.create_connection(("127.0.0.1", state.port), 5):
+            pass
+
+
+def test_a_board_that_finds_no_free_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        line.listen()
+        port = line.getsockname()[1]
+        monkeypatch.setattr(board_server, "PORTS", (port, port + 1))
+        with pytest.raises(ValueError, match="cannot bind to any port"):
+            board_server.started("key", ("127.0.0.1", 1), "127.0.0.1", None)
+
+
+def test_a_board_that_cannot_listen_says_so_in_a_line() -> None:
+    command = [sys.executable, str(SERVER), "--key", "k", "--tracker", "127.0.0.1:1", "--host", "192.0.2.1"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1] == "board 'k' cannot listen on 192.0.2.1: Cannot assign requested address"
+    assert "Traceback" not in found.stderr
