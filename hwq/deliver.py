@@ -24,6 +24,7 @@ from hwq.lower import CONVERSIONS, Program
 from hwq.measure import homes_by
 from hwq.plan import Plan
 from hwq.samples import Batch, made_up
+from hwq.scheme import SCHEMES
 from hwq.store import tool_versions
 from hwq.study import Study, inputs_of, pool_of, roundings_of
 from hwq.switches import verify_wanted
@@ -339,6 +340,9 @@ def _why(study: Study, layer: Layer, scheme: str) -> str:
         size = f", {cost.weight_bytes} bytes" if layer.op in WEIGHTED else ""
         lost = "" if other == "f32" else f", loss {loss:.1e}"
         parts.append(f"{other} {cost.latency_s * 1e6:.1f} us{size}{lost} ({cost.source})")
+    rows = ""
+    if layer.op == "gather" and (weight := SCHEMES[scheme].weight) is not None:
+        rows = f"rows of int{weight.qtype.bits} are held so, whatever the allowed scheme: a table is only looked up; "
     if len(names) == 1:
-        return f"{scheme}: the only scheme allowed; {parts[0]}"
-    return f"{scheme}: chosen among {'; '.join(parts)}; conversions at its borders counted"
+        return f"{scheme}: {rows or 'the only scheme allowed; '}{parts[0]}"
+    return f"{scheme}: {rows}chosen among {'; '.join(parts)}; conversions at its borders counted"

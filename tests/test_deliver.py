@@ -192,6 +192,18 @@ def test_reasons_of_layers_without_a_choice(study: Study) -> None:
     assert text == "f32: host has no integer kernel for conv2d"
 
 
+def test_a_table_says_why_it_is_in_a_scheme_that_was_not_asked_for(study: Study) -> None:
+    layers = tuple(replace(layer, op="gather") if layer.name == "stem" else layer for layer in study.graph.layers)
+    tables = replace(study, model=replace(study.model, graph=replace(study.graph, layers=layers)))
+    found = {scheme: explain_choices(tables, {**uniforms(study)[scheme].schemes})["stem"] for scheme in ("f32", "w4a8")}
+    rows = "rows of int4 are held so, whatever the allowed scheme: a table is only looked up; "
+    assert found["w4a8"].startswith(f"w4a8: {rows}chosen among f32 ")
+    assert found["f32"].startswith("f32: chosen among f32 ")
+    only = replace(tables, candidates={**study.candidates, "stem": ("w4a8",)})
+    text = explain_choices(only, uniforms(study)["w4a8"].schemes)["stem"]
+    assert text.startswith(f"w4a8: {rows}w4a8 "), "no other scheme is allowed for it, and none was asked for"
+
+
 def test_notes_warn_of_poor_agreement_and_of_what_stays_float(study: Study) -> None:
     poor = Accuracy(score=None, float_score=None, drop=0.2, agreement=0.8, sqnr_db=(9.0,), samples=10)
     assert notes(study, None) == notes(study, replace(poor, agreement=0.99)) == []
