@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from hwq.cli_store import store_group
 from hwq.cli_tune import tune_command
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
-from hwq.options import check_output, device_option, json_option, read_dynamic, threads_option
+from hwq.options import JobCommand, check_output, device_option, json_option, read_dynamic, read_shape, threads_option
 from hwq.samples import read_file
 from hwq.scheme import SCHEMES, Budget, parse_schemes
 from hwq.shell import Shell, count, emit, stages
@@ -45,7 +44,7 @@ _TIMES = "Time kernels on this machine, or the board.  [default: where they can 
 _DEVICE = "The board that is the target's machine, and times it: KEY, or KEY@HOST:PORT."
 _SHAPES = "The whole shape of an input with other free axes (may be given again)."
 _DYNAMIC = "An axis whose length may vary from call to call, and the lengths (may be given again)."
-_DECODER = "Token by token, keys and values kept as float32 (--decoder, after MODEL), or as bytes (--decoder=int8)."
+_DECODER = "Token by token, keys and values kept as float32 (--decoder), or as bytes (--decoder=int8)."
 _SCHEMES = f"Schemes that layers may take, of {', '.join(SCHEMES)}; as w8a8,f32.  [default: all the target has]"
 _ANCHORS = "About how long losses are corrected by runs of whole assignments; 0s: not at all."
 _OBSERVERS = "How ranges are read: minmax, percentile, mse or entropy."
@@ -71,7 +70,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch", type=count, default=1, show_default=True, help="Size of a free batch axis."),
         click.option("--shape", "shapes", metavar="INPUT=1x3x8x8", multiple=True, help=_SHAPES),
         click.option("--dynamic", metavar="INPUT:AXIS=1..256", multiple=True, help=_DYNAMIC),
-        click.option("--decoder", is_flag=False, flag_value="float32", metavar="CACHE", help=_DECODER),
+        click.option("--decoder", metavar="[=CACHE]", help=_DECODER),
         click.option("--observer", metavar="NAME", default="mse", show_default=True, help=_OBSERVERS),
         click.option("--sensitivity-time", metavar="TIME", default="2min", show_default=True, help=_ANCHORS),
         click.option("--measure/--no-measure", default=None, help=_TIMES),
@@ -82,13 +81,11 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """(input, shape) of "input=1x3x8x8". Raises HwqError "shapes-invalid"."""
-    match = re.fullmatch(r"(.+)=([0-9]+(?:x[0-9]+)*)", text.strip())
-    if match is None:
-        message = f"--shape is {text!r}; accepted: an input and its lengths, as image=1x3x224x224"
-        raise HwqError("shapes-invalid", message)
-    return match[1], tuple(map(int, match[2].split("x")))
+def _schemes(text: str | None) -> list[str] | None:
+    """The names of --schemes. Raises HwqError "scheme-unknown"."""
+    names = None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    parse_schemes(names)
+    return names
 
 
 def _samples(path: str | None, names: Sequence[str]) -> Any:
@@ -103,10 +100,11 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
     import hwq
 
     budget = _budget(given["max_drop"], given["max_latency"], given["max_size"])
+    schemes = _schemes(given["schemes"])
     machine = None if target is None else hwq.Target.load(target)
     if machine is not None and given["device"] is not None:
         machine = machine.on(given["device"])
-    shapes, dynamic = dict(map(_shape, given["shapes"])), read_dynamic(given["dynamic"])
+    shapes, dynamic = dict(map(read_shape, given["shapes"])), read_dynamic(given["dynamic"])
     model = hwq.load(given["model"], batch=given["batch"], shapes=shapes, dynamic=dynamic)
     if given["decoder"] is not None:
         model = hwq.decoder(model, cache=given["decoder"])
@@ -118,7 +116,6 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
             message = f"samples file {given['eval_']!r} has no labels; accepted: an .npz with labels (N,)"
             raise HwqError("samples-invalid", message)
         evaluate = (inputs, labels)
-    schemes = given["schemes"]
     return (
         model,
         machine,
@@ -126,7 +123,7 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
             "calibration": _samples(given["calib"], names),
             "evaluate": evaluate,
             "budget": budget,
-            "schemes": None if schemes is None else [name.strip() for name in schemes.split(",") if name.strip()],
+            "schemes": schemes,
             "trials": given["trials"],
             "work_dir": given["work_dir"],
             "threads": given["threads"],
@@ -139,8 +136,7 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
 
 
 def _require_calibration(given: Mapping[str, Any]) -> None:
-    names = given["schemes"]
-    asked = parse_schemes(None if names is None else [name.strip() for name in names.split(",") if name.strip()])
+    asked = parse_schemes(_schemes(given["schemes"]))
     if given["calib"] is None and any(scheme.needs_samples for scheme in asked):
         without = ",".join(name for name, scheme in SCHEMES.items() if not scheme.needs_samples)
         message = f"--calib is missing; accepted: an .npz of samples, or --schemes of {without}, which need none"
@@ -181,7 +177,7 @@ def demo_command(output: str | None, threads: int | None, as_json: bool) -> None
     emit(as_json, artifact.report, lambda console: reports.show(artifact.report, console))
 
 
-@main.command("compile", short_help="Compile MODEL into one artifact.")
+@main.command("compile", cls=JobCommand, short_help="Compile MODEL into one artifact.")
 @_job_options
 @click.option("--plan", "plan_path", metavar="P.json", help="Build exactly this plan instead of choosing one.")
 @click.option("-o", "--output", metavar="OUT.hwq", required=True, help="The artifact to write.")
@@ -193,8 +189,8 @@ def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None,
 
     check_output(output)
     if plan_path is None:
-        _require_calibration(given)
         model, target, job = _job(given, given["target"] or "host")
+        _require_calibration(given)
         artifact = hwq.compile(model, target, **job)
     else:
         idle = (
@@ -221,7 +217,7 @@ def compile_command(ctx: click.Context, /, as_json: bool, plan_path: str | None,
     emit(as_json, {**artifact.report, "artifact": output}, lambda console: reports.show(artifact.report, console))
 
 
-@main.command("plan", short_help="Choose a scheme for each layer of MODEL without building it.")
+@main.command("plan", cls=JobCommand, short_help="Choose a scheme for each layer of MODEL without building it.")
 @_job_options
 @click.option("-o", "--output", metavar="P.json", help="The plan to write.")
 def plan_command(as_json: bool, output: str | None, **given: Any) -> None:
@@ -229,15 +225,15 @@ def plan_command(as_json: bool, output: str | None, **given: Any) -> None:
     import hwq
 
     check_output(output)
-    _require_calibration(given)
     model, target, job = _job(given, given["target"] or "host")
+    _require_calibration(given)
     plan = hwq.plan(model, target, **job)
     if output is not None:
         plan.save(output)
     emit(as_json, plan.to_dict(), lambda console: reports.show_plan(plan, console))
 
 
-@main.command("explore", short_help="Find the front of plans for MODEL over latency, size and loss.")
+@main.command("explore", cls=JobCommand, short_help="Find the front of plans for MODEL over latency, size and loss.")
 @_job_options
 @click.option("--points", type=count, default=12, show_default=True, help="Plans at most, at least 3.")
 @click.option("-o", "--output", metavar="FOLDER", help="Write each plan here, to be compiled by --plan.")
@@ -246,8 +242,8 @@ def explore_command(as_json: bool, points: int, output: str | None, **given: Any
     import hwq
     from hwq.explore import save_front
 
-    _require_calibration(given)
     model, target, job = _job(given, given["target"] or "host")
+    _require_calibration(given)
     front = hwq.explore(model, target, points=points, **job)
     rows = [point.to_dict() for point in front]
     if output is not None:

@@ -16,6 +16,34 @@ device_option = click.option("--device", metavar="KEY", help="The board to run i
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 
 
+class JobCommand(click.Command):
+    """A command with --decoder, whose value may be left out: what stands behind it is one only if it is a cache's kind.
+
+    click would take MODEL for it.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``args`` with the value that --decoder alone stands for."""
+        if "--decoder" in args:
+            from hwq.decode import CACHES
+
+            behind = [*args[1:], ""]
+            args = [
+                f"{arg}={CACHES[0]}" if arg == "--decoder" and after not in CACHES else arg
+                for arg, after in zip(args, behind, strict=True)
+            ]
+        return super().parse_args(ctx, args)
+
+
+def read_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """(input, shape) of "input=1x3x8x8". Raises HwqError "shapes-invalid"."""
+    match = re.fullmatch(r"(.+)=([0-9]+(?:x[0-9]+)*)", text.strip())
+    if match is None:
+        message = f"--shape is {text!r}; accepted: an input and its lengths, as image=1x3x224x224"
+        raise HwqError("shapes-invalid", message)
+    return match[1], tuple(map(int, match[2].split("x")))
+
+
 def read_dynamic(texts: tuple[str, ...]) -> dict[str, dict[int, tuple[int, int]]] | None:
     """``hwq.load``'s dynamic of "input:1=1..256", one or more of them, commas between; None of none.
 

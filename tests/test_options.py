@@ -1,13 +1,14 @@
-"""An output that could not be written is refused before the work for it."""
+"""Outputs that could not be written are refused before the work; no model is taken for a --decoder's cache."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
 from hwq.errors import HwqError
-from hwq.options import check_output
+from hwq.options import JobCommand, check_output
 
 
 def test_what_can_be_written_passes(tmp_path: Path) -> None:
@@ -23,3 +24,26 @@ def test_what_cannot_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(HwqError, match=reason) as refused:
         check_output(str(tmp_path / name))
     assert refused.value.code == "save-failed"
+
+
+@pytest.mark.parametrize(
+    ("line", "cache"),
+    [
+        ("m.onnx", None),
+        ("m.onnx --decoder", "float32"),
+        ("--decoder m.onnx", "float32"),
+        ("--decoder --threads 2 m.onnx", "float32"),
+        ("--decoder int8 m.onnx", "int8"),
+        ("--decoder=int8 m.onnx", "int8"),
+        ("--decoder=int9 m.onnx", "int9"),
+    ],
+)
+def test_a_decoder_s_cache_may_be_left_out(line: str, cache: str | None) -> None:
+    @click.command(cls=JobCommand)
+    @click.argument("model")
+    @click.option("--decoder")
+    @click.option("--threads")
+    def command(model: str, decoder: str | None, threads: str | None) -> tuple[str, str | None]:
+        return model, decoder
+
+    assert command.main(line.split(), standalone_mode=False) == ("m.onnx", cache)

@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
         "model-missing",
         ("nothing.onnx", "does not exist"),
         lambda at: face.load(at / "nothing.onnx"),
-        f"compile {{}}/nothing.onnx {GIVEN}",
+        f"compile {{}}/nothing.onnx {OPTIONS}",  # of two faults, with calibration missing too, the first
     ),
     "model truncated": (
         "model-invalid",
