@@ -191,7 +191,8 @@ def build(
         raise HwqError(
             "plan-other",
             f"plan was made for a model of fingerprint {plan.model[:8]!r}, this one has {model.fingerprint[:8]!r}: "
-            "other weights or another batch size, so its ranges do not hold; accepted: the same model, loaded alike",
+            "weights, batch size or source differ (a torch module and its ONNX export are two), so its ranges may not "
+            "hold; accepted: the same model, loaded alike",
         )
     check_rows(graph, None, evaluate)
     work = open_work(model.fingerprint, model.name, work_dir)

@@ -277,7 +277,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Call | None, str | None]] = {
     ),
     "plan of another model": (
         "plan-other",
-        ("other weights or another batch size", "accepted: the same model, loaded alike"),
+        ("weights, batch size or source differ", "accepted: the same model, loaded alike"),
         lambda at: face.build(demo_model(), face.Plan.load(at / "plan-other.json")),
         f"compile {DEMO} --plan {{}}/plan-other.json -o {{}}/out.hwq",
     ),
