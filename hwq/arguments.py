@@ -58,6 +58,21 @@ def check_budget(budget: Any) -> Budget:
     return budget
 
 
+def check_drop(graph: Graph, budget: Budget, calibration: Any, evaluate: Any) -> None:
+    """Raises HwqError "evaluate-missing" for a budget of drop that nothing can be held against: there are no samples,
+    or none but of calibration, where the first output is of another shape than one row of classes for each sample.
+    """
+    if budget.drop is None or evaluate is not None:
+        return
+    if calibration is None:
+        message = "a budget of drop needs samples to hold it against; accepted: evaluate, or calibration samples"
+        raise HwqError("evaluate-missing", message)
+    given, shape = graph.shapes[graph.inputs[0]], graph.shapes[graph.outputs[0]]
+    if len(shape) != 2 or shape[1] < 2 or shape[0] > max(given[:1], default=1):
+        message = "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function"
+        raise HwqError("evaluate-missing", message)
+
+
 def schemes_on(machine: Target, names: Iterable[str] | None) -> tuple[Scheme, ...]:
     """The schemes named; None is all. Raises HwqError "scheme-unknown", and "scheme-not-here" for one it lacks."""
     asked = parse_schemes(names)

@@ -15,6 +15,7 @@ from typing import Any
 from hwq import evaluate as evaluation_of
 from hwq.arguments import (
     check_budget,
+    check_drop,
     check_measure,
     check_model,
     check_plan,
@@ -99,6 +100,7 @@ def compile(
         observer=observer,
         measure=measure,
         dynamic=dynamic,
+        budget=budget,
         careful=budget != Budget() or schemes is not None,
         progress=progress,
     )
@@ -142,6 +144,7 @@ def plan(
         observer=observer,
         measure=measure,
         dynamic=dynamic,
+        budget=budget,
         careful=budget != Budget() or schemes is not None,
         progress=progress,
     )
@@ -217,6 +220,7 @@ def studied(
     observer: str,
     measure: bool | None,
     dynamic: Any,
+    budget: Budget,
     careful: bool,
     progress: Stages,
 ) -> tuple[Study, Work]:
@@ -226,6 +230,7 @@ def studied(
     check_samples(model, "evaluate", evaluate)
     if dynamic is not None:
         model = varying(model, dynamic)
+    check_drop(model.graph, budget, calibration, evaluate)
     check_trials(trials)
     machine = machine_to_build(target)
     timed = check_measure(measure, machine)

@@ -137,6 +137,7 @@ def explore(
         observer=observer,
         measure=measure,
         dynamic=dynamic,
+        budget=limit,
         careful=True,
         progress=progress,
     )

@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from demo_study import demo_model, demo_study
 
 from hwq import compiler
-from hwq.arguments import machine_of_plan
+from hwq.arguments import check_drop, machine_of_plan
 from hwq.choose import Choice, uniforms
 from hwq.deliver import plan_of
 from hwq.errors import HwqError
+from hwq.explore import explore, within_drop
 from hwq.plan import Plan
+from hwq.scheme import Budget
 from hwq.target import TARGETS_AT, Target
 
 
@@ -67,3 +70,40 @@ def test_a_plan_for_a_file_of_the_user_s_wants_it_again(name: str, tmp_path: Pat
     assert caught.value.code == "target-unknown"
     artifact = compiler.build(demo_model(), plan, path)
     assert artifact.target == target
+
+
+SAMPLES = np.zeros((1, 1, 16, 16), np.float32)
+
+
+@pytest.mark.parametrize("call", [compiler.compile, compiler.plan, explore])
+@pytest.mark.parametrize(
+    ("output", "calibration", "sentence"),
+    [
+        ((1, 10), None, "needs samples to hold it against"),
+        ((1, 4, 10), SAMPLES, "needs labels or classes"),
+        ((4, 10), SAMPLES, "needs labels or classes"),
+        ((1, 1), SAMPLES, "needs labels or classes"),
+    ],
+)
+def test_a_drop_that_nothing_can_be_held_against_is_refused_before_anything_runs(
+    call: Any, output: tuple[int, ...], calibration: Any, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "study", lambda *_, **__: pytest.fail("it ran"))
+    graph = demo_model().graph
+    model = replace(demo_model(), graph=replace(graph, shapes={**graph.shapes, graph.outputs[0]: output}))
+    with pytest.raises(HwqError, match=sentence) as caught:
+        call(model, calibration=calibration, budget=Budget(drop=0.01), schemes=["f32"])
+    assert caught.value.code == "evaluate-missing"
+    if calibration is not None:
+        with pytest.raises(HwqError) as late:
+            within_drop((), 0.01)
+        assert caught.value.message == late.value.message
+
+
+def test_a_drop_is_held_against_classes_or_the_user_s_samples() -> None:
+    graph, drop = demo_model().graph, Budget(drop=0.01)
+    check_drop(graph, drop, SAMPLES, None)
+    check_drop(graph, drop, iter([SAMPLES]), None)
+    check_drop(graph, Budget(weight_bytes=1e6), None, None)
+    other = replace(graph, shapes={**graph.shapes, graph.outputs[0]: (1, 4, 10)})
+    check_drop(other, drop, None, lambda run: 1.0)
