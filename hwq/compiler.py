@@ -1,7 +1,8 @@
 """compile, plan and build: the stages in order, and nothing else.
 
 study (calibrate, quantize, sensitivity, price) -> choose -> assemble, and again while what was built misses the budget
--> compare it with uniform assignments -> describe the best. ``plan`` ends at choose; ``build`` delivers a given plan.
+-> settle -> compare it with uniform assignments -> describe the best. ``plan`` chooses and settles; ``build`` delivers
+a given plan.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from hwq.progress import Stages, silent
 from hwq.reanchor import TIME_S, anchored
 from hwq.samples import as_batch, repeatable, stream
 from hwq.scheme import SCHEMES, Budget
+from hwq.settle import settled
 from hwq.study import Study, inputs_of, priced_again, study, study_of_plan
 from hwq.target import Target
 from hwq.tasks import joined, tasks_of
@@ -151,7 +153,8 @@ def plan(
     evaluation = evaluated(found, evaluate, progress) if budget.drop is not None else None
     found = tuned(found, work, budget, evaluation, trials, seed, progress)
     choice = choose(found, work, budget, evaluation, stages=progress, seed=seed, time_s=sensitivity_s)
-    return plan_of(anchored(found, choice.anchors), choice)
+    found, choice = settled(anchored(found, choice.anchors), work, choice, evaluation, progress)
+    return plan_of(found, choice)
 
 
 def build(

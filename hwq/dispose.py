@@ -28,6 +28,7 @@ from hwq.inplace import Unit, corrected, seen_s
 from hwq.progress import Stages
 from hwq.reanchor import anchored, report_of
 from hwq.scheme import Budget
+from hwq.settle import settled
 from hwq.study import Study, pool_of
 from hwq.verify import Accuracy
 from hwq.work import Work
@@ -77,10 +78,13 @@ def _dispose(
     sensitivity_s: float,
 ) -> Artifact:
     """``dispose`` with the board, which what is delivered holds."""
-    pool = pool_of(found, work)
     choice, artifact = _propose(found, work, board, budget, evaluation, progress, seed, sensitivity_s)
     found = anchored(found, choice.anchors)
-    contenders, studies = {"chosen": artifact}, {"chosen": found}
+    better, choice = settled(found, work, choice, evaluation, progress)
+    if better is not found:
+        artifact = assemble(better, work, plan_of(better, choice), board)
+    contenders, studies = {"chosen": artifact}, {"chosen": better}
+    pool, pool_of_chosen = pool_of(found, work), pool_of(better, work)
     with progress("compare") as callback:
         others = _others(found, choice.solution)
         for done, (name, solution) in enumerate(others.items()):
@@ -97,7 +101,8 @@ def _dispose(
             hopeless = misses.get("chosen") == [] and times[name] > HOPELESS * times["chosen"]
             judged = not hopeless or budget.latency_s is not None
             if evaluation is not None and judged:
-                accuracies[name] = evaluation_of.judge(evaluation, run_of(found, pool, one))
+                mine = pool_of_chosen if name == "chosen" else pool
+                accuracies[name] = evaluation_of.judge(evaluation, run_of(studies[name], mine, one))
             misses[name] = missed(one, times[name], accuracies[name], budget)
             callback(done + 1, len(contenders))
         fitting = [name for name in contenders if not misses[name]]

@@ -1,7 +1,7 @@
 """In sequence: weights in groups that also take back what the layers before them are off by.
 
-``hwq.correct`` rounds each layer as if it read what it reads in float. Here the layers of one scheme are rounded in
-the network's order, each to the inputs x' that the rounded ones before it leave: the float weights W are replaced by
+``hwq.correct`` rounds each layer as if it read what it reads in float. Here the layers of an assignment are rounded in
+the network's order, each to the inputs x' that those before it leave in their schemes: the float weights W become
 
     W + W (C - H) (H + d)^-1,    H = E[x' x'], C = E[x x'], x float's inputs
 
@@ -9,10 +9,8 @@ whose outputs on x' are nearest to float's own, and these are rounded (arXiv:250
 keeps a small error of many columns from being fitted by large weights. The new rounding is kept where held-out
 outputs are nearer to float's than with the one before. Biases take back the means of float's inputs, as elsewhere.
 
-Only dense layers that may be in no other scheme are rounded so: in a mix it is not known here what those before will
-be, and what is taken back of them was not always off. Measured on stories260K with all layers in w4a8_g64_dyn, on
-stories left out: a divergence of 0.0625 from 0.0737; in mixes at 80 to 90% of int8's bytes nothing to speak of was won.
-Stands between correct and quantize.
+Measured on stories260K with all layers in w4a8_g64_dyn, on stories left out: a divergence of 0.0625 from 0.0737.
+Stands between correct and quantize; ``hwq.settle`` asks for it.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from hwq.graph import Graph, Layer
 from hwq.moments import HELD, Moments, Part, columns, drawn
 from hwq.padding import NO_PADDING, Padding
 from hwq.progress import Callback
-from hwq.quantize import IntegerWeights, Means, Weights, quantize_layer
+from hwq.quantize import Means, Weights, quantize_layer
 from hwq.rounding import Doubles
 from hwq.samples import Batch
 from hwq.scheme import SCHEMES
@@ -38,29 +36,24 @@ DAMP = 0.3
 # Multiply-adds that this may take: half a minute on one core. Beyond that roundings stay as they are.
 MOST_MACS = 1e12
 
-# A network with these layers in these schemes, of these weights, ready to run.
-Network = Callable[[Mapping[str, str], Weights], Runner]
+# The network in its schemes, with these weights, ready to run.
+Network = Callable[[Weights], Runner]
 
 
-def sequences(graph: Graph, candidates: Mapping[str, Sequence[str]]) -> dict[str, list[list[Layer]]]:
-    """For each scheme in groups the dense layers that may be in it alone, in order, those together that read the same;
-    no scheme where all read the same: nothing before them is in it."""
-    found: dict[str, list[list[Layer]]] = {}
-    for scheme, spec in SCHEMES.items():
-        if spec.group_size is None or spec.domain != "f32":
-            continue
-        groups: dict[str, list[Layer]] = {}
-        for layer in graph.layers:
-            if layer.op == "dense" and tuple(candidates[layer.name]) == (scheme,):
-                groups.setdefault(layer.inputs[0], []).append(layer)
-        if len(groups) > 1:
-            found[scheme] = list(groups.values())
-    return found
+def sequence(graph: Graph, schemes: Mapping[str, str]) -> list[list[Layer]]:
+    """The dense layers that are in groups and take float values, in order, those together that read the same."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in graph.layers:
+        spec = SCHEMES[schemes[layer.name]]
+        if layer.op == "dense" and spec.group_size is not None and spec.domain == "f32":
+            groups.setdefault(layer.inputs[0], []).append(layer)
+    return list(groups.values())
 
 
 def in_sequence(
     graph: Graph,
-    candidates: Mapping[str, Sequence[str]],
+    schemes: Mapping[str, str],
+    weights: Weights,
     roundings: Mapping[tuple[str, str], str],
     reference: Runner,
     network: Network,
@@ -70,34 +63,32 @@ def in_sequence(
     progress: Callback = quiet,
     most_macs: float = MOST_MACS,
 ) -> Roundings:
-    """``roundings`` with those of schemes in groups made in sequence. reference: the float network.
+    """Those of ``roundings`` that are other ones when made in sequence, in the assignment ``schemes``. weights: as
+    ``roundings`` make them. reference: the float network.
 
-    They stay as they are where ``most_macs`` or ``MOMENT_BYTES`` does not pay for it, or where samples are too few to
-    hold any out.
+    There are none where ``most_macs`` or ``MOMENT_BYTES`` does not pay for it, or where samples are too few to hold any
+    out.
     """
-    found = dict(roundings)
-    work = sequences(graph, candidates)
-    total = sum(map(len, work.values()))
+    groups = sequence(graph, schemes)
+    wanted = [layer for layers in groups for layer in layers]
     once = sum(op_macs(bound.step.workload) for bound in reference.steps if bound.step.workload is not None)
-    wanted = [layer for groups in work.values() for layers in groups for layer in layers]
     widest = max((layer.input_shapes[0][-1] for layer in wanted), default=0)
     # Both networks run for each group; moments are of two inputs side by side.
-    macs = 2.0 * total * once * len(batches) + sum(4 * work_macs(layer, 1) for layer in wanted)
+    macs = 2.0 * len(groups) * once * len(batches) + sum(4 * work_macs(layer, 1) for layer in wanted)
     if len(batches) < HELD or macs > most_macs or 2 * 8 * (2 * widest) ** 2 > MOMENT_BYTES:
-        return found
-    done = 0
-    for scheme, groups in work.items():
-        weights: dict[tuple[str, str], IntegerWeights] = {}
-        for layers in groups:
-            runner = network({name: scheme for name, _ in weights}, weights)
-            moments = _joint(reference, runner, layers[0], batches, padding)
-            for layer in layers:
-                text = found.get((layer.name, scheme), "")
-                text = found[layer.name, scheme] = _better(layer, scheme, text, moments)
-                mean = means.get(layer.inputs[0])
-                weights[layer.name, scheme] = quantize_layer(layer, scheme, None, mean, text)
-            done += 1
-            progress(done, total)
+        return {}
+    found: dict[tuple[str, str], str] = {}
+    now = dict(weights)
+    for done, layers in enumerate(groups):
+        moments = _joint(reference, network(now), layers[0], batches, padding)
+        for layer in layers:
+            unit = layer.name, schemes[layer.name]
+            text = roundings.get(unit, "")
+            new = _better(layer, unit[1], text, moments)
+            if new != text:
+                found[unit] = new
+                now[unit] = quantize_layer(layer, unit[1], None, means.get(layer.inputs[0]), new)
+        progress(done + 1, len(groups))
     return found
 
 

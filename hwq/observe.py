@@ -17,19 +17,16 @@ from hwq import samples as samples_of
 from hwq.calibrate import choose, collect, load_means, save_means
 from hwq.correct import MOST_MACS, Roundings, correct
 from hwq.errors import HwqError
-from hwq.execute import KernelSet, Runner, bind, compile_kernels
+from hwq.execute import Runner
 from hwq.files import write_atomic
 from hwq.graph import ANCHORS, Graph, Layer, data_tensors, table_rows
-from hwq.in_sequence import in_sequence, sequences
-from hwq.lower import lower
 from hwq.numerics import QParams
 from hwq.padding import find_padding
 from hwq.progress import Callback, Stages
-from hwq.quantize import Means, Weights
+from hwq.quantize import Means
 from hwq.samples import Batch, Inputs
 from hwq.scheme import SCHEMES
 from hwq.smooth import best, find_spots, macs
-from hwq.target import Target
 from hwq.ties import tied_tensors
 from hwq.work import Work, load_qparams, save_qparams
 
@@ -206,48 +203,6 @@ def rounded(
         return work.file("rounding", ".json", layer.name, schemes, digest, total, *ranges)
 
     return correct(graph, candidates, qparams, gather, journal, progress, MOST_MACS if careful else 0.0)
-
-
-def rounded_in_sequence(
-    graph: Graph,
-    candidates: Mapping[str, tuple[str, ...]],
-    roundings: Roundings,
-    runner: Runner,
-    kernels: KernelSet,
-    qparams: Mapping[str, QParams],
-    work: Work,
-    kept: Sequence[Batch],
-    digest: str,
-    means: Means,
-    here: Target,
-    threads: int,
-    stages: Stages,
-) -> Roundings:
-    """``roundings`` with those of ``in_sequence``, by the ``kept`` samples. runner: the float network, of ``kernels``
-    for ``here``."""
-    if not kept or not sequences(graph, candidates):
-        return roundings
-    path = work.file("sequence", ".json", digest, len(kept), sorted((*unit, text) for unit, text in roundings.items()))
-    try:
-        changed = {(layer, scheme): str(text) for layer, scheme, text in json.loads(path.read_bytes())}
-        if changed.keys() <= roundings.keys():
-            return {**roundings, **changed}
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError) as error:
-        log.debug("%s cannot be read (%r): layers are rounded in sequence", path, error)
-
-    def network(schemes: Mapping[str, str], weights: Weights) -> Runner:
-        nonlocal kernels
-        program = lower(graph, schemes, qparams, weights, here, threads)
-        kernels = compile_kernels([program], here, work.cache, known=kernels)
-        return bind(program, kernels)
-
-    with stages("correct in sequence") as progress:
-        found = in_sequence(graph, candidates, roundings, runner, network, kept, means, find_padding(graph), progress)
-    rows = [[*unit, text] for unit, text in found.items() if text != roundings[unit]]
-    write_atomic(path, json.dumps(rows).encode())
-    return found
 
 
 def _read(batches: Iterable[Batch], room: int) -> tuple[tuple[Batch, ...], str, int]:

@@ -32,7 +32,7 @@ from hwq.lower import Program, legal_schemes, lower
 from hwq.measure import homes_by, recorded_kernels
 from hwq.model import Model
 from hwq.numerics import QParams
-from hwq.observe import calibrated, rounded, rounded_in_sequence, smoothing_of
+from hwq.observe import calibrated, rounded, smoothing_of
 from hwq.observers import OBSERVERS
 from hwq.plan import Plan
 from hwq.pricing import Pricer, constant_bytes, footprints_of, moved_programs, price_network, price_programs
@@ -182,11 +182,6 @@ def study(
         roundings = rounded(
             graph, candidates, runner, qparams, work, calibration, kept, count, digest, inputs_of(graph), careful,
             progress,
-        )  # fmt: skip
-    if careful:
-        roundings = rounded_in_sequence(
-            graph, candidates, roundings, runner, kernels_here, qparams, work, kept, digest, means, here, threads,
-            stages,
         )  # fmt: skip
     with stages("quantize") as progress:
         weights = quantize_weights(graph, candidates, qparams, means, progress, roundings)

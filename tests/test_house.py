@@ -115,7 +115,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         None,
         (
             *("pipeline", "model", "work", "plan", "arguments", "decode"),
-            *("observe", "study", "pricing", "reanchor", "judge", "choose", "session", "artifact"),
+            *("observe", "study", "pricing", "reanchor", "judge", "choose", "settle", "session", "artifact"),
             *("tasks", "rounds", "tune"),
             *("deliver", "inplace", "contest", "dispose"),
         ),

@@ -1,0 +1,130 @@
+"""Settle: once it is known which scheme each layer is in, weights in groups are rounded in the network's order.
+
+Until then they are rounded as if all layers before them were float (``hwq.correct``); choices are made by that. Stands
+between ``hwq.choose`` and what is built of a choice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from hwq.choose import Choice
+from hwq.compose import composed
+from hwq.correct import Roundings
+from hwq.evaluate import Evaluation
+from hwq.execute import Runner
+from hwq.files import write_atomic
+from hwq.in_sequence import in_sequence, sequence
+from hwq.judge import accuracy_of, open_judge
+from hwq.lower import lower
+from hwq.moments import HELD
+from hwq.padding import find_padding
+from hwq.progress import Callback, Stages
+from hwq.quantize import Weights, quantize_layer
+from hwq.reanchor import losses_of, open_runs, samples_for
+from hwq.samples import Digest
+from hwq.study import Study, pool_of
+from hwq.work import Work
+
+log = logging.getLogger(__name__)
+
+
+def settled(
+    study: Study, work: Work, choice: Choice, evaluation: Evaluation | None, stages: Stages
+) -> tuple[Study, Choice]:
+    """``study`` with weights as they are best rounded in the chosen assignment, and the choice with the loss of that;
+    both as they are where nothing is in groups, or nothing is won.
+
+    What is won is found by running the whole network with both, on samples that no rounding was fitted to: the
+    predicted loss falls by that part. A choice that was held to a drop keeps its roundings if it would drop more.
+    """
+    schemes = choice.solution.schemes
+    if not study.kept or not sequence(study.graph, schemes):
+        return study, choice
+    with stages("round in sequence") as progress:
+        changed = _changed(study, work, schemes, progress)
+        new = replace(
+            study,
+            roundings={**study.roundings, **changed},
+            weights={**study.weights, **_weights(study, changed)},
+        )
+        before, after = (_loss(one, work, schemes) if changed else 0.0 for one in (study, new))
+        if after >= before:
+            return study, choice
+        held, accuracy = choice.accuracy, None
+        if held is not None and evaluation is not None:
+            accuracy = accuracy_of(open_judge(new, work, pool_of(new, work), evaluation), choice.solution)
+            if (accuracy.drop or 0.0) > (held.drop or 0.0):
+                return study, choice
+    loss = choice.solution.loss * after / before
+    return new, replace(choice, solution=replace(choice.solution, loss=loss), accuracy=accuracy)
+
+
+def _changed(study: Study, work: Work, schemes: Mapping[str, str], progress: Callback) -> Roundings:
+    """What ``in_sequence`` finds on the kept samples, which the work directory keeps."""
+    chosen = set(schemes.items())
+    given = Digest()
+    for one in (*study.kept, {tensor: np.asarray(mean) for tensor, mean in study.means.items()}):
+        given.add(one)
+    path = work.file(
+        "sequence",
+        ".json",
+        schemes,
+        study.kernels_here.code,
+        given.hex(),
+        study.qparams,
+        study.smoothing,
+        sorted((*unit, text) for unit, text in study.roundings.items() if unit in chosen),
+    )
+    try:
+        changed = {(name, scheme): str(text) for name, scheme, text in json.loads(path.read_bytes())}
+        if changed.keys() <= chosen:
+            return changed
+        log.debug("%s is damaged: layers are rounded in sequence again", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        log.debug("%s is damaged (%r): layers are rounded in sequence again", path, error)
+    pool = pool_of(study, work)
+
+    def network(weights: Weights) -> Runner:
+        stale = {name for (name, scheme), one in weights.items() if one is not study.weights[name, scheme]}
+        for key in [key for key in pool.steps if key[0] in stale]:
+            del pool.steps[key]
+        return composed(pool, lower(study.graph, schemes, study.qparams, weights, study.here, study.threads))
+
+    changed = in_sequence(
+        study.graph,
+        schemes,
+        study.weights,
+        study.roundings,
+        study.runner,
+        network,
+        study.kept,
+        study.means,
+        find_padding(study.graph),
+        progress,
+    )
+    write_atomic(path, json.dumps([[*unit, text] for unit, text in changed.items()]).encode())
+    return changed
+
+
+def _weights(study: Study, roundings: Roundings) -> Weights:
+    """The weights of these units, rounded so."""
+    layers = {layer.name: layer for layer in study.graph.layers}
+    return {
+        (name, scheme): quantize_layer(layers[name], scheme, None, study.means.get(layers[name].inputs[0]), text)
+        for (name, scheme), text in roundings.items()
+    }
+
+
+def _loss(study: Study, work: Work, schemes: Mapping[str, str]) -> float:
+    """What the assignment loses on the kept samples that roundings are not fitted to, or all that assignments are run
+    on where these are too few."""
+    found = losses_of(open_runs(study, work, pool_of(study, work), samples_for(study)), schemes)
+    return float(found[HELD - 1 :: HELD].mean() if len(found) >= HELD else found.mean())
