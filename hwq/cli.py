@@ -20,6 +20,7 @@ from hwq.cli_store import store_group
 from hwq.cli_tune import tune_command
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
+from hwq.graph import SPAN
 from hwq.options import JobCommand, check_output, device_option, json_option, read_dynamic, read_shape, threads_option
 from hwq.samples import read_file
 from hwq.scheme import SCHEMES, Budget, parse_schemes
@@ -108,7 +109,7 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
     model = hwq.load(given["model"], batch=given["batch"], shapes=shapes, dynamic=dynamic)
     if given["decoder"] is not None:
         model = hwq.decoder(model, cache=given["decoder"])
-    names = tuple(model.graph.inputs)
+    names = tuple(name for name in model.graph.inputs if name != SPAN)
     evaluate = None
     if given["eval_"] is not None:
         inputs, labels = read_file(given["eval_"], names)

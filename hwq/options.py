@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from hwq.errors import HwqError
+from hwq.lengths import check_dynamic
 from hwq.shell import count
 
 threads_option = click.option("--threads", type=count, help="Worker threads.  [default: those it was compiled for]")
@@ -49,13 +50,19 @@ def read_dynamic(texts: tuple[str, ...]) -> dict[str, dict[int, tuple[int, int]]
 
     Raises HwqError "dynamic-invalid".
     """
+    accepted = "an input, its axis and lengths, as input_ids:1=1..256"
     found: dict[str, dict[int, tuple[int, int]]] = {}
     for text in (part.strip() for given in texts for part in given.split(",")):
         match = re.fullmatch(r"(.+):([0-9]+)=([0-9]+)\.\.([0-9]+)", text)
         if match is None:
-            message = f"--dynamic is {text!r}; accepted: an input, its axis and lengths, as input_ids:1=1..256"
-            raise HwqError("dynamic-invalid", message)
+            raise HwqError("dynamic-invalid", f"--dynamic is {text!r}; accepted: {accepted}")
         found.setdefault(match[1], {})[int(match[2])] = int(match[3]), int(match[4])
+    if found:
+        try:
+            check_dynamic(found)
+        except HwqError as error:
+            message = f"--dynamic is {','.join(texts)!r}; accepted: {accepted}, least before most, one range for all"
+            raise HwqError(error.code, message) from None
     return found or None
 
 

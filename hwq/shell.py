@@ -22,6 +22,7 @@ from rich.console import Console
 from hwq.errors import HwqError
 from hwq.progress import Callback, Stages, bars, lines
 from hwq.switches import debug_wanted
+from hwq.wording import in_options
 
 FAILED = 1
 INTERRUPTED = 130
@@ -53,7 +54,7 @@ class Shell(click.Group):
                 if debug_wanted():
                     traceback.print_exc()
                 if isinstance(error, HwqError):
-                    _end(as_json, error.code, error.message)
+                    _end(as_json, error.code, in_options(error.message))
                 _end(as_json, "internal", _internal(error))
             except KeyboardInterrupt:
                 _end_interrupted(arguments, as_json)

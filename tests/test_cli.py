@@ -87,8 +87,11 @@ def test_compile_goes_token_by_token(capsys: Capture, tmp_path: Path) -> None:
     assert found[0].shape == (1, 6, 50)
     assert 0 < np.abs(found[0] - found[1]).max() < 0.1
     ended = hwq(capsys, "compile", *job, "--decoder=int9", "-o", tmp_path / "other.hwq")
-    assert (ended.status, ended.err) == (1, "error: cache is 'int9'; accepted: float32, int8\n")
+    assert (ended.status, ended.err) == (1, "error: --decoder is 'int9'; accepted: float32, int8\n")
     assert not (tmp_path / "other.hwq").exists()
+    np.savez(tmp_path / "ids.npz", x=words)
+    ended = hwq(capsys, "compile", *job, "--decoder", "--calib", tmp_path / "ids.npz", "-o", tmp_path / "other.hwq")
+    assert ended.sentence.startswith("--calib is given for 'm', a decoder, ")
 
 
 def test_a_front_is_printed_and_its_plans_are_written(
@@ -107,7 +110,7 @@ def test_a_front_is_printed_and_its_plans_are_written(
     ended = hwq(capsys, "explore", *job, *options)
     assert "the front" in ended.out
     ended = hwq(capsys, "explore", *job, "--points", "2")
-    assert (ended.status, ended.sentence[:9]) == (1, "points is")
+    assert (ended.status, ended.sentence[:11]) == (1, "--points is")
 
 
 def test_a_plan_is_printed_saved_edited_and_compiled(capsys: Capture, job: list[str], tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     ),
     ("whole", None, ("compiler", "explore", "demo", "report", "page", "job_file", "job")),
     ("face", None, ("__init__",)),
-    ("shell", None, ("shell", "options", "cli_store", "cli_tune", "cli_lab", "cli")),
+    ("shell", None, ("wording", "shell", "options", "cli_store", "cli_tune", "cli_lab", "cli")),
 )
 LEVEL = {module: level for level, (_, _, modules) in enumerate(LAYERS) for module in modules}
 

@@ -99,8 +99,8 @@ def test_numbers_of_numpy_and_the_keys_of_a_file_are_numbers_too() -> None:
 
 
 def test_the_shells_words_for_it() -> None:
-    wanted = {"ids": {1: (1, 9)}, "a:b": {0: (2, 9)}}
-    assert read_dynamic(("ids:1=1..9", "a:b:0=2..9")) == read_dynamic(("ids:1=1..9, a:b:0=2..9",)) == wanted
+    wanted = {"ids": {1: (1, 9)}, "a:b": {0: (1, 9)}}
+    assert read_dynamic(("ids:1=1..9", "a:b:0=1..9")) == read_dynamic(("ids:1=1..9, a:b:0=1..9",)) == wanted
     assert read_dynamic(()) is None
     with pytest.raises(HwqError, match=r"ids=1\.\.9") as caught:
         read_dynamic(("ids=1..9",))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 import pytest
 
 from hwq.errors import HwqError
-from hwq.options import JobCommand, check_output
+from hwq.options import JobCommand, check_output, read_dynamic
 
 
 def test_what_can_be_written_passes(tmp_path: Path) -> None:
@@ -47,3 +48,12 @@ def test_a_decoder_s_cache_may_be_left_out(line: str, cache: str | None) -> None
         return model, decoder
 
     assert command.main(line.split(), standalone_mode=False) == ("m.onnx", cache)
+
+
+@pytest.mark.parametrize(
+    "given", ["ids", "ids:1=3..3", "ids:1=0..4", "ids:1=1..4,mask:1=1..5", "ids:1=1..4,ids:2=1..4"]
+)
+def test_lengths_that_are_none_are_named_as_they_were_typed(given: str) -> None:
+    with pytest.raises(HwqError, match=re.escape(f"--dynamic is '{given}'; accepted: an input, its axis")) as refused:
+        read_dynamic((given,))
+    assert refused.value.code == "dynamic-invalid"
