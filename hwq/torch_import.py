@@ -83,7 +83,9 @@ def import_program(exported: Exported) -> IRModule:
     specs = {spec.arg.name: spec for spec in exported.program.graph_signature.input_specs}
     params: dict[str, rt.Expr] = {}
     outputs: list[Any] = []
-    for node in exported.program.graph.nodes:
+    graph = exported.program.graph
+    needed = _all_before(graph.output_node())
+    for node in graph.nodes:
         if node.op == "placeholder" and node.name in shapes:
             name, shape = shapes[node.name]
             dtype = _dtype(state, node.meta["val"].dtype)
@@ -94,7 +96,7 @@ def import_program(exported: Exported) -> IRModule:
             state.env[node] = getattr(specs[node.name].arg, "value", None) if value is None else state.plain(value)
         elif node.op == "output":
             outputs = _outputs(state, node.args[0], exported)
-        else:
+        elif node in needed:
             _import_node(state, node)
     return rt.new_main(state.scope, [params[key] for key, _, _ in exported.inputs], outputs)
 
@@ -170,17 +172,23 @@ def _check_types(state: _State, node: Any, label: str) -> None:
     types = {_dtype(state, value.dtype) for value in values if isinstance(value, state.torch.Tensor)} - {"bool"}
     if not label.startswith(_ONE_TYPE) or len(types) < 2:
         return
-    seen, todo = {node}, [node]
-    while todo:  # all that it was made of
-        new = [item for item in todo.pop().all_input_nodes if item not in seen]
-        seen.update(new)
-        todo += new
+    seen = _all_before(node)
     found = {name: _dtype(state, item.meta["val"].dtype) for item, name in state.inputs.items() if item in seen}
     blamed = ", ".join(f"{name!r} is {dtype}" for name, dtype in found.items() if dtype in types)
     if blamed:
         where = f"{label} at {_path(node) or node.name!r} is given {' and '.join(sorted(types))}"
         accepted = "inputs of the type that the network computes with"
         raise HwqError("example-inputs", f"example input {blamed}, and {where}; accepted: {accepted}") from None
+
+
+def _all_before(node: Any) -> set[Any]:
+    """A node and all that it is made of."""
+    found, todo = {node}, [node]
+    while todo:
+        new = [item for item in todo.pop().all_input_nodes if item not in found]
+        found.update(new)
+        todo += new
+    return found
 
 
 def _assumed(state: _State, node: Any) -> dict[Any, Any]:

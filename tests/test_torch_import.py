@@ -287,6 +287,12 @@ def test_random_numbers_are_refused(function: Any, operator: str) -> None:
     assert caught.value.code == "model-kind"
 
 
+def test_what_nothing_reads_is_passed_over() -> None:
+    """Random numbers, and operators that cannot be imported."""
+    net = Applied(lambda x: (x + 1, torch.rand(4), torch.matrix_exp(x), torch.fft.rfft(x).abs())[0]).eval()
+    same_as_torch(net, {"x": torch.linspace(-1, 1, 9).reshape(3, 3)})
+
+
 def test_dropout_that_is_off_draws_nothing() -> None:
     parts = (
         torch.nn.Dropout(),
