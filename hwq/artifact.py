@@ -33,7 +33,7 @@ from hwq.lengths import COUNT, EXTRA, Length, cut_to, plain
 from hwq.library import Library
 from hwq.placed import Placed, arguments, between_kernels, call, call_times, new_state, place
 from hwq.plan import Plan
-from hwq.samples import as_batch, check_range, in_batches, made_up, split
+from hwq.samples import as_batch, in_batches, made_up, split
 from hwq.session import Session, sequences
 from hwq.target import Target
 
@@ -60,7 +60,7 @@ class Artifact:
 
     calls: the kernels in the order in which the library runs them, as (symbol, step): a layer's name or a conversion's.
     length: how many tokens a session of a network by ``hwq.decoder`` holds; None for any other network. rows: of the
-    inputs that are looked up in a table, how many rows it has.
+    inputs that are looked up in a table, how many rows it has; of masks ``hwq.samples.MASK``.
     placed: the library where it runs, this machine or a board; None where it can only be looked at, which ``missing``
     then says why. Calls from several Python threads take turns, by ``lock``: there is one workspace.
     """
@@ -99,7 +99,8 @@ class Artifact:
         if self.length is not None:
             return sequences(self.start, values[0] if len(values) == 1 else values, next(iter(self.inputs)))
         shapes = [shape for shape, _ in self.outputs.values()]
-        return in_batches(self._run, values[0] if len(values) == 1 else values, self.inputs, shapes=shapes)
+        value = values[0] if len(values) == 1 else values
+        return in_batches(self._run, value, self.inputs, shapes=shapes, rows=self.rows)
 
     def _run(self, part: Mapping[str, Array]) -> tuple[Array, ...]:
         placed = self._placed()
@@ -151,8 +152,6 @@ class Artifact:
 
     def _arguments(self, part: Mapping[str, Array]) -> list[Any]:
         placed = self._placed()
-        for name, rows in self.rows.items():
-            check_range(name, part[name], str(part[name].dtype), "the argument", rows)
         given = [part[name] for name in (*self.inputs, *EXTRA) if name in part]
         if self.length is not None:  # for times: a token in the middle of its session
             given.append(np.array([1, (self.length + 1) // 2], np.int32))
@@ -162,7 +161,7 @@ class Artifact:
         value = values[0] if len(values) == 1 else values
         if self.length is not None and isinstance(value, Mapping):  # where it stands, it knows better
             value = {name: value[name] for name in value if name != SPAN}
-        batch = as_batch(value, self.inputs, "the argument")
+        batch = as_batch(value, self.inputs, "the argument", self.rows)
         part, _ = next(split(batch, self.inputs))
         return self._arguments(part)
 

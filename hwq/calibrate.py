@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from hwq.padding import NO_PADDING, Padding
 from hwq.progress import Callback
 from hwq.samples import Batch, batch_size
 from hwq.scheme import QType
+from hwq.scores import LEAST
 
 log = logging.getLogger(__name__)
 CHECKPOINT_S = 10.0
@@ -89,9 +90,10 @@ def collect(
     checkpoint: Path | None = None,
     progress: Callback = quiet,
     padding: Padding = NO_PADDING,
+    scores: Collection[str] = (),
 ) -> Statistics:
     """Stream ``batches`` through the float ``runner``: histograms of ``tensors``, channel sums of what weights read,
-    both without the rows of ``padding``.
+    both without the rows of ``padding``; in ``scores`` (``hwq.masks``) -infinity is LEAST.
 
     The checkpoint of an interrupted call on the same samples is taken up where it stopped. The caller removes it
     when what is made of the statistics is safe. Raises HwqError "values-not-finite", naming the first tensor of the
@@ -116,7 +118,8 @@ def collect(
             whose = f"{_counted(batch, done)} gives activation {tensor!r}"
             layer = layers.get(tensor, tensor)
             whose += "" if layer == tensor else f" (layer {layer!r})"
-            found.histograms[tensor].update(padding.values(runner, env, tensor), whose)
+            value = padding.values(runner, env, tensor)
+            found.histograms[tensor].update(np.maximum(value, LEAST) if tensor in scores else value, whose)
         for tensor in weighed:
             value = padding.values(runner, env, tensor)
             found.sums[tensor] = found.sums.get(tensor, 0.0) + value.sum(axis=0, dtype=np.float64)

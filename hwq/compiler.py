@@ -36,8 +36,9 @@ from hwq.deliver import deliver, plan_of, priced
 from hwq.dispose import dispose
 from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
-from hwq.graph import Graph, table_rows
+from hwq.graph import Graph
 from hwq.lower import legal_schemes
+from hwq.masks import limits
 from hwq.model import Model, varying
 from hwq.plan import Plan
 from hwq.process import peak_memory_bytes
@@ -253,7 +254,7 @@ def studied(
 def check_rows(graph: Graph, calibration: Any, evaluate: Any) -> None:
     """Raises HwqError, before anything runs, for samples of a network that looks rows up in tables, where they do not
     fit it. All other samples are checked as they are read."""
-    inputs, rows = inputs_of(graph), table_rows(graph)
+    inputs, rows = inputs_of(graph), limits(graph)
     if rows and repeatable(calibration):
         for _ in stream(calibration, inputs, rows=rows):
             pass
@@ -264,9 +265,7 @@ def check_rows(graph: Graph, calibration: Any, evaluate: Any) -> None:
 def evaluated(found: Study, evaluate: Any, progress: Stages) -> Evaluation | None:
     """The samples to judge by, with float's outputs on them; None where there are none."""
     with progress("evaluate float"):
-        return evaluation_of.prepare(
-            evaluate, found.kept, found.runner, inputs_of(found.graph), table_rows(found.graph)
-        )
+        return evaluation_of.prepare(evaluate, found.kept, found.runner, inputs_of(found.graph), limits(found.graph))
 
 
 def tuned(

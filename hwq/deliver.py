@@ -18,9 +18,10 @@ from hwq.device import Device, closed_if_it_fails, connect, local
 from hwq.evaluate import Evaluation
 from hwq.execute import bind
 from hwq.explain import explain
-from hwq.graph import SPAN, WEIGHTED, Layer, table_rows
+from hwq.graph import SPAN, WEIGHTED, Layer
 from hwq.library import Packed, build_library, pack
 from hwq.lower import CONVERSIONS, Program
+from hwq.masks import limits
 from hwq.measure import homes_by
 from hwq.plan import Plan
 from hwq.samples import Batch, made_up
@@ -127,7 +128,7 @@ def assemble(study: Study, work: Work, plan: Plan, board: Device | None = None) 
         inputs={name: spec for name, spec in inputs_of(study.graph).items() if name != SPAN},
         outputs={spec.name: (spec.shape, spec.dtype) for spec in study.model.outputs},
         length=study.model.length,
-        rows=table_rows(study.graph),
+        rows=limits(study.graph),
         calls=calls,
     )
     if verify_wanted() and local_too:

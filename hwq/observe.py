@@ -19,7 +19,8 @@ from hwq.correct import MOST_MACS, Roundings, correct
 from hwq.errors import HwqError
 from hwq.execute import Runner
 from hwq.files import write_atomic
-from hwq.graph import ANCHORS, Graph, Layer, data_tensors, table_rows
+from hwq.graph import ANCHORS, Graph, Layer, data_tensors
+from hwq.masks import limits, weighed_by
 from hwq.numerics import QParams
 from hwq.padding import find_padding
 from hwq.progress import Callback, Stages
@@ -65,7 +66,7 @@ def calibrated(
     first: tuple[Batch, ...] = ()
     digest, total = "", None
     if repeatable or not integers:
-        first, digest, total = _read(samples_of.stream(calibration, inputs, rows=table_rows(split)), room)
+        first, digest, total = _read(samples_of.stream(calibration, inputs, rows=limits(split)), room)
     if not integers:
         return {}, {}, first, total or 0, digest
     tensors = [name for name, dtype in split.dtypes.items() if dtype == "float32"]
@@ -89,7 +90,7 @@ def calibrated(
 
     def watched() -> Iterable[Batch]:
         nonlocal count
-        for batch in samples_of.stream(calibration, inputs, rows=table_rows(split)):
+        for batch in samples_of.stream(calibration, inputs, rows=limits(split)):
             streamed.add(batch)
             count += 1
             if len(kept) < room:
@@ -98,7 +99,7 @@ def calibrated(
 
     checkpoint = work.file("statistics", ".npz", sorted(tensors), digest) if repeatable else None
     with stages("calibrate") as progress:
-        seen = collect(runner, tensors, watched(), total, checkpoint, progress, find_padding(split))
+        seen = collect(runner, tensors, watched(), total, checkpoint, progress, find_padding(split), weighed_by(split))
     qparams, means = choose(seen.histograms, tied_tensors(split), observer, needed), seen.means()
     if repeatable:
         save_means(finished_means, means)
@@ -135,7 +136,7 @@ def smoothing_of(
             spots.append(spot)
     if not spots:
         return {}
-    batches = list(itertools.islice(samples_of.stream(calibration, inputs, rows=table_rows(graph)), KEPT_SAMPLES))
+    batches = list(itertools.islice(samples_of.stream(calibration, inputs, rows=limits(graph)), KEPT_SAMPLES))
     seen = samples_of.Digest()
     for batch in batches:
         seen.add(batch)
@@ -194,7 +195,7 @@ def rounded(
     total, padding = count if again else len(kept), find_padding(graph)
 
     def gather(layers: Sequence[Layer], progress: Callback) -> Mapping[str, moments.Moments]:
-        batches = samples_of.stream(calibration, inputs, rows=table_rows(graph)) if again else kept
+        batches = samples_of.stream(calibration, inputs, rows=limits(graph)) if again else kept
         return moments.collect(runner, layers, qparams, batches, total, progress, padding)
 
     def journal(layer: Layer, schemes: Sequence[str]) -> Path:

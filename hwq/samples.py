@@ -17,6 +17,7 @@ import numpy.typing as npt
 from hwq.errors import HwqError
 from hwq.graph import SPAN, Shape
 from hwq.lengths import COUNT, EXTRA, Length, counts, filled_up, lengths_of
+from hwq.scores import LEAST
 
 Array = npt.NDArray[Any]
 Batch = dict[str, Array]
@@ -24,6 +25,8 @@ Batch = dict[str, Array]
 Inputs = Mapping[str, tuple[Shape, str]]
 
 LABELS = "labels"
+# Among the rows of tables: an input that is none, but a mask (``hwq.masks``), where -infinity is LEAST.
+MASK = 0
 
 
 class Gathered(Batch):
@@ -45,11 +48,13 @@ def count_of(batch: Mapping[str, Array]) -> int:
     return len(first) if first.ndim else 1
 
 
-def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, batched: bool = True) -> Array:
+def check_array(
+    name: str, value: Any, shape: Shape, dtype: str, what: str, *, batched: bool = True, mask: bool = False
+) -> Array:
     """``value`` as a contiguous array of ``dtype`` and ``shape``; float widths are converted.
 
-    batched: the first axis may have any length but 0. Raises HwqError "input-type", "input-shape", "input-range",
-    "input-nan", and "samples-empty" for a length of 0.
+    batched: the first axis may have any length but 0. mask: -infinity is LEAST. Raises HwqError "input-type",
+    "input-shape", "input-range", "input-nan", and "samples-empty" for a length of 0.
     """
     axes = [f"{size.least}..{size}" if isinstance(size, Length) else str(size) for size in shape]
     axes = ["N", *axes[1:]] if batched else axes
@@ -66,6 +71,8 @@ def check_array(name: str, value: Any, shape: Shape, dtype: str, what: str, *, b
         raise HwqError("samples-empty", f"{what} for input {name!r} holds no samples; accepted: {wanted}, N at least 1")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype).reshape(array.shape)  # the former makes (1,) of ()
+    if mask:
+        array = np.maximum(array, array.dtype.type(LEAST))
     if array.dtype.kind == "f" and not np.isfinite(array).all():  # after the conversion, since 1e300 is no float32
         bad = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1))) if batched else 0
         message = f"{what} for input {name!r} holds NaN or infinity in sample {bad}; accepted: finite {dtype} numbers"
@@ -120,7 +127,8 @@ def as_batch(value: Any, inputs: Inputs, what: str, rows: Mapping[str, int] | No
     """One user value (an array for the only input, a sequence in input order, or a dict) as checked arrays by name.
 
     Of what ``gathered`` made, how many tokens there are goes along. rows: of inputs that are looked up in a table, how
-    many it has (``hwq.graph.table_rows``). Raises HwqError "input-name", "input-shape", and those of ``check_array``.
+    many it has; MASK of masks (``hwq.masks.limits``). Raises HwqError "input-name", "input-shape", and those of
+    ``check_array``.
     """
     names = list(inputs)
     extra: Batch = {}
@@ -139,8 +147,12 @@ def as_batch(value: Any, inputs: Inputs, what: str, rows: Mapping[str, int] | No
     if set(given) != set(names):
         raise HwqError("input-name", f"{what} names inputs {_listed(given)}; accepted: {_listed(names)}")
     batched = batch_size(inputs) is not None
-    batch = {name: check_array(name, given[name], *inputs[name], what, batched=batched) for name in names}
-    for name, count in (rows or {}).items():
+    rows = rows or {}
+    batch = {
+        name: check_array(name, given[name], *inputs[name], what, batched=batched, mask=rows.get(name) == MASK)
+        for name in names
+    }
+    for name, count in rows.items():
         check_range(name, batch[name], str(batch[name].dtype), what, count)
     counts = {len(array) for array in batch.values()} if batched else ()
     if len(counts) > 1:

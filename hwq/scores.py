@@ -26,7 +26,7 @@ SWALLOWS = -1e9
 # Where a mask says -infinity, this is added: less than any score, and still finite if a few masks come together.
 LEAST = -1e30
 # What a mask may go through on its way to the scores, and hide the same keys with LEAST as with -infinity.
-_CARRY = (*MOVES, "add", "maximum", "minimum", "where", "astype")
+CARRY = (*MOVES, "add", "maximum", "minimum", "where", "astype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,7 +91,8 @@ def weights_of(expr: rt.Expr, scope: rt.Scope) -> Any:
 
 def finite_masks(mod: IRModule) -> IRModule:
     """``mod`` with LEAST for -infinity in the constants that masks are made of apart from the scores, as in
-    where(seen, 0, -infinity), wherever all that comes of them is added to the scores of calls of attention."""
+    where(seen, 0, -infinity), wherever all that comes of them is added to the scores of calls of attention, or is what
+    a softmax weighs by, scores and all."""
     bindings, uses = rt.bindings_of(mod), rt.count_uses(mod)
     read: dict[rt.Expr, int] = {}
     made: list[tuple[rt.Expr, rt.Expr]] = []
@@ -99,6 +100,8 @@ def finite_masks(mod: IRModule) -> IRModule:
         parts: list[rt.Expr] = []
         if (layer_attrs(mod, value) or {}).get("layer") == "attention":
             parts = list(value.args[3:])
+        elif rt.op_name(value) == "nn.softmax":
+            parts = [value.args[0]]
         elif var in read and read[var] == uses[var] and _carries(value):
             parts, args = tensors_of(value), [_finite(arg) for arg in value.args]
             if not all(new.same_as(old) for new, old in zip(args, value.args, strict=True)):
@@ -113,7 +116,7 @@ def finite_masks(mod: IRModule) -> IRModule:
 
 def _carries(value: rt.Expr) -> bool:
     """Whether what ``value`` reads hides by LEAST what it would hide by -infinity."""
-    if rt.op_name(value) not in _CARRY:
+    if rt.op_name(value) not in CARRY:
         factor = scaled(value)
         return factor is not None and factor[1] > 0
     return rt.dtype_of(value).startswith("float")

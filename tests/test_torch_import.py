@@ -308,3 +308,22 @@ def test_many_headed_attention_draws_nothing() -> None:
     net = torch.nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True).eval()
     x = torch.linspace(-1, 1, 32).reshape(1, 4, 8)
     assert [spec.name for spec in load(net, (x, x, x)).inputs] == ["query", "key", "value"]
+
+
+@pytest.mark.parametrize("mask", [torch.bool, torch.float32])
+def test_many_headed_attention_whose_weights_are_wanted(mask: Any) -> None:
+    """Its padding is hidden by -infinity, by itself where the mask is of truths."""
+
+    class Net(torch.nn.MultiheadAttention):
+        def forward(self, x: Any, hidden: Any) -> Any:
+            return super().forward(x, x, x, key_padding_mask=hidden, average_attn_weights=mask.is_floating_point)
+
+    hidden = torch.arange(6) >= torch.tensor([[4], [2]])
+    hidden = torch.zeros(2, 6).masked_fill(hidden, -torch.inf) if mask.is_floating_point else hidden
+    net = Net(8, 2, batch_first=True).eval()
+    inputs = {"x": torch.linspace(-1, 1, 96).reshape(2, 6, 8), "hidden": hidden}
+    model = same_as_torch(net, inputs)
+    samples = {name: value.numpy() for name, value in inputs.items()}
+    made = plan(model, Target.load("host"), calibration=samples, schemes=["w8a8"], measure=False, threads=1)
+    for got, want in zip(build(model, made)(samples), expected(net, inputs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=0.02)
