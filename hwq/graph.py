@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,18 +145,38 @@ def data_tensors(graph: Graph) -> frozenset[str]:
 
 
 def words_of(graph: Graph) -> int:
-    """Rows of the largest table that ``graph`` picks from: of a language model, its words. 0 without any."""
-    return max((layer.attrs["rows"] for layer in graph.layers if layer.op == "gather"), default=0)
+    """Of a language model its words: the outputs of the dense layer that writes the first output, where an input is
+    looked up in a table of as many rows. 0 of any other network, whose outputs are no words, however many they are."""
+    makers = {layer.output: layer for layer in graph.layers}
+    last = makers.get(graph.outputs[0])
+    while last is not None and last.op in _AFTER and len(last.inputs) == 1:
+        last = makers.get(last.inputs[0])
+    if last is None or last.op != "dense" or last.residual or last.weight is None:
+        return 0
+    words = len(last.weight)
+    return words if words in {rows for _, rows in _lookups(graph, _MOVED)} else 0
+
+
+# What may stand between a language model's input and its table: of float layers casts alone. Then between its dense
+# layer and its output: norms, which hidden states end in, may not.
+_MOVED = ("reshape", "transpose", "slice", "float")
+_AFTER = ("reshape", "transpose", "slice", "softmax", "unary", "float")
 
 
 def table_rows(graph: Graph) -> dict[str, int]:
     """Of the inputs that a gather takes its rows by, as they are or reshaped, how many rows there are to be had."""
-    source = {name: name for name in graph.inputs}
     found: dict[str, int] = {}
+    for name, rows in _lookups(graph, ("reshape",)):
+        found[name] = min(rows, found.get(name, rows))
+    return found
+
+
+def _lookups(graph: Graph, moves: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """(input, rows) of every table that an input is looked up in, as it is or behind layers of ``moves``."""
+    source = {name: name for name in graph.inputs}
     for layer in graph.layers:
         name = source.get(layer.inputs[0]) if layer.inputs else None
-        if name is not None and layer.op == "reshape":
+        if name is not None and layer.op in moves and layer.attrs.get("operator", "astype") == "astype":
             source[layer.output] = name
         elif name is not None and layer.op == "gather":
-            found[name] = min(layer.attrs["rows"], found.get(name, layer.attrs["rows"]))
-    return found
+            yield name, layer.attrs["rows"]

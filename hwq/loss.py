@@ -3,9 +3,9 @@
 A classifier, whose first output is (N, classes), loses the Kullback-Leibler divergence of its classes: the mean over
 samples of sum p (log p - log q), where p is float's distribution and q the quantized one, in nats. Outputs that are
 distributions already (rows of no negative number that sum to 1) are taken as they are, others are logits. A language
-model, whose first output is (..., words) for as many words as its largest table has rows, is a classifier of each
-token: what its logits of unlikely words are off by is no loss. Whatever else is put out loses its noise-to-signal
-ratio, sum |y - y0|^2 / sum |y0|^2, which -10 log10 turns into the SQNR in dB.
+model, whose first output is (..., words) for its words (``hwq.graph.words_of``), is a classifier of each token: what
+its logits of unlikely words are off by is no loss. Whatever else is put out loses its noise-to-signal ratio, sum |y -
+y0|^2 / sum |y0|^2, which -10 log10 turns into the SQNR in dB.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def noise_per_loss(found: Iterable[Sums]) -> float:
 
 
 def kind_of(outputs: Sequence[Array], samples: int, words: int = 0) -> str:
-    """What the network's first output is, by what float gives on a batch of ``samples``: one of KINDS. words: rows
-    of the network's largest table.
+    """What the network's first output is, by what float gives on a batch of ``samples``: one of KINDS. words: those
+    of a language model (``hwq.graph.words_of``), else 0.
     """
     first = outputs[0]
     if first.dtype.kind != "f" or first.ndim < 2 or first.shape[-1] < 2:

@@ -1,14 +1,19 @@
-"""Which tensors of a graph hold data: masks do not, and stay float whatever the samples show of them."""
+"""Which tensors of a graph hold data: masks do not, and stay float whatever the samples show of them. And its words."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from transformer_networks import Size, encoder
+import pytest
+from onnx import TensorProto
+from onnx_nets import network, node, weights
+from transformer_networks import Size, decoder, encoder
 
 import hwq
-from hwq.graph import ANCHORS, data_tensors
+from hwq.graph import ANCHORS, data_tensors, table_rows, words_of
 from hwq.numerics import sqnr_db
 
 SIZE = Size(layers=1, width=32, heads=4, inner=64, vocabulary=50)
@@ -41,3 +46,56 @@ def test_samples_that_show_all_words_serve_for_others(tmp_path: Path) -> None:
     exact, found = (made[scheme](masked) for scheme in ("f32", "w8a8"))
     assert sqnr_db(exact, made["f32"](samples)) < 20.0  # the mask matters
     assert sqnr_db(exact, found) > 25.0
+
+
+WORDS, POSITIONS = 29, 64
+HEAD = [node("MatMul", ["h", "head"], ["y"])]
+TIED = [node("Transpose", ["table"], ["turned"], perm=[1, 0]), node("MatMul", ["h", "turned"], ["y"])]
+CAPPED = [node("MatMul", ["h", "head"], ["d"]), node("Div", ["d", "cap"], ["e"]), node("Tanh", ["e"], ["f"])]
+CAPPED.append(node("Mul", ["f", "cap"], ["y"]))
+SHARES = [node("MatMul", ["h", "head"], ["d"]), node("LogSoftmax", ["d"], ["y"], axis=-1)]
+RESIDUAL = [node("MatMul", ["h", "square"], ["d"]), node("Add", ["d", "h"], ["y"])]
+
+
+def model(tail: Sequence[Any], width: int, cast: bool) -> hwq.Model:
+    """Words and positions looked up, both by inputs, added and normalized; then ``tail``, which writes y."""
+    nodes = [
+        *([node("Cast", ["ids"], ["rows"], to=TensorProto.INT64)] if cast else []),
+        node("Gather", ["table", "rows" if cast else "ids"], ["a"]),
+        node("Gather", ["positions", "at"], ["b"]),
+        node("Add", ["a", "b"], ["c"]),
+        node("LayerNormalization", ["c", "scale"], ["h"]),
+        *tail,
+    ]
+    shapes = {"table": (WORDS, width), "positions": (POSITIONS, width), "scale": (width,), "cap": ()}
+    shapes |= {"head": (width, WORDS), "square": (width, width)}
+    used = {name for one in nodes for name in one.input}
+    consts = {name: weights(*shape) for name, shape in shapes.items() if name in used}
+    dtypes = {"ids": TensorProto.INT32 if cast else TensorProto.INT64, "at": TensorProto.INT64}
+    inputs = {"ids": (1, 6), "at": (1, 6)}
+    return hwq.load(network(nodes, inputs=inputs, dtypes=dtypes, consts=consts, opset=17, outputs=["y"]))
+
+
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("tail", [HEAD, TIED, CAPPED, SHARES], ids=["head", "tied", "capped", "shares"])
+def test_the_words_of_a_language_model_are_the_rows_of_the_table_that_its_outputs_are_for(
+    tail: Sequence[Any], cast: bool
+) -> None:
+    """Though there are more positions, and ids are cast."""
+    graph = model(tail, 16, cast).graph
+    assert words_of(graph) == WORDS
+    assert table_rows(graph) == {"at": POSITIONS} | ({} if cast else {"ids": WORDS})
+
+
+@pytest.mark.parametrize("tail", [[node("Identity", ["h"], ["y"])], RESIDUAL], ids=["norm", "residual"])
+@pytest.mark.parametrize("width", [WORDS, POSITIONS])
+def test_hidden_states_as_wide_as_a_table_has_rows_are_no_words(tail: Sequence[Any], width: int) -> None:
+    graph = model(tail, width, False).graph
+    assert graph.shapes[graph.outputs[0]] == (1, 6, width)
+    assert words_of(graph) == 0
+
+
+def test_a_decoder_has_the_words_of_its_network() -> None:
+    found = hwq.load(decoder(SIZE, 8))
+    assert words_of(found.graph) == words_of(hwq.decoder(found).graph) == SIZE.vocabulary
+    assert words_of(hwq.load(encoder(SIZE, 8)).graph) == 0

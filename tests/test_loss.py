@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
-import tiny
 
-from hwq.graph import Graph, words_of
 from hwq.loss import Sums, compare, kind_of, noise_per_loss
 
 
@@ -34,14 +30,6 @@ def test_a_language_model_is_a_classifier_of_each_token(rng: np.random.Generator
     assert kind_of([logits], 2, 29) == kind_of([logits[0]], 1, 29) == "logits"
     assert kind_of([softmax(logits)], 2, 29) == "probabilities"
     assert kind_of([logits], 2, 30) == kind_of([logits], 2) == "values", "hidden states"
-    table = tiny.layer("gather", ("ids",), "y", {"ids": (1, 5), "y": (1, 5, 4)}, attrs={"ids": "int64", "rows": 29})
-    small = dataclasses.replace(table, attrs={"ids": "int64", "rows": 2})
-    graph = Graph(
-        inputs=("ids",), outputs=("y",), shapes={"ids": (1, 5), "y": (1, 5, 4)},
-        dtypes={"ids": "int64", "y": "float32"}, layers=(table, small),
-    )  # fmt: skip
-    assert words_of(graph) == 29
-    assert words_of(dataclasses.replace(graph, layers=())) == 0
     mine = logits + 0.1 * rng.standard_normal(logits.shape)
     found, flat = (
         compare([mine], [logits], "logits"),
