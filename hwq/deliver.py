@@ -19,7 +19,7 @@ from hwq.evaluate import Evaluation
 from hwq.execute import bind
 from hwq.explain import explain
 from hwq.graph import SPAN, WEIGHTED, Layer
-from hwq.library import Packed, build_library, pack
+from hwq.library import Packed, build_library, pack, repeated
 from hwq.lower import CONVERSIONS, Program
 from hwq.masks import limits
 from hwq.measure import homes_by
@@ -260,10 +260,12 @@ def _layer_row(study: Study, plan: Plan, layer: Layer, measured_s: float | None,
 def packed_sizes(program: Program, packed: Packed) -> dict[str, int]:
     """Bytes of each layer's constants as the library holds them: packed weights, biases, multipliers, tables.
 
-    A conversion's zero point and scale are not weights; the library's size has them.
+    What a layer before it holds is not counted again. A conversion's zero point and scale are no weights; the library's
+    size has them.
     """
+    earlier = repeated(program, packed)
     return {
-        step.name: sum(array.nbytes for array in packed[step.name])
+        step.name: sum(array.nbytes for i, array in enumerate(packed[step.name]) if (step.name, i) not in earlier)
         for step in program.steps
         if step.workload is not None and step.workload.op not in CONVERSIONS and step.constants
     }

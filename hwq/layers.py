@@ -20,6 +20,7 @@ from hwq.float_ops import NoKernelError, float_layers
 from hwq.graph import ANCHORS, TRANSFORMER_OPS, Activation, Graph, Layer
 from hwq.layer_names import VIEWS, name_layers
 from hwq.layer_ops import activation_of, channel_values, layer_of
+from hwq.tables import with_one_of_each
 from hwq.ties import with_float_residuals
 
 # Operators that bear their ONNX node's name; reshapes and transposes that the passes put beside them do not.
@@ -89,7 +90,7 @@ def find_layers(mod: IRModule) -> Graph:
         )
     result = main.body.body
     outputs = tuple(found.tensors[item] for item in (result.fields if isinstance(result, ir.Tuple) else [result]))
-    layers = tuple(found.layers.values())
+    layers = with_one_of_each(found.layers.values())
     inputs = tuple(found.tensors[param] for param in main.params)
     shapes = {found.tensors[param]: rt.shape_of(param) for param in main.params}
     shapes.update({layer.output: layer.output_shape for layer in layers})

@@ -29,6 +29,7 @@ from hwq.execute import Array, KernelSet, packed_constants
 from hwq.files import scratch
 from hwq.lower import Program, Step
 from hwq.memory_plan import MemoryPlan, aligned, plan_memory, value_bytes
+from hwq.tables import TABLE_OPS
 from hwq.target import Target
 from hwq.workload import Kernel
 
@@ -97,13 +98,30 @@ def kernel_steps(program: Program) -> Iterator[Step]:
     return (step for step in program.steps if step.workload is not None)
 
 
+def repeated(program: Program, packed: Packed) -> dict[tuple[str, int], tuple[str, int]]:
+    """(step, which of its constants) -> where an earlier step holds the same array (``hwq.tables``)."""
+    seen: dict[int, tuple[str, int]] = {}
+    found: dict[tuple[str, int], tuple[str, int]] = {}
+    for step in kernel_steps(program):
+        held = packed[step.name] if step.workload is not None and step.workload.op in TABLE_OPS else ()
+        for i, array in enumerate(held):
+            if seen.setdefault(id(array), (step.name, i)) != (step.name, i):
+                found[step.name, i] = seen[id(array)]
+    return found
+
+
 def _layout(program: Program, kernels: KernelSet, packed: Packed) -> _Layout:
     constants: dict[str, tuple[int, ...]] = {}
     expanded: dict[str, int] = {}
     at = grown = 0
+    earlier = repeated(program, packed)
     for step in kernel_steps(program):
         offsets = []
-        for array in packed[step.name]:
+        for i, array in enumerate(packed[step.name]):
+            if (step.name, i) in earlier:
+                name, which = earlier[step.name, i]
+                offsets.append(constants[name][which])
+                continue
             offsets.append(at)
             at += aligned(array.nbytes)
         constants[step.name] = tuple(offsets)

@@ -25,6 +25,7 @@ from hwq.measure import homes_by, measure_kernels
 from hwq.progress import Callback, Stages
 from hwq.scheme import SCHEMES, Cost
 from hwq.store import Record
+from hwq.tables import repeated_bytes
 from hwq.target import Target
 from hwq.workload import Workload
 
@@ -87,6 +88,7 @@ def price_network(
     threads = pricer.threads
     costs: dict[Unit, Cost] = {}
     direct: dict[str, float] = {}
+    repeated = repeated_bytes(graph)
     for layer in graph.layers:
         for scheme in candidates[layer.name]:
             out = FLOAT if SCHEMES[scheme].domain == "f32" or layer.float_residual else "int8"
@@ -95,7 +97,8 @@ def price_network(
                 costs[layer.name, scheme] = FREE
                 continue
             cost = pricer.cost(workload)
-            costs[layer.name, scheme] = replace(cost, weight_bytes=packed.get(workload, cost.weight_bytes))
+            size = packed.get(workload, cost.weight_bytes) - repeated.get(layer.name, 0)
+            costs[layer.name, scheme] = replace(cost, weight_bytes=size)
             if out == "int8" and writes_float(layer) and layer.output not in direct:
                 direct[layer.output] = _direct_s(layer, workload, pricer)
     conversions = {

@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
         "network and machine",
         None,
         (
-            *("graph", "workload", "samples", "masks", "ties", "quantize", "smooth", "reference", "progress"),
+            *("graph", "tables", "workload", "samples", "masks", "ties", "quantize", "smooth", "reference", "progress"),
             *("target", "target_file", "threads", "store_file", "store", "store_text", "cost", "boosting"),
             *("board_server", "tracker", "made_up"),
             *("relax_tools", "relax_numpy", "arithmetic", "follow", "scores", "layer_functions"),

@@ -22,6 +22,7 @@ from hwq.deliver import assemble, plan_of
 from hwq.moments import HELD
 from hwq.progress import silent
 from hwq.reanchor import losses_of, open_runs
+from hwq.scheme import Budget
 from hwq.settle import settled
 from hwq.study import Study, pool_of
 from hwq.verify import Accuracy
@@ -46,6 +47,7 @@ def given(folder: Path) -> tuple[Study, Work, Choice]:
         "host",
         calibration=SAMPLES,
         evaluate=None,
+        budget=Budget(),
         schemes=["w8a8_dyn", GROUPS],
         trials=0,
         work_dir=folder,

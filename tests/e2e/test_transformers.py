@@ -16,6 +16,7 @@ from reference import run_graph
 
 from hwq.graph import Graph
 from hwq.model import Model, load
+from hwq.tables import repeated_bytes
 
 # What may stand around the operators of a transformer: masks, and sums with constants.
 CHEAP = ("add", "subtract", "multiply", "astype", "where")
@@ -85,5 +86,7 @@ def test_a_language_model_of_the_data(data_dir: Path) -> None:
         "gather": 1, "rms_norm": 2 * layers + 1, "rope": 2 * layers, "attention": layers, "multiply": layers,
         "dense": 5 * layers + 1, "dense+": 2 * layers,
     }  # fmt: skip
+    tables = 2 * 128 * 8 * 4
+    assert sum(repeated_bytes(model.graph).values()) == (2 * layers - 1) * tables
     (first, *_) = [layer for layer in model.graph.layers if layer.op == "attention"]
     assert (first.attrs["heads"], first.attrs["kv_heads"], first.attrs["causal"], len(first.inputs)) == (8, 4, True, 3)
