@@ -25,14 +25,13 @@ from hwq import numerics, observers
 from hwq.errors import HwqError
 from hwq.execute import Runner, quiet, run, to_device
 from hwq.files import write_atomic
-from hwq.graph import ANCHORS, Activation, Graph, Layer
+from hwq.graph import ANCHORS, LEAST, Activation, Graph, Layer
 from hwq.lengths import EXTRA
 from hwq.numerics import QParams
 from hwq.padding import NO_PADDING, Padding
 from hwq.progress import Callback
 from hwq.samples import Batch, batch_size
 from hwq.scheme import QType
-from hwq.scores import LEAST
 
 log = logging.getLogger(__name__)
 CHECKPOINT_S = 10.0

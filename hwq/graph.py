@@ -30,6 +30,8 @@ INTEGER_OPS = (*PASS_THROUGH, "avg_pool2d", "add", "multiply", "unary")
 TRANSFORMER_OPS = ("attention", "rms_norm", "rope", "gather")
 # The input of a network that goes token by token: int32 (2,), (n, t), the last n of the t tokens that there are by now.
 SPAN = "@span"
+# Where a mask says -infinity, this is added: less than any score, and still finite if a few masks come together.
+LEAST = -1e30
 # What writes rows of a tensor that lives across calls, and leaves the others alone.
 STATE_OPS = ("append", "append_int8")
 

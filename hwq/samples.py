@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hwq.errors import HwqError
-from hwq.graph import SPAN, Shape
+from hwq.graph import LEAST, SPAN, Shape
 from hwq.lengths import COUNT, EXTRA, Length, counts, filled_up, lengths_of
-from hwq.scores import LEAST
 
 Array = npt.NDArray[Any]
 Batch = dict[str, Array]

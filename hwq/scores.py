@@ -15,7 +15,7 @@ from tvm import IRModule, ir, relax
 
 from hwq import relax_tools as rt
 from hwq.arithmetic import orders, scaled
-from hwq.graph import Shape
+from hwq.graph import LEAST, Shape
 from hwq.layer_functions import layer_attrs
 from hwq.relax_numpy import MOVES, tensors_of
 
@@ -23,8 +23,6 @@ from hwq.relax_numpy import MOVES, tensors_of
 FAR = -9e3
 # In a sum with this, nothing is left of a score: a query that sees no key weighs all alike, whatever their scores.
 SWALLOWS = -1e9
-# Where a mask says -infinity, this is added: less than any score, and still finite if a few masks come together.
-LEAST = -1e30
 # What a mask may go through on its way to the scores, and hide the same keys with LEAST as with -infinity.
 CARRY = (*MOVES, "add", "maximum", "minimum", "where", "astype")
 

@@ -25,8 +25,9 @@ from tvm.ir.transform import PassContext, module_pass
 
 from hwq import relax_tools as rt
 from hwq.follow import made_of, terms_of
+from hwq.graph import LEAST
 from hwq.layer_functions import Functions, causal_mask
-from hwq.scores import FAR, LEAST, SWALLOWS, Scores, finite_masks, scores_of, unscaled, weights_of
+from hwq.scores import FAR, SWALLOWS, Scores, finite_masks, scores_of, unscaled, weights_of
 
 _SWAP = (0, 2, 1, 3)
 

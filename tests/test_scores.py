@@ -6,7 +6,8 @@ import numpy as np
 from tvm import relax
 
 from hwq import relax_tools as rt
-from hwq.scores import LEAST, scores_of, unscaled, weights_of
+from hwq.graph import LEAST
+from hwq.scores import scores_of, unscaled, weights_of
 
 op = relax.op
 Q = relax.Var("q", relax.TensorType((2, 3, 5, 4), "float32"))

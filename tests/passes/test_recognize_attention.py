@@ -13,12 +13,12 @@ from relax_cases import assert_left_alone, assert_same_in_numpy
 from tvm import IRModule, relax
 
 from hwq import relax_tools as rt
+from hwq.graph import LEAST
 from hwq.layer_functions import layer_attrs
 from hwq.passes.fold_constants import FoldConstants
 from hwq.passes.recognize_attention import RecognizeAttention
 from hwq.passes.remove_identity import RemoveIdentity
 from hwq.passes.simplify_layout import SimplifyLayout
-from hwq.scores import LEAST
 
 op = relax.op
 Emit = Callable[[rt.Expr], rt.Expr]
