@@ -16,6 +16,7 @@ import numpy as np
 from tvm import relax
 
 from hwq import relax_tools as rt
+from hwq.einsum import matmul_of
 from hwq.graph import Shape
 from hwq.operators import COORDINATES, resize_places
 
@@ -361,6 +362,13 @@ def nearest_sources(old: int, new: int, scale: np.float32, coordinates: str, rou
     return np.clip(ways[rounding](at), 0, old - 1).astype(np.int64)
 
 
+def _einsum(node: Node) -> Any:
+    if len(node.inputs) != 2:
+        return None
+    made = matmul_of(node.attrs["equation"].decode(), node.inputs[0], node.inputs[1], node.emit)
+    return None if made is None else [made]
+
+
 CONVERTERS: Mapping[str, Callable[[Node], Any]] = {
     "Conv": _conv,
     "MaxPool": _pool,
@@ -378,6 +386,7 @@ CONVERTERS: Mapping[str, Callable[[Node], Any]] = {
     "Split": _split,
     "Tile": _tile,
     "Gemm": _gemm,
+    "Einsum": _einsum,
     "Sum": _fold_binary,
     "Max": _fold_binary,
     "Min": _fold_binary,

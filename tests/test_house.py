@@ -56,7 +56,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
             *("target", "target_file", "threads", "store_file", "store", "store_text", "cost", "boosting"),
             *("board_server", "tracker", "made_up"),
             *("relax_tools", "relax_numpy", "arithmetic", "follow", "scores", "layer_functions"),
-            *("lengths", "token_func", "tokens", "baked", "onnx_prepare", "onnx_convert", "onnx_modules"),
+            *("lengths", "token_func", "tokens", "baked", "onnx_prepare", "einsum", "onnx_convert", "onnx_modules"),
             *(
                 "onnx_import",
                 "torch_program",

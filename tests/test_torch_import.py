@@ -327,3 +327,25 @@ def test_many_headed_attention_whose_weights_are_wanted(mask: Any) -> None:
     made = plan(model, Target.load("host"), calibration=samples, schemes=["w8a8"], measure=False, threads=1)
     for got, want in zip(build(model, made)(samples), expected(net, inputs), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=0.02)
+
+
+class Summed(torch.nn.Module):
+    """Products in Einstein's notation: a dense layer, heads, and a matrix on the left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        shapes = {"dense": (6, 8), "heads": (6, 2, 3), "tokens": (5, 4)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.randn(shape, generator=generator))
+
+    def forward(self, x: Any) -> Any:
+        wide = torch.einsum("bsd,od->bso", x, self.dense.T)
+        return wide + 1, torch.einsum("bsd,dhe->bhse", x, self.heads), torch.einsum("ts,bsd->btd", self.tokens, x)
+
+
+def test_constants_in_sums_of_products_are_weights_of_dense_layers() -> None:
+    model = same_as_torch(Summed().eval(), {"x": torch.linspace(-1, 1, 48).reshape(2, 4, 6)})
+    kinds = [layer.op for layer in model.graph.layers]
+    assert kinds.count("dense") == 3
+    assert set(kinds) == {"dense", "reshape", "transpose"}
