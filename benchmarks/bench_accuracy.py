@@ -62,7 +62,7 @@ MIXES = {
 
 
 # Shares of w8a8_dyn's bytes for the mixes of each language network.
-TEXTS = {"minilm": (0.65,), "stories260k": (0.9, 0.85, 0.75)}
+TEXTS = {"minilm": (0.65,), "stories260k": (0.9, 0.85, 0.8, 0.75, 0.7)}
 MIXED = ("w8a8_dyn", "w4a8_g64_dyn", "w4a16_g128")
 
 
