@@ -68,7 +68,7 @@ def check_drop(graph: Graph, budget: Budget, calibration: Any, evaluate: Any) ->
         message = "a budget of drop needs samples to hold it against; accepted: evaluate, or calibration samples"
         raise HwqError("evaluate-missing", message)
     given, shape = graph.shapes[graph.inputs[0]], graph.shapes[graph.outputs[0]]
-    if len(shape) != 2 or shape[1] < 2 or shape[0] > max(given[:1], default=1):
+    if len(shape) != 2 or shape[1] < 2 or shape[0] != max(given[:1], default=1):
         message = "a budget of drop needs labels or classes; accepted: evaluate=(inputs, labels), or a function"
         raise HwqError("evaluate-missing", message)
 

@@ -25,7 +25,7 @@ from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.graph import WEIGHTED
 from hwq.inplace import Unit, corrected, seen_s
-from hwq.progress import Stages
+from hwq.progress import Stages, silent
 from hwq.reanchor import anchored, report_of
 from hwq.scheme import Budget
 from hwq.settle import settled
@@ -80,19 +80,18 @@ def _dispose(
     """``dispose`` with the board, which what is delivered holds."""
     choice, artifact = _propose(found, work, board, budget, evaluation, progress, seed, sensitivity_s)
     found = anchored(found, choice.anchors)
-    better, choice = settled(found, work, choice, evaluation, progress)
-    if better is not found:
-        artifact = assemble(better, work, plan_of(better, choice), board)
-    contenders, studies = {"chosen": artifact}, {"chosen": better}
-    pool, pool_of_chosen = pool_of(found, work), pool_of(better, work)
+    others = {name: Choice(solution=one) for name, one in _others(found, choice.solution).items()}
+    each = {name: settled(found, work, one, evaluation, progress) for name, one in {"chosen": choice, **others}.items()}
+    studies = {name: study for name, (study, _) in each.items()}
+    contenders = {"chosen": artifact} if studies["chosen"] is found else {}
     with progress("compare") as callback:
-        others = _others(found, choice.solution)
-        for done, (name, solution) in enumerate(others.items()):
-            plan = plan_of(found, Choice(solution=solution))
-            contenders[name], studies[name] = assemble(found, work, plan, board), found
-            callback(done + 1, len(others))
+        for done, (name, (study, mine)) in enumerate(each.items()):
+            if name not in contenders:
+                contenders[name] = assemble(study, work, plan_of(study, mine), board)
+            callback(done + 1, len(each))
         _correct(found, work, board, budget, choice.solution, contenders, studies)
         times = _times(found, contenders, network_input(found))
+    pool = pool_of(found, work)
     with progress("verify") as callback:
         accuracies: dict[str, Accuracy | None] = dict.fromkeys(contenders)
         misses: dict[str, list[str]] = {}
@@ -101,8 +100,8 @@ def _dispose(
             hopeless = misses.get("chosen") == [] and times[name] > HOPELESS * times["chosen"]
             judged = not hopeless or budget.latency_s is not None
             if evaluation is not None and judged:
-                mine = pool_of_chosen if name == "chosen" else pool
-                accuracies[name] = evaluation_of.judge(evaluation, run_of(studies[name], mine, one))
+                kernels = pool if studies[name].weights is found.weights else pool_of(studies[name], work)
+                accuracies[name] = evaluation_of.judge(evaluation, run_of(studies[name], kernels, one))
             misses[name] = missed(one, times[name], accuracies[name], budget)
             callback(done + 1, len(contenders))
         fitting = [name for name in contenders if not misses[name]]
@@ -214,8 +213,9 @@ def _correct(
         if solution is None or any(solution.schemes == one.plan.schemes for one in contenders.values()):
             return
         name = f"proposal {turn + 1}, by times in place"
-        fresh = [assemble(study, work, plan_of(study, Choice(solution=solution)), board)]
-        contenders[name], studies[name] = fresh[0], study
+        studies[name], choice = settled(study, work, Choice(solution=solution), None, silent)
+        fresh = [assemble(studies[name], work, plan_of(studies[name], choice), board)]
+        contenders[name] = fresh[0]
         chosen = solution
 
 

@@ -117,8 +117,10 @@ def explore(
     """At most ``points`` plans of which none is beaten in predicted latency, size and loss at once, by rising latency.
 
     budget: only plans within it; a drop is held against what is measured. alternatives: how many near-optimal plans to
-    name for each point. The other arguments as ``hwq.compile``. Each plan can be edited, saved, and built by
-    ``hwq.build``. Raises HwqError as ``hwq.compile``, "points-invalid" for less than 3 points or 0 alternatives.
+    name for each point. Their weights are rounded layer by layer; ``hwq.plan`` and ``hwq.compile`` within the same
+    budget round those in groups once more, in the network's order. The other arguments as ``hwq.compile``. Each plan
+    can be edited, saved, and built by ``hwq.build``. Raises HwqError as ``hwq.compile``, "points-invalid" for less than
+    3 points or 0 alternatives.
     """
     for name, value, least in (("points", points, 3), ("alternatives", alternatives, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -181,18 +181,23 @@ def cut_steps(steps: Iterable[Any], values: Mapping[str, tuple[Shape, str]]) -> 
 
 def _cut(step: Any, values: Mapping[str, tuple[Shape, str]]) -> Any:
     """The step with its kernel cut, if it can be."""
-    workload = replace(
-        step.workload,
-        input_shapes=tuple(plain(shape) for shape in step.workload.input_shapes),
-        output_shape=plain(step.workload.output_shape),
+    workload = cut_workload(step.workload, values[step.output][0])
+    more = (SPAN,) if len(workload.input_shapes) > len(step.workload.input_shapes) else (COUNT,) if workload.cut else ()
+    return replace(step, workload=workload, inputs=(*step.inputs, *more))
+
+
+def cut_workload(workload: Workload, written: Shape) -> Workload:
+    """The kernel as a network has it whose lengths vary, where it writes a tensor of the shape ``written``, or another
+    form of that; as it is where none does."""
+    found = replace(
+        workload,
+        input_shapes=tuple(plain(shape) for shape in workload.input_shapes),
+        output_shape=plain(workload.output_shape),
     )
-    if workload.op == "attention":
-        if not lengths_of([values[step.output][0]]) or dict(workload.attrs).get("cut"):
-            return replace(step, workload=workload)
-        attrs = tuple(sorted({**dict(workload.attrs), "cut": True}.items()))
-        workload = replace(workload, attrs=attrs, input_shapes=(*workload.input_shapes, EXTRA[SPAN][0]))
-        return replace(step, workload=workload, inputs=(*step.inputs, SPAN))
-    length = leading(values[step.inputs[0] if workload.op == "reduce" else step.output][0])
-    if length is None:
-        return replace(step, workload=workload)
-    return replace(step, workload=replace(workload, cut=length.tokens), inputs=(*step.inputs, COUNT))
+    if found.op == "attention":
+        if not lengths_of([written]) or dict(found.attrs).get("cut"):
+            return found
+        attrs = tuple(sorted({**dict(found.attrs), "cut": True}.items()))
+        return replace(found, attrs=attrs, input_shapes=(*found.input_shapes, EXTRA[SPAN][0]))
+    length = leading(workload.input_shapes[0] if found.op == "reduce" else written)
+    return found if length is None else replace(found, cut=length.tokens)

@@ -17,9 +17,9 @@ import numpy as np
 from hwq.cost import float_output_s, moved_bytes, price
 from hwq.decided import Decisions, compile_decided, decisions_for, without_decided
 from hwq.execute import KernelSet, packed_constants, resident_bytes
-from hwq.graph import Graph, Layer
+from hwq.graph import Graph, Layer, Shape
 from hwq.learned_price import Learned, refresh, usable_for
-from hwq.lengths import cut_steps
+from hwq.lengths import cut_steps, cut_workload
 from hwq.lower import FLOAT, Program, Step, convert_workload, layer_workload, row_workloads, writes_float
 from hwq.measure import homes_by, measure_kernels
 from hwq.progress import Callback, Stages
@@ -96,20 +96,26 @@ def price_network(
             if workload is None:
                 costs[layer.name, scheme] = FREE
                 continue
+            workload = cut_workload(workload, layer.output_shape)
             cost = pricer.cost(workload)
             size = packed.get(workload, cost.weight_bytes) - repeated.get(layer.name, 0)
             costs[layer.name, scheme] = replace(cost, weight_bytes=size)
             if out == "int8" and writes_float(layer) and layer.output not in direct:
                 direct[layer.output] = _direct_s(layer, workload, pricer)
+
+    def seconds(workload: Workload, shape: Shape) -> float:
+        """Of a kernel that makes another form of a tensor of ``shape``."""
+        return pricer.cost(cut_workload(workload, shape)).latency_s
+
     conversions = {
         tensor: (
-            pricer.cost(convert_workload("quantize", shape, threads)).latency_s,
-            pricer.cost(convert_workload("dequantize", shape, threads)).latency_s,
+            seconds(convert_workload("quantize", shape, threads), shape),
+            seconds(convert_workload("dequantize", shape, threads), shape),
         )
         for tensor, shape in graph.shapes.items()
     }
     moved_s = {
-        layer.output: pricer.cost(convert_workload("quantize", layer.output_shape, threads, layer)).latency_s
+        layer.output: seconds(convert_workload("quantize", layer.output_shape, threads, layer), layer.output_shape)
         for layer in transposes(graph, candidates)
     }
     by_rows = {
@@ -118,7 +124,7 @@ def price_network(
         if layer.op == "dense" and any(SCHEMES[scheme].dynamic for scheme in candidates[layer.name])
     }
     rows_s = {
-        tensor: math.fsum(pricer.cost(workload).latency_s for workload in row_workloads(shape, threads))
+        tensor: math.fsum(seconds(workload, shape) for workload in row_workloads(shape, threads))
         for tensor, shape in by_rows.items()
     }
     return Prices(costs=costs, conversions=conversions, direct_s=direct, moved_s=moved_s, rows_s=rows_s)

@@ -1,7 +1,8 @@
 """Settle: once it is known which scheme each layer is in, weights in groups are rounded in the network's order.
 
-Until then they are rounded as if all layers before them were float (``hwq.correct``); choices are made by that. Stands
-between ``hwq.choose`` and what is built of a choice.
+Until then they are rounded as if all layers before them were float (``hwq.correct``); choices are made by that. These
+are the weights of dense layers that take float values (``w4a8_g64_dyn``, ``w4a16_g128``). Stands between ``hwq.choose``
+and what is built of a choice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from hwq.choose import Choice
 from hwq.compose import composed
 from hwq.correct import Roundings
+from hwq.errors import HwqError
 from hwq.evaluate import Evaluation
 from hwq.execute import Runner
 from hwq.files import write_atomic
@@ -37,23 +39,28 @@ log = logging.getLogger(__name__)
 def settled(
     study: Study, work: Work, choice: Choice, evaluation: Evaluation | None, stages: Stages
 ) -> tuple[Study, Choice]:
-    """``study`` with weights as they are best rounded in the chosen assignment, and the choice with the loss of that;
-    both as they are where nothing is in groups, or nothing is won.
+    """``study`` with the weights of dense layers in groups as they are best rounded in the chosen assignment, and the
+    choice with the loss of that; both as they are where no layer is in such a scheme, the loss does not matter, or
+    nothing is won.
 
-    What is won is found by running the whole network with both, on samples that no rounding was fitted to: the
-    predicted loss falls by that part. A choice that was held to a drop keeps its roundings if it would drop more.
+    What is won is found by running the whole network with both, on samples that roundings were chosen by but not fitted
+    to: the losses of the chosen schemes fall by that part. A choice that was held to a drop stays as it is if it would
+    drop more.
     """
     schemes = choice.solution.schemes
-    if not study.kept or not sequence(study.graph, schemes):
+    if not study.kept or not study.careful or not sequence(study.graph, schemes):
         return study, choice
     with stages("round in sequence") as progress:
-        changed = _changed(study, work, schemes, progress)
-        new = replace(
-            study,
-            roundings={**study.roundings, **changed},
-            weights={**study.weights, **_weights(study, changed)},
-        )
-        before, after = (_loss(one, work, schemes) if changed else 0.0 for one in (study, new))
+        changed, weights = _changed(study, work, schemes, progress)
+    if not changed:
+        return study, choice
+    new = replace(study, roundings={**study.roundings, **changed}, weights={**study.weights, **weights})
+    with stages("compare roundings") as progress:
+        losses = []
+        for one in (study, new):
+            losses.append(_loss(one, work, schemes))
+            progress(len(losses), 2)
+        before, after = losses
         if after >= before:
             return study, choice
         held, accuracy = choice.accuracy, None
@@ -61,12 +68,24 @@ def settled(
             accuracy = accuracy_of(open_judge(new, work, pool_of(new, work), evaluation), choice.solution)
             if (accuracy.drop or 0.0) > (held.drop or 0.0):
                 return study, choice
-    loss = choice.solution.loss * after / before
-    return new, replace(choice, solution=replace(choice.solution, loss=loss), accuracy=accuracy)
+    part = after / before
+    solution = replace(choice.solution, loss=choice.solution.loss * part)
+    return _lower(new, schemes, part), replace(choice, solution=solution, accuracy=accuracy)
 
 
-def _changed(study: Study, work: Work, schemes: Mapping[str, str], progress: Callback) -> Roundings:
-    """What ``in_sequence`` finds on the kept samples, which the work directory keeps."""
+def _lower(study: Study, schemes: Mapping[str, str], part: float) -> Study:
+    """``study`` with ``part`` of what the layers lose in ``schemes``, alone and in pairs."""
+    chosen = schemes.items()
+    losses = {unit: loss * part if unit in chosen else loss for unit, loss in study.losses.items()}
+    pairs = tuple(
+        replace(pair, loss=pair.loss * part) if chosen >= set(zip(pair.layers, pair.schemes, strict=True)) else pair
+        for pair in study.pairs
+    )
+    return replace(study, losses=losses, pairs=pairs)
+
+
+def _changed(study: Study, work: Work, schemes: Mapping[str, str], progress: Callback) -> tuple[Roundings, Weights]:
+    """What ``in_sequence`` finds on the kept samples, which the work directory keeps, and the weights of that."""
     chosen = set(schemes.items())
     given = Digest()
     for one in (*study.kept, {tensor: np.asarray(mean) for tensor, mean in study.means.items()}):
@@ -84,11 +103,11 @@ def _changed(study: Study, work: Work, schemes: Mapping[str, str], progress: Cal
     try:
         changed = {(name, scheme): str(text) for name, scheme, text in json.loads(path.read_bytes())}
         if changed.keys() <= chosen:
-            return changed
+            return changed, _weights(study, changed)
         log.debug("%s is damaged: layers are rounded in sequence again", path)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, HwqError) as error:
         log.debug("%s is damaged (%r): layers are rounded in sequence again", path, error)
     pool = pool_of(study, work)
 
@@ -111,7 +130,7 @@ def _changed(study: Study, work: Work, schemes: Mapping[str, str], progress: Cal
         progress,
     )
     write_atomic(path, json.dumps([[*unit, text] for unit, text in changed.items()]).encode())
-    return changed
+    return changed, _weights(study, changed)
 
 
 def _weights(study: Study, roundings: Roundings) -> Weights:
@@ -124,7 +143,6 @@ def _weights(study: Study, roundings: Roundings) -> Weights:
 
 
 def _loss(study: Study, work: Work, schemes: Mapping[str, str]) -> float:
-    """What the assignment loses on the kept samples that roundings are not fitted to, or all that assignments are run
-    on where these are too few."""
+    """What the assignment loses on the kept samples that no rounding is fitted to."""
     found = losses_of(open_runs(study, work, pool_of(study, work), samples_for(study)), schemes)
-    return float(found[HELD - 1 :: HELD].mean() if len(found) >= HELD else found.mean())
+    return float(found[HELD - 1 :: HELD].mean())

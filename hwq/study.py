@@ -58,7 +58,7 @@ class Study:
     kernels: the target's. here: the machine on which samples run, with its own kernels in ``kernels_here``. left_out:
     schemes that the target has, but not ``here``, so that what they lose is not known. decisions: what tuning decided
     about the target's kernels, which are made so. footprints: as in ``hwq.pricing``. smoothing: what ``hwq.smooth`` did
-    to the model's graph.
+    to the model's graph. careful: whether losses decide on the choice, so that to lower them is worth its time.
     """
 
     model: Model
@@ -87,6 +87,7 @@ class Study:
     smoothing: Smoothing = field(default_factory=dict)
     decisions: Decisions = field(default_factory=dict)
     footprints: Mapping[str, int] = field(default_factory=dict)
+    careful: bool = True
 
     @property
     def timed(self) -> bool:
@@ -237,6 +238,7 @@ def study(
         kernels_here=kernels_here,
         left_out=left_out,
         smoothing=smoothing,
+        careful=careful,
         losses=losses,
         noise_per_loss=noise_per_loss(lost.values()),
         costs={},

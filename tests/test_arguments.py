@@ -107,3 +107,6 @@ def test_a_drop_is_held_against_classes_or_the_user_s_samples() -> None:
     check_drop(graph, Budget(weight_bytes=1e6), None, None)
     other = replace(graph, shapes={**graph.shapes, graph.outputs[0]: (1, 4, 10)})
     check_drop(other, drop, None, lambda run: 1.0)
+    batch = {graph.inputs[0]: (4, *graph.shapes[graph.inputs[0]][1:])}
+    with pytest.raises(HwqError, match="needs labels or classes"):
+        check_drop(replace(graph, shapes={**graph.shapes, **batch}), drop, SAMPLES, None)

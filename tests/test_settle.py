@@ -82,6 +82,11 @@ def test_the_network_loses_less_and_the_plan_says_how_much(given: tuple[Study, W
     assert {unit for unit, weights in new.weights.items() if weights is not study.weights[unit]} == changed
     part = loss(new, work, choice) / loss(study, work, choice)
     assert part < 1.0
+    for one in choice.solution.schemes.items():
+        assert new.losses[one] == pytest.approx(part * study.losses[one], rel=1e-6)
+    others = study.losses.keys() - choice.solution.schemes.items()
+    assert others
+    assert all(new.losses[unit] == study.losses[unit] for unit in others)
     assert settled_choice.solution.schemes == choice.solution.schemes
     assert settled_choice.solution.loss == pytest.approx(part * choice.solution.loss, rel=1e-6)
 
@@ -111,7 +116,8 @@ def test_kept_for_the_next_call_and_made_again_where_damaged(
     monkeypatch.setattr(module, "in_sequence", in_sequence)
     assert settled(study, work, choice, None, silent)[0].roundings == first.roundings
     assert not made
-    for damage in (b"[", b'[["no layer", "f32", ""]]', b"7"):
+    rows = [[name, scheme, "AAAA"] for name, scheme, _ in json.loads(kept)]
+    for damage in (b"[", b'[["no layer", "f32", ""]]', b"7", json.dumps(rows).encode()):
         journal.write_bytes(damage)
         assert settled(study, work, choice, None, silent)[0].roundings == first.roundings
         assert made.pop()
@@ -129,6 +135,8 @@ def test_nothing_changes_where_nothing_is_won_or_there_is_nothing_to_go_by(
     unsampled = replace(study, kept=())
     for one, mine in ((study, floats), (unsampled, choice)):
         assert settled(one, work, mine, None, silent) == (one, mine)
+    quick = replace(study, careful=False)
+    assert settled(quick, work, choice, None, silent) == (quick, choice)
     monkeypatch.setattr(module, "_loss", lambda *_: 1.0)
     assert settled(study, work, choice, None, silent) == (study, choice)
 
@@ -149,3 +157,15 @@ def test_a_choice_that_was_held_to_a_drop_loses_no_more_of_it(
     new, found = settled(study, work, held, evaluation, silent)
     assert (new is not study) == taken
     assert found.accuracy == accuracy(drop if taken else 0.02)
+
+
+def test_a_compile_delivers_settled_weights(given: tuple[Study, Work, Choice], folder: Path) -> None:
+    """In a scheme throughout, where the choice is known; the plan alone has the same."""
+    arguments: dict[str, Any] = {"calibration": SAMPLES, "schemes": [GROUPS], "threads": 1, "measure": False}
+    artifact = hwq.compile(MODEL, work_dir=folder, **arguments)
+    plan = hwq.plan(MODEL, work_dir=folder, **arguments)
+    assert plan.roundings == artifact.plan.roundings
+    assert (plan.loss, plan.schemes) == (artifact.plan.loss, artifact.plan.schemes)
+    assert artifact(SAMPLES[0]).tobytes() == hwq.build(MODEL, plan, threads=1, work_dir=folder)(SAMPLES[0]).tobytes()
+    alone = {name: (scheme, given[0].roundings[name, scheme]) for name, (scheme, _) in plan.roundings.items()}
+    assert dict(plan.roundings) != alone, "those before the choice"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import language
 import numpy as np
@@ -28,8 +29,8 @@ def once(graph: Graph) -> Graph:
     return replace(graph, layers=with_one_of_each(graph.layers))
 
 
-def compiled(model: Model, folder: Path) -> Artifact:
-    return hwq.compile(model, schemes=["w8a8_dyn"], measure=False, threads=1, work_dir=folder)
+def compiled(model: Model, folder: Path, **more: Any) -> Artifact:
+    return hwq.compile(model, schemes=["w8a8_dyn"], measure=False, threads=1, work_dir=folder, **more)
 
 
 def test_equal_tables_are_one_array_and_others_stay() -> None:
@@ -61,6 +62,21 @@ def test_the_library_holds_them_once_as_the_price_says(tmp_path: Path) -> None:
     assert [rows[name] for name in ROPES] == [EACH, *[0] * (len(ROPES) - 1)]
     assert len(shared.library.constants) <= len(apart.library.constants) - saved
     assert shared(IDS).tobytes() == apart(IDS).tobytes()
+
+
+def test_so_they_are_where_lengths_vary(tmp_path: Path) -> None:
+    """Predicted as delivered, and read again from a file."""
+    model = replace(APART, graph=once(APART.graph))
+    artifact = compiled(model, tmp_path / "work", dynamic={"ids": {1: (1, 12)}})
+    assert artifact.report["measured"]["weight_bytes"] == artifact.plan.weight_bytes
+    sources = {name: cost.source for name, (cost, _) in artifact.plan.layers.items()}
+    whole = compiled(model, tmp_path / "whole")
+    assert sources == {name: cost.source for name, (cost, _) in whole.plan.layers.items()}, "prices of its own kernels"
+    artifact.save(tmp_path / "saved")
+    again = Artifact.load(tmp_path / "saved")
+    assert again.plan.layers == artifact.plan.layers
+    assert [again.plan.layers[name][0].weight_bytes for name in ROPES] == [EACH, 0, 0, 0]
+    assert again(IDS[:, :5]).tobytes() == artifact(IDS[:, :5]).tobytes()
 
 
 def test_an_imported_network_has_them_once() -> None:
