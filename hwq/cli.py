@@ -21,7 +21,7 @@ from hwq.cli_tune import tune_command
 from hwq.errors import HwqError
 from hwq.files import write_atomic, write_npz
 from hwq.graph import SPAN
-from hwq.options import JobCommand, check_output, device_option, json_option, read_dynamic, read_shape, threads_option
+from hwq.options import JobCommand, check_output, device_option, json_option, read_dynamic, read_shapes, threads_option
 from hwq.samples import read_file
 from hwq.scheme import SCHEMES, Budget, parse_schemes
 from hwq.shell import Shell, count, emit, stages
@@ -105,7 +105,7 @@ def _job(given: Mapping[str, Any], target: str | targets.Target | None) -> tuple
     machine = None if target is None else hwq.Target.load(target)
     if machine is not None and given["device"] is not None:
         machine = machine.on(given["device"])
-    shapes, dynamic = dict(map(read_shape, given["shapes"])), read_dynamic(given["dynamic"])
+    shapes, dynamic = read_shapes(given["shapes"]), read_dynamic(given["dynamic"])
     model = hwq.load(given["model"], batch=given["batch"], shapes=shapes, dynamic=dynamic)
     if given["decoder"] is not None:
         model = hwq.decoder(model, cache=given["decoder"])

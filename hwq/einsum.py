@@ -19,7 +19,8 @@ _FORM = re.compile(r"([A-Za-z]+),([A-Za-z]+)(?:->([A-Za-z]*))?")
 
 def matmul_of(equation: str, left: rt.Expr, right: rt.Expr, emit: Callable[[rt.Expr], rt.Expr]) -> rt.Expr | None:
     """einsum(equation, left, right); None where it is no product of matrices: with axes that only one of them has and
-    the result lacks, that one has twice, or of lengths that are spread, and with an ellipsis."""
+    the result lacks, that one has twice, or of lengths that are spread, with an ellipsis, and where nothing is summed,
+    as where the angles of positions are made."""
     found = _FORM.fullmatch(equation.replace(" ", ""))
     if found is None:
         return None
@@ -36,6 +37,7 @@ def matmul_of(equation: str, left: rt.Expr, right: rt.Expr, emit: Callable[[rt.E
         any(sizes[axis] != size for axis, size in pairs)
         or any(len(set(names)) < len(names) for names in (one, two, out))
         or not {*rows, *columns} <= {*out} <= {*sizes}
+        or prod(sizes[axis] for axis in summed) < 2
     ):
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,38 +147,46 @@ def data_tensors(graph: Graph) -> frozenset[str]:
 
 
 def words_of(graph: Graph) -> int:
-    """Of a language model its words: the outputs of the dense layer that writes the first output, where an input is
-    looked up in a table of as many rows. 0 of any other network, whose outputs are no words, however many they are."""
+    """Of a language model its words: the outputs of the dense layer that writes the first output, where the first input
+    that is looked up is so in a table of as many rows. 0 of any other network, whose outputs are no words, however many
+    they are."""
     makers = {layer.output: layer for layer in graph.layers}
     last = makers.get(graph.outputs[0])
     while last is not None and last.op in _AFTER and len(last.inputs) == 1:
         last = makers.get(last.inputs[0])
     if last is None or last.op != "dense" or last.residual or last.weight is None:
         return 0
-    words = len(last.weight)
-    return words if words in {rows for _, rows in _lookups(graph, _MOVED)} else 0
+    tables = _tables(graph)
+    first = next((name for name in graph.inputs if name in tables), "")
+    return len(last.weight) if len(last.weight) in tables.get(first, ()) else 0
 
 
-# What may stand between a language model's input and its table: of float layers casts alone. Then between its dense
-# layer and its output: norms, which hidden states end in, may not.
-_MOVED = ("reshape", "transpose", "slice", "float")
+# What may stand between a language model's last dense layer and its output: norms, which hidden states end in, may not.
 _AFTER = ("reshape", "transpose", "slice", "softmax", "unary", "float")
+
+
+def _tables(graph: Graph) -> dict[str, set[int]]:
+    """input -> the rows of the tables that it, or whole numbers made of it, is looked up in."""
+    made_of = {name: {name} for name in graph.inputs}
+    found: dict[str, set[int]] = {}
+    for layer in graph.layers:
+        names = {name for tensor in layer.inputs for name in made_of.get(tensor, ())}
+        if layer.op == "gather":
+            for name in names:
+                found.setdefault(name, set()).add(layer.attrs["rows"])
+        elif "int" in graph.dtypes[layer.output]:
+            made_of[layer.output] = names
+    return found
 
 
 def table_rows(graph: Graph) -> dict[str, int]:
     """Of the inputs that a gather takes its rows by, as they are or reshaped, how many rows there are to be had."""
-    found: dict[str, int] = {}
-    for name, rows in _lookups(graph, ("reshape",)):
-        found[name] = min(rows, found.get(name, rows))
-    return found
-
-
-def _lookups(graph: Graph, moves: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """(input, rows) of every table that an input is looked up in, as it is or behind layers of ``moves``."""
     source = {name: name for name in graph.inputs}
+    found: dict[str, int] = {}
     for layer in graph.layers:
         name = source.get(layer.inputs[0]) if layer.inputs else None
-        if name is not None and layer.op in moves and layer.attrs.get("operator", "astype") == "astype":
+        if name is not None and layer.op == "reshape":
             source[layer.output] = name
         elif name is not None and layer.op == "gather":
-            yield name, layer.attrs["rows"]
+            found[name] = min(layer.attrs["rows"], found.get(name, layer.attrs["rows"]))
+    return found

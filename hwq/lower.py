@@ -21,7 +21,7 @@ import numpy.typing as npt
 from hwq.graph import ANCHORS, PASS_THROUGH, SPAN, STATE_OPS, Graph, Layer, Shape, data_tensors
 from hwq.kernel_constants import kernel_constants, takes_bytes
 from hwq.lengths import EXTRA, cut_steps
-from hwq.masks import masked
+from hwq.masks import weighed_by
 from hwq.numerics import QParams
 from hwq.quantize import Weights
 from hwq.schedules.generic.float_func import func_digest
@@ -73,7 +73,7 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
     allowed. One that only passes values through may always be float: between float layers int8 would only cost it
     conversions. Any float scheme opens float32 to a layer that has no weights to multiply in another. A table of rows
     ("gather") may be of integers as wide as the weights of any scheme allowed. Attention that reads caches is float,
-    and so is what has no data in it (``graph.data_tensors``), and what masks go into (``hwq.masks``).
+    and so is what has no data in it (``graph.data_tensors``), and what makes masks and scores (``hwq.masks``).
     """
     on_target = target.schemes_for(layer.op)
     if layer.op == "gather":
@@ -85,7 +85,7 @@ def legal_schemes(graph: Graph, layer: Layer, target: Target, allowed: Sequence[
         floats = ("f32",) if floating or layer.op in PASS_THROUGH else ()
     native = all(graph.dtypes[tensor] == FLOAT for tensor in (*layer.int8_inputs, layer.output))
     native = native and (layer.op in ANCHORS or bool(data_tensors(graph) & {*layer.int8_inputs}))
-    native = native and not masked(graph) & {*layer.int8_tensors, layer.output}
+    native = native and (layer.op in ANCHORS or layer.output not in weighed_by(graph))
     native = native and (layer.op != "attention" or (SPAN not in layer.inputs and takes_bytes(layer)))
     clamped = layer.op in (*ANCHORS, "unary") or layer.activation.clamps
     integers: tuple[str, ...] = ()

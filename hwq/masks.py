@@ -1,16 +1,16 @@
 """Masks of a network: float tensors that are only added to what softmaxes weigh by, where -infinity hides a place.
 
-Any number that is low enough hides as well, and LEAST is: it stands for -infinity in samples and in statistics. What a
-mask was added to stays float: no range of int8 holds both a mask and scores.
+Any number that is low enough hides as well, and LEAST is: it stands for -infinity in samples and in statistics. Masks
+and sums with them stay float: no range of int8 holds both a mask and scores.
 """
 
 from __future__ import annotations
 
 import functools
 
-from hwq.graph import Graph, Layer, data_tensors, table_rows
+from hwq.graph import Graph, Layer, table_rows
 from hwq.samples import MASK
-from hwq.scores import CARRY, FAR
+from hwq.scores import CARRY
 
 
 @functools.lru_cache(maxsize=16)
@@ -24,19 +24,6 @@ def weighed_by(graph: Graph) -> frozenset[str]:
             adds = layer.residual and place == len(layer.inputs) - 1 and only.get(layer.output, False)
             only[name] = only.get(name, True) and (hides or carries or (adds and layer.activation.kind == "none"))
     return frozenset(name for name, alone in only.items() if alone and graph.dtypes[name] == "float32")
-
-
-@functools.lru_cache(maxsize=16)
-def masked(graph: Graph) -> frozenset[str]:
-    """Those of ``weighed_by`` that are masks, inputs of the network or made of no data, or that masks went into."""
-    weighed = weighed_by(graph)
-    found = {name for name in weighed if name in graph.inputs or name not in data_tensors(graph)}
-    for layer in graph.layers:
-        constants = layer.constants if layer.bias is None else (layer.bias,)
-        least = min((float(array.min(initial=0)) for array in constants if array.dtype.kind == "f"), default=0.0)
-        if layer.output in weighed and (least < FAR or found & {*layer.inputs}):
-            found.add(layer.output)
-    return frozenset(found)
 
 
 def limits(graph: Graph) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -36,13 +37,17 @@ class JobCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
-def read_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """(input, shape) of "input=1x3x8x8". Raises HwqError "shapes-invalid"."""
-    match = re.fullmatch(r"(.+)=([0-9]+(?:x[0-9]+)*)", text.strip())
-    if match is None:
-        message = f"--shape is {text!r}; accepted: an input and its lengths, as image=1x3x224x224"
-        raise HwqError("shapes-invalid", message)
-    return match[1], tuple(map(int, match[2].split("x")))
+def read_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """input -> shape of texts as "input=1x3x8x8". Raises HwqError "shapes-invalid"."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        match = re.fullmatch(r"(.+)=([0-9]+(?:x[0-9]+)*)", text.strip())
+        if match is None or match[1] in found:
+            again = "" if match is None else ", of an input that has a shape already"
+            message = f"--shape is {text!r}{again}; accepted: an input and its lengths, as image=1x3x224x224"
+            raise HwqError("shapes-invalid", message)
+        found[match[1]] = tuple(map(int, match[2].split("x")))
+    return found
 
 
 def read_dynamic(texts: tuple[str, ...]) -> dict[str, dict[int, tuple[int, int]]] | None:
@@ -50,18 +55,21 @@ def read_dynamic(texts: tuple[str, ...]) -> dict[str, dict[int, tuple[int, int]]
 
     Raises HwqError "dynamic-invalid".
     """
-    accepted = "an input, its axis and lengths, as input_ids:1=1..256"
+    accepted = "accepted: an input, its axis and lengths, as input_ids:1=1..256"
     found: dict[str, dict[int, tuple[int, int]]] = {}
     for text in (part.strip() for given in texts for part in given.split(",")):
         match = re.fullmatch(r"(.+):([0-9]+)=([0-9]+)\.\.([0-9]+)", text)
         if match is None:
-            raise HwqError("dynamic-invalid", f"--dynamic is {text!r}; accepted: {accepted}")
-        found.setdefault(match[1], {})[int(match[2])] = int(match[3]), int(match[4])
+            raise HwqError("dynamic-invalid", f"--dynamic is {text!r}; {accepted}")
+        axes = found.setdefault(match[1], {})
+        if int(match[2]) in axes:
+            raise HwqError("dynamic-invalid", f"--dynamic is {text!r}, of an axis that has lengths already; {accepted}")
+        axes[int(match[2])] = int(match[3]), int(match[4])
     if found:
         try:
             check_dynamic(found)
         except HwqError as error:
-            message = f"--dynamic is {','.join(texts)!r}; accepted: {accepted}, least before most, one range for all"
+            message = f"--dynamic is {','.join(texts)!r}; {accepted}, least before most, one range for all"
             raise HwqError(error.code, message) from None
     return found or None
 

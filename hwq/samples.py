@@ -74,7 +74,8 @@ def check_array(
         array = np.maximum(array, array.dtype.type(LEAST))
     if array.dtype.kind == "f" and not np.isfinite(array).all():  # after the conversion, since 1e300 is no float32
         bad = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1))) if batched else 0
-        message = f"{what} for input {name!r} holds NaN or infinity in sample {bad}; accepted: finite {dtype} numbers"
+        accepted = f"finite {dtype} numbers" + (", and -infinity where a mask hides" if mask else "")
+        message = f"{what} for input {name!r} holds NaN or infinity in sample {bad}; accepted: {accepted}"
         raise HwqError("input-nan", message)
     return array
 

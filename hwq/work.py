@@ -28,7 +28,7 @@ _MARK = "model.json"
 
 
 # Raised when a stage comes to other results from the same inputs: those of an older hwq are then not found again.
-RESULTS = 7
+RESULTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,23 +54,30 @@ TIED = [node("Transpose", ["table"], ["turned"], perm=[1, 0]), node("MatMul", ["
 CAPPED = [node("MatMul", ["h", "head"], ["d"]), node("Div", ["d", "cap"], ["e"]), node("Tanh", ["e"], ["f"])]
 CAPPED.append(node("Mul", ["f", "cap"], ["y"]))
 SHARES = [node("MatMul", ["h", "head"], ["d"]), node("LogSoftmax", ["d"], ["y"], axis=-1)]
+MENDED = [
+    node("Less", ["ids", "none"], ["below"]),
+    node("Add", ["ids", "all"], ["wrapped"]),
+    node("Where", ["below", "wrapped", "ids"], ["rows"]),
+]
 RESIDUAL = [node("MatMul", ["h", "square"], ["d"]), node("Add", ["d", "h"], ["y"])]
 
 
-def model(tail: Sequence[Any], width: int, cast: bool) -> hwq.Model:
+def model(tail: Sequence[Any], width: int, cast: bool, mended: bool = False) -> hwq.Model:
     """Words and positions looked up, both by inputs, added and normalized; then ``tail``, which writes y."""
     nodes = [
         *([node("Cast", ["ids"], ["rows"], to=TensorProto.INT64)] if cast else []),
-        node("Gather", ["table", "rows" if cast else "ids"], ["a"]),
+        *(MENDED if mended else []),
+        node("Gather", ["table", "rows" if cast or mended else "ids"], ["a"]),
         node("Gather", ["positions", "at"], ["b"]),
         node("Add", ["a", "b"], ["c"]),
         node("LayerNormalization", ["c", "scale"], ["h"]),
         *tail,
     ]
     shapes = {"table": (WORDS, width), "positions": (POSITIONS, width), "scale": (width,), "cap": ()}
-    shapes |= {"head": (width, WORDS), "square": (width, width)}
+    shapes |= {"head": (width, WORDS), "square": (width, width), "ends": (width, POSITIONS)}
     used = {name for one in nodes for name in one.input}
-    consts = {name: weights(*shape) for name, shape in shapes.items() if name in used}
+    consts: dict[str, Any] = {name: weights(*shape) for name, shape in shapes.items() if name in used}
+    consts |= {name: np.int64(value) for name, value in (("none", 0), ("all", WORDS)) if name in used}
     dtypes = {"ids": TensorProto.INT32 if cast else TensorProto.INT64, "at": TensorProto.INT64}
     inputs = {"ids": (1, 6), "at": (1, 6)}
     return hwq.load(network(nodes, inputs=inputs, dtypes=dtypes, consts=consts, opset=17, outputs=["y"]))
@@ -85,6 +92,13 @@ def test_the_words_of_a_language_model_are_the_rows_of_the_table_that_its_output
     graph = model(tail, 16, cast).graph
     assert words_of(graph) == WORDS
     assert table_rows(graph) == {"at": POSITIONS} | ({} if cast else {"ids": WORDS})
+
+
+def test_words_are_those_of_the_first_input_alone() -> None:
+    """Not of positions, for each of which something is put out; ids may be mended first."""
+    tail = [node("MatMul", ["h", "ends"], ["y"])]
+    assert words_of(model(tail, 16, False).graph) == 0
+    assert words_of(model(HEAD, 16, False, mended=True).graph) == WORDS
 
 
 @pytest.mark.parametrize("tail", [[node("Identity", ["h"], ["y"])], RESIDUAL], ids=["norm", "residual"])

@@ -13,21 +13,23 @@ from onnx_nets import network, node, weights
 
 import hwq
 from hwq.errors import HwqError
-from hwq.masks import limits, masked, weighed_by
+from hwq.masks import limits, weighed_by
 from hwq.numerics import sqnr_db
 from hwq.samples import MASK
 
 T, C = 8, 16
 SHOWN = np.arange(T) < np.array([[5], [3]])
-KINDS = ("given", "as large as the scores", "chosen", "of a logarithm", "joined")
+LARGE = ("as large as the scores", "of a large logarithm")
+KINDS = ("given", *LARGE, "chosen", "of a logarithm", "joined")
 
 
 def net(kind: str, *outputs: str) -> onnx.ModelProto:
     """Queries, keys and values of x (2, T, C), one head; the weights are "w"."""
-    shape = (2, T, T) if kind == "as large as the scores" else (2, 1, T)
+    shape = (2, T, T) if kind in LARGE else (2, 1, T)
     made = {
         "chosen": [node("Cast", ["mask"], ["seen"], to=9), node("Where", ["seen", "zero", "hidden"], ["m"])],
-        "of a logarithm": [node("Log", ["mask"], ["m"])],
+        "of a logarithm": (logarithm := [node("Log", ["mask"], ["m"])]),
+        "of a large logarithm": logarithm,
         "joined": [
             node("Slice", ["mask", "starts", "ends", "axes"], ["rest"]),
             node("Slice", ["mask", "zeros", "starts", "axes"], ["begin"]),
@@ -57,7 +59,7 @@ def sample(kind: str, seed: int = 0) -> dict[str, Any]:
     mask = SHOWN[:, None].astype(np.float32)
     if kind in ("given", "as large as the scores", "joined"):
         mask = np.where(SHOWN[:, None], np.float32(0), np.float32(-np.inf))
-    return {"x": x, "mask": np.repeat(mask, T, axis=1) if kind == "as large as the scores" else mask}
+    return {"x": x, "mask": np.repeat(mask, T, axis=1) if kind in LARGE else mask}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,8 +87,7 @@ def test_what_is_no_mask_is_refused() -> None:
     graph = hwq.load(net("given", "w")).graph
     assert limits(graph) == {"mask": MASK}
     (add,) = [layer.output for layer in graph.layers if layer.op == "float" and layer.attrs["operator"] == "add"]
-    assert masked(graph) == {"mask", add}
-    assert masked(graph) < weighed_by(graph)
+    assert {"mask", add} < weighed_by(graph)
     elsewhere = net("given")
     elsewhere.graph.node.append(node("Relu", ["mask"], ["z"]))
     elsewhere.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, (2, 1, T)))
@@ -102,3 +103,26 @@ def test_a_sample_that_is_hidden_whole_weighs_all_alike() -> None:
     made = hwq.compile(hwq.load(net("given", "w")), schemes=["f32"], measure=False)
     _, found = made(sample("given") | {"mask": np.full((2, 1, T), -np.inf)})
     np.testing.assert_allclose(found, 1 / T, rtol=1e-6)
+
+
+def test_what_classes_are_weighed_by_may_be_of_integers() -> None:
+    """A dense layer writes float itself where a softmax alone reads it, a mask added or not."""
+    nodes = [
+        node("Gemm", ["x", "w1"], ["h"]),
+        node("Relu", ["h"], ["r"]),
+        node("MatMul", ["r", "w2"], ["scores"]),
+        node("Add", ["scores", "allowed"], ["sum"]),
+        node("Softmax", ["sum"], ["y"], axis=-1),
+    ]
+    consts = {"w1": weights(C, C), "w2": weights(C, T)}
+    model = hwq.load(network(nodes, inputs={"x": (1, C), "allowed": (1, T)}, consts=consts, outputs=["y"]))
+    rng = np.random.default_rng(1)
+    allowed = np.where(np.arange(T) < 5, 0, -np.inf).astype(np.float32)[None]
+    samples = [{"x": rng.standard_normal((1, C)).astype(np.float32), "allowed": allowed} for _ in range(8)]
+    exact, found = (
+        hwq.compile(model, calibration=samples, schemes=[scheme], measure=False, sensitivity_s=0.0)
+        for scheme in ("f32", "w8a8")
+    )
+    dense = [layer.name for layer in model.graph.layers if layer.op == "dense"]
+    assert [found.plan.schemes[name] for name in dense] == ["w8a8", "w8a8"]
+    assert sqnr_db(exact(samples[0]), found(samples[0])) > 30.0

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from hwq.errors import HwqError
-from hwq.options import JobCommand, check_output, read_dynamic
+from hwq.options import JobCommand, check_output, read_dynamic, read_shapes
 
 
 def test_what_can_be_written_passes(tmp_path: Path) -> None:
@@ -57,3 +57,12 @@ def test_lengths_that_are_none_are_named_as_they_were_typed(given: str) -> None:
     with pytest.raises(HwqError, match=re.escape(f"--dynamic is '{given}'; accepted: an input, its axis")) as refused:
         read_dynamic((given,))
     assert refused.value.code == "dynamic-invalid"
+
+
+def test_what_is_given_twice_is_refused() -> None:
+    assert read_shapes(["x=1x3", "y=2"]) == {"x": (1, 3), "y": (2,)}
+    assert read_dynamic(("x:1=1..4", "y:2=1..4")) == {"x": {1: (1, 4)}, "y": {2: (1, 4)}}
+    with pytest.raises(HwqError, match=r"--shape is 'x=1x4', of an input that has a shape already; accepted: "):
+        read_shapes(["x=1x3", "x=1x4"])
+    with pytest.raises(HwqError, match=r"--dynamic is 'x:1=1..8', of an axis that has lengths already; accepted: "):
+        read_dynamic(("x:1=1..4", "x:1=1..8"))

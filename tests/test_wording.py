@@ -113,3 +113,8 @@ def test_every_row_is_for_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_keys_of_files_are_no_options(sentence: str) -> None:
     assert in_options(sentence) == sentence
+
+
+def test_names_that_look_like_arguments_stay() -> None:
+    sentence = "model file 'a--calibration--evaluate, or schemes=['f32'].onnx' does not exist; accepted: a path"
+    assert in_options(sentence) == sentence
