@@ -98,8 +98,9 @@ def price_network(
                 continue
             workload = cut_workload(workload, layer.output_shape)
             cost = pricer.cost(workload)
-            size = packed.get(workload, cost.weight_bytes) - repeated.get(layer.name, 0)
-            costs[layer.name, scheme] = replace(cost, weight_bytes=size)
+            if workload in packed:
+                cost = replace(cost, weight_bytes=packed[workload] - repeated.get(layer.name, 0))
+            costs[layer.name, scheme] = cost
             if out == "int8" and writes_float(layer) and layer.output not in direct:
                 direct[layer.output] = _direct_s(layer, workload, pricer)
 

@@ -27,7 +27,7 @@ from hwq.lower import lower
 from hwq.moments import HELD
 from hwq.padding import find_padding
 from hwq.progress import Callback, Stages
-from hwq.quantize import Weights, quantize_layer
+from hwq.quantize import Weights, quantize_weights
 from hwq.reanchor import losses_of, open_runs, samples_for
 from hwq.samples import Digest
 from hwq.study import Study, pool_of
@@ -135,11 +135,8 @@ def _changed(study: Study, work: Work, schemes: Mapping[str, str], progress: Cal
 
 def _weights(study: Study, roundings: Roundings) -> Weights:
     """The weights of these units, rounded so."""
-    layers = {layer.name: layer for layer in study.graph.layers}
-    return {
-        (name, scheme): quantize_layer(layers[name], scheme, None, study.means.get(layers[name].inputs[0]), text)
-        for (name, scheme), text in roundings.items()
-    }
+    candidates = {layer.name: () for layer in study.graph.layers} | {name: (scheme,) for name, scheme in roundings}
+    return quantize_weights(study.graph, candidates, study.qparams, study.means, roundings=roundings)
 
 
 def _loss(study: Study, work: Work, schemes: Mapping[str, str]) -> float:

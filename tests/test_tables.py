@@ -13,11 +13,14 @@ from tvm import relax
 import hwq
 from hwq import relax_tools as rt
 from hwq.artifact import Artifact
+from hwq.execute import KernelSet
 from hwq.graph import Graph
 from hwq.layer_functions import Functions
 from hwq.layers import find_layers
 from hwq.model import Model
+from hwq.pricing import Pricer, price_network
 from hwq.tables import repeated_bytes, with_one_of_each
+from hwq.target import Target
 
 APART = language.llama()
 ROPES = [layer.name for layer in APART.graph.layers if layer.op == "rope"]
@@ -77,6 +80,16 @@ def test_so_they_are_where_lengths_vary(tmp_path: Path) -> None:
     assert again.plan.layers == artifact.plan.layers
     assert [again.plan.layers[name][0].weight_bytes for name in ROPES] == [EACH, 0, 0, 0]
     assert again(IDS[:, :5]).tobytes() == artifact(IDS[:, :5]).tobytes()
+
+
+def test_what_is_not_known_to_be_stored_is_not_taken_off() -> None:
+    """As of kernels that write float in a plan's network, and bytes in the price list."""
+    graph = once(APART.graph)
+    nothing = KernelSet(kernels={}, objects={}, libraries={})
+    pricer = Pricer(target=Target.load("host"), threads=1, kernels=nothing, footprints={}, learned=None, records={})
+    candidates = {layer.name: ("f32",) for layer in graph.layers}
+    costs = price_network(graph, candidates, pricer, {}).costs
+    assert all(cost.weight_bytes >= 0 for cost in costs.values())
 
 
 def test_an_imported_network_has_them_once() -> None:
